@@ -1,0 +1,1 @@
+"""Reads what searches left behind: tables, pictures, predictions."""

@@ -1,0 +1,164 @@
+"""A finished or running search as tables: its record, its study, its trials."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pandas as pd
+from upath import UPath
+
+from trainable.checkpoint import write_atomically
+from trainable.config import TrialConfig
+from trainable.errors import UserError
+from trainable.metrics import METRICS
+
+RECORD_FILE = "search.json"
+DEFAULT_STORAGE = UPath("runs")
+
+
+class RunError(UserError):
+    """A search that is not there, or whose files are damaged."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchRecord:
+    """What was asked of a search: with the study and the trials' folders, all a resume needs."""
+
+    id: str
+    """Unique, also on its MLflow runs."""
+    name: str
+    num_trials: int
+    epochs: int | None
+    """Over the space file's and what it returns; null: as the file says."""
+    metrics: list[str]
+    fixed: dict[str, Any]
+    """Keys set for every trial."""
+    seed: int
+    data: str
+    novel: str
+    data_fingerprint: str
+    weights: str | None
+    cache: str
+    study: str | None
+    """URL of the Optuna storage; null: study.db in the search's folder, wherever that is moved."""
+    study_name: str
+    """In that storage; a resume with other choices moves the trials to a study of a new name."""
+    tracking_uri: str
+    """Of MLflow."""
+    version: str
+    """Of noveltune."""
+    space_file: str = "space.py"
+    """Copy of the space file in the search's folder."""
+
+    def save(self, folder: UPath) -> None:
+        """Write the record into the search's folder."""
+        write_atomically(folder / RECORD_FILE, json.dumps(asdict(self), indent=2).encode())
+
+
+def run_folder(name: str, storage: UPath | None) -> UPath:
+    """Return where the search `name` is kept: below a folder, or a URI such as s3://BUCKET/PATH."""
+    return (storage or DEFAULT_STORAGE) / name
+
+
+def trial_folder(folder: UPath, number: int) -> UPath:
+    """Return where trial `number` of a search keeps checkpoints, best model and outputs."""
+    return folder / "trials" / f"{number:05d}"
+
+
+def study_url(folder: UPath, record: SearchRecord) -> str:
+    """Return the URL of the search's Optuna storage.
+
+    Raises:
+        RunError: None was given, and the search's folder is no place for SQLite.
+    """
+    if record.study:
+        return record.study
+    if not isinstance(folder, Path):
+        raise RunError(
+            f"--storage {folder.parent} holds files, but SQLite needs a disk: add --study URL, "
+            "for example postgresql://USER@HOST/DATABASE"
+        )
+    return f"sqlite:///{(folder / 'study.db').resolve()}"
+
+
+def load_record(folder: UPath) -> SearchRecord:
+    """Return the record in `folder`.
+
+    Raises:
+        RunError: There is none, or it is damaged.
+    """
+    file = folder / RECORD_FILE
+    try:
+        return SearchRecord(**json.loads(file.read_text()))
+    except FileNotFoundError:
+        others = sorted(path.parent.name for path in folder.parent.glob(f"*/{RECORD_FILE}"))
+        known = f"; there are: {', '.join(others)}" if others else ""
+        raise RunError(f"{folder}: no search of that name{known}") from None
+    except (ValueError, TypeError) as error:
+        raise RunError(
+            f"{file} is damaged ({error}); nothing was changed. Restore it, or start a new search"
+        ) from error
+
+
+def trials_frame(folder: UPath, record: SearchRecord) -> pd.DataFrame:
+    """Return one row per trial, by number: state, configuration, metrics of its best epoch.
+
+    Columns: number, state, reason, baseline, epochs_trained, host, device; `config`, the
+    TrialConfig itself; every config key; best_epoch; every metric of `METRICS`; then
+    novel_images_used, train_loss and the thresholds used (used_tau_super, used_tau_sub).
+
+    Raises:
+        RunError: The study cannot be read.
+    """
+    url = study_url(folder, record)
+    try:
+        study = optuna.load_study(study_name=record.study_name, storage=url)
+    except Exception as error:  # storage drivers raise their own types
+        raise RunError(f"the study {url} cannot be read: {error}") from error
+    rows = [_row(trial) for trial in study.get_trials(deepcopy=False)]
+    return pd.DataFrame(rows, columns=[*_row(optuna.trial.create_trial(value=0.0))])
+
+
+def _row(trial: optuna.trial.FrozenTrial) -> dict[str, Any]:
+    attributes = trial.user_attrs
+    metrics, config = attributes.get("metrics", {}), attributes.get("config", {})
+    return {
+        "number": trial.number,
+        "state": trial.state.name,
+        "reason": attributes.get("reason", ""),
+        "baseline": bool(attributes.get("baseline", False)),
+        "epochs_trained": sum(key.startswith("epoch_") for key in attributes),
+        "host": attributes.get("host", ""),
+        "device": attributes.get("device", ""),
+        "config": TrialConfig.from_dict(config) if config else None,
+        **{key: config.get(key) for key in TrialConfig().to_dict()},
+        "best_epoch": metrics.get("epoch"),
+        **{name: metrics.get(name) for name in METRICS},
+        **{k: metrics.get(k) for k in ("novel_images_used", "train_loss")},
+        "used_tau_super": metrics.get("tau_super"),
+        "used_tau_sub": metrics.get("tau_sub"),
+    }
+
+
+def best_row(trials: pd.DataFrame, metrics: list[str]) -> "pd.Series[Any] | None":
+    """Return the best complete trial: by the one metric, or by `score` on a Pareto front."""
+    complete = trials[trials["state"] == "COMPLETE"] if len(trials) else trials
+    if not len(complete):
+        return None
+    metric = metrics[0] if len(metrics) == 1 else "score"
+    order = complete[metric].astype(float).to_numpy()
+    place = order.argmax() if METRICS[metric] == "maximize" else order.argmin()
+    return complete.iloc[int(place)]
+
+
+def pareto_rows(trials: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:
+    """Return the complete trials that no other one beats in every metric."""
+    complete = trials[trials["state"] == "COMPLETE"]
+    signs = [1.0 if METRICS[name] == "maximize" else -1.0 for name in metrics]
+    values = complete[metrics].astype(float).to_numpy() * signs
+    keep = [
+        not any((other >= row).all() and (other > row).any() for other in values) for row in values
+    ]
+    return complete[pd.Series(keep, index=complete.index, dtype=bool)]

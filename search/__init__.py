@@ -1,0 +1,1 @@
+"""Decides what to train and runs it on a cluster."""

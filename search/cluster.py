@@ -1,0 +1,117 @@
+"""Connect to Ray, see what the cluster has, and check every node before the first trial."""
+
+import logging
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+# Ray reads these when it is imported or started: its own output and usage reports are off, the
+# driver's signal handling is ours, and Tune's file loggers would repeat what the study holds.
+_ENVIRONMENT = {
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "disabled"),
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # no GPU asked for, no GPU seen
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+}
+os.environ.update(_ENVIRONMENT)
+
+import ray  # noqa: E402
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: E402
+from upath import UPath  # noqa: E402
+
+from trainable.errors import UserError  # noqa: E402
+
+LOCAL_OBJECT_STORE_BYTES = 100 * 2**20
+"""Images and features are memory-mapped files, so objects are small."""
+
+
+class ClusterError(UserError):
+    """A cluster that cannot be reached, or cannot run what was asked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """What the nodes have together."""
+
+    num_nodes: int
+    cpus: float
+    gpus: float
+
+
+@contextmanager
+def connected(address: str | None, *, num_cpus: int | None = None) -> Iterator[Cluster]:
+    """Connect to the Ray cluster at `address`, or start one on this machine; disconnect at the end.
+
+    Raises:
+        ClusterError: No cluster answers there.
+    """
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    try:
+        if address is None:
+            ray.init(
+                address="local",  # never somebody else's cluster that happens to run here
+                num_cpus=num_cpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                object_store_memory=LOCAL_OBJECT_STORE_BYTES,
+            )
+        else:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, ValueError) as error:
+        if address is None:
+            raise
+        raise ClusterError(
+            f"--address {address}: no Ray cluster answers there ({error})"
+        ) from error
+    try:
+        resources = ray.cluster_resources()
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        yield Cluster(
+            num_nodes=len(nodes), cpus=resources.get("CPU", 0.0), gpus=resources.get("GPU", 0.0)
+        )
+    finally:
+        ray.shutdown()
+
+
+def check_storage(folder: UPath) -> None:
+    """Check that every node sees the same `folder`, by a file written here and read there.
+
+    Raises:
+        ClusterError: A node does not.
+    """
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if len(nodes) < 2:
+        return
+    word = uuid.uuid4().hex
+    probe = folder / f".probe_{word}"
+    probe.write_text(word)
+    try:
+        found = {
+            node["NodeManagerAddress"]: ray.get(
+                _read.options(
+                    scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+                ).remote(str(probe)),
+                timeout=60,
+            )
+            for node in nodes
+        }
+    finally:
+        probe.unlink()
+    blind = [address for address, text in found.items() if text != word]
+    if blind:
+        raise ClusterError(
+            f"--storage {folder.parent} is not the same folder on {', '.join(blind)}: "
+            "pass a --storage that all nodes share"
+        )
+
+
+@ray.remote(num_cpus=0)
+def _read(file: str) -> str | None:
+    path = UPath(file)
+    return path.read_text() if path.exists() else None

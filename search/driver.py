@@ -1,0 +1,462 @@
+"""One search from the first check to the last line: the only place that knows all the parts."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import optuna
+import pandas as pd
+from rich.console import Console
+from upath import UPath
+
+from results.load import (
+    RECORD_FILE,
+    SearchRecord,
+    best_row,
+    load_record,
+    run_folder,
+    study_url,
+    trial_folder,
+    trials_frame,
+)
+from results.report import print_tables, write_trials
+from search.cluster import check_storage, connected
+from search.executor import (
+    Job,
+    SearchStoppedError,
+    Slots,
+    deadline_after,
+    make_slots,
+    run_trials,
+)
+from search.interrupts import INTERRUPTED, Interrupts
+from search.lock import only_driver
+from search.progress import Progress
+from search.space import Space, describe, load_space
+from search.study import Study, create_study, open_study, with_distributions
+from search.tracking import SearchInfo, Tracker
+from trainable import backbones
+from trainable.checkpoint import drop_checkpoints, write_atomically
+from trainable.config import TrialConfig
+from trainable.data import Data, default_cache, load_data
+from trainable.errors import UserError
+from trainable.metrics import METRICS
+from trainable.splits import make_pools
+from trainable.train import default_novel, novel_shortage
+
+PROTOCOL_KEYS = ("seed", "val_fraction", "pseudo_novel_fraction")
+"""Fixed keys that decide which images judge: a resume may not change them."""
+BUILT_IN_SOURCES = ("synthetic", "cifar100")
+
+
+class SearchError(UserError):
+    """A search that cannot be started or resumed as asked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The command line, parsed; null means not given."""
+
+    space: UPath | None = None
+    trials: int | None = None
+    epochs: int | None = None
+    metric: tuple[str, ...] | None = None
+    fixed: dict[str, Any]
+    seed: int | None = None
+    data: str | None = None
+    novel: str | None = None
+    weights: Path | None = None
+    cache: Path | None = None
+    name: str | None = None
+    storage: UPath | None = None
+    study: str | None = None
+    tracking_uri: str | None = None
+    resume: bool = False
+    address: str | None = None
+    concurrency: int | None = None
+    cpus_per_trial: float | None = None
+    gpus_per_trial: float | None = None
+    time_budget_s: float | None = None
+    dry_run: bool = False
+    json: bool = False
+    quiet: bool = False
+
+
+def run_search(options: Options) -> int:
+    """Run or resume a search; return the exit code.
+
+    Raises:
+        UserError: A mistake in what was asked, found before the first trial.
+    """
+    start_s = time.monotonic()
+    console = Console(quiet=options.quiet, highlight=False, soft_wrap=True)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    record, space, folder = _plan(options)
+    data = load_data(record.data, record.novel, Path(record.cache), note=console.print)
+    record = _with_data(record, data, options.resume)
+    _check_samples(space, data, record, console.print)
+    _introduce(console, record, space, data)
+    if options.dry_run:
+        _describe(console, space)
+        if options.json:
+            print(json.dumps(_summary(record, folder, None, time.monotonic() - start_s)))
+        return 0
+    folder.mkdir(parents=True, exist_ok=True)
+    url = study_url(folder, record)
+    if options.resume:
+        study = open_study(url, record.study_name)
+    else:
+        study = create_study(url, record.study_name, space.metrics)
+    resume = _resume_command(options, record)
+    with (
+        only_driver(folder, study),
+        Interrupts(resume, sys.stderr if options.json else sys.stdout) as interrupts,
+        ExitStack() as more,
+    ):
+        retold = with_distributions(study, space.distributions)
+        if retold.study_name != study.study_name and not isinstance(folder, Path):
+            more.enter_context(only_driver(folder, retold))  # a lease is of one study
+        record = replace(record, study_name=retold.study_name)
+        write_atomically(folder / record.space_file, space.source.encode())
+        record.save(folder)
+        outcome = _run(options, record, retold, space, data, folder, console, interrupts)
+        return _finish(options, record, folder, outcome, time.monotonic() - start_s)
+
+
+def _plan(options: Options) -> tuple[SearchRecord, Space, UPath]:
+    """Return what is asked: of a new search, or of an earlier one with the changes given now."""
+    if options.resume:
+        assert options.name is not None
+        folder = run_folder(options.name, options.storage)
+        record = _changed(load_record(folder), options)
+        file = options.space or folder / record.space_file
+    else:
+        assert options.space is not None
+        file = options.space
+        name = options.name or _free_name(file.stem, options.storage)
+        folder = run_folder(name, options.storage)
+        if (folder / RECORD_FILE).exists():
+            raise SearchError(
+                f"{folder} holds a search already: add --resume to go on with it, "
+                "or pass another --name"
+            )
+        record = _new_record(options, name)
+    space = load_space(
+        file,
+        num_trials=options.trials or record.num_trials or None,
+        epochs=record.epochs,
+        metric=record.metrics or None,
+        fixed=record.fixed,
+        seed=record.seed,
+    )
+    record = replace(record, num_trials=space.num_trials, metrics=list(space.metrics))
+    return record, space, folder
+
+
+def _free_name(stem: str, storage: UPath | None) -> str:
+    stem = re.sub(r"[^\w.-]+", "-", stem).lstrip(".-") or "search"
+    name, number = stem, 2
+    while run_folder(name, storage).exists():
+        name, number = f"{stem}-{number}", number + 1
+    return name
+
+
+def _new_record(options: Options, name: str) -> SearchRecord:
+    data = options.data or "synthetic"
+    return SearchRecord(
+        id=uuid.uuid4().hex,
+        name=name,
+        num_trials=options.trials or 0,
+        epochs=options.epochs,
+        metrics=list(options.metric or ()),
+        fixed=options.fixed,
+        seed=options.seed or 0,
+        data=_absolute(data),
+        novel=_absolute(options.novel or default_novel(data)),
+        data_fingerprint="",
+        weights=str(options.weights.resolve()) if options.weights else None,
+        cache=str((options.cache or default_cache()).resolve()),
+        study=options.study,
+        study_name=name,
+        tracking_uri=options.tracking_uri or mlflow.get_tracking_uri(),
+        version=metadata.version("noveltune"),
+    )
+
+
+def _absolute(source: str) -> str:
+    """Return a path that still holds when the search is resumed from another folder."""
+    return source if source in BUILT_IN_SOURCES else str(Path(source).resolve())
+
+
+def _changed(record: SearchRecord, options: Options) -> SearchRecord:
+    """Return the record with this resume's changes.
+
+    Raises:
+        SearchError: A change that would make finished trials incomparable.
+    """
+    if options.metric and list(options.metric) != record.metrics:
+        raise _incomparable("--metric", ",".join(record.metrics), ",".join(options.metric))
+    if options.seed is not None and options.seed != record.seed:
+        raise _incomparable("--seed", record.seed, options.seed)
+    for key in PROTOCOL_KEYS:
+        before = record.fixed.get(key, "not set")
+        if key in options.fixed and options.fixed[key] != before:
+            raise _incomparable(f"--set {key}", before, options.fixed[key])
+    changes: dict[str, Any] = {"fixed": record.fixed | options.fixed}
+    if options.epochs is not None:
+        changes["epochs"] = options.epochs
+    for key in ("study", "tracking_uri"):
+        if (value := getattr(options, key)) is not None:
+            changes[key] = value
+    for key in ("data", "novel"):
+        if (value := getattr(options, key)) is not None:
+            changes[key] = _absolute(value)
+    for key in ("weights", "cache"):
+        if (value := getattr(options, key)) is not None:
+            changes[key] = str(value.resolve())
+    return replace(record, **changes)
+
+
+def _incomparable(what: str, before: Any, now: Any) -> SearchError:
+    return SearchError(
+        f"{what} was {before}, now it is {now}: the finished trials would not be comparable. "
+        "Resume without the change, or start a new search"
+    )
+
+
+def _with_data(record: SearchRecord, data: Data, resume: bool) -> SearchRecord:
+    if resume and data.fingerprint != record.data_fingerprint:
+        raise _incomparable("the data's fingerprint", record.data_fingerprint, data.fingerprint)
+    return replace(record, data_fingerprint=data.fingerprint)
+
+
+def _check_samples(
+    space: Space, data: Data, record: SearchRecord, note: Callable[[str], None]
+) -> None:
+    """Build every backbone and pool that the dry trials met, so that no trial fails on them.
+
+    Downloads weights that are not there yet.
+    """
+    weights = Path(record.weights) if record.weights else None
+    branches = {branch for config in space.samples for branch in config.branches()}
+    num_stages = {
+        (name, size): len(backbones.build(name, size, weights).stages)
+        for name, size in sorted({(b.backbone, b.image_size) for b in branches})
+    }
+    for branch in branches:
+        backbones.boundary(branch.fine_tune, num_stages[branch.backbone, branch.image_size])
+    most = max(space.samples, key=lambda config: config.novel_images)
+    if shortage := novel_shortage(most, make_pools(data, most)):
+        note(shortage)
+
+
+def _introduce(console: Console, record: SearchRecord, space: Space, data: Data) -> None:
+    console.print(f"[bold]{record.name}[/bold]: {space.question}")
+    borrowed = len(data.images) - data.num_known
+    classes = f" in {len(data.borrowed_classes)} classes" if data.borrowed_classes else ""
+    console.print(
+        f"{data.num_known:,} images in {len(data.superclasses)} superclasses and "
+        f"{len(data.subclasses)} subclasses; {borrowed:,} borrowed{classes}"
+    )
+
+
+def _describe(console: Console, space: Space) -> None:
+    """Say what would run."""
+    console.print(f"{space.num_trials} trials by {', '.join(space.metrics)}")
+    for number, baseline in enumerate(space.baselines[: space.num_trials]):
+        console.print(f"baseline {number}: {TrialConfig.from_dict(baseline).describe()}")
+    for name, distribution in space.distributions.items():
+        console.print(f"{name}: {describe(distribution)}")
+    for name, value in space.fixed.items():
+        console.print(f"{name}: fixed to {value}")
+
+
+def _run(
+    options: Options,
+    record: SearchRecord,
+    optuna_study: optuna.Study,
+    space: Space,
+    data: Data,
+    folder: UPath,
+    console: Console,
+    interrupts: Interrupts,
+) -> str:
+    """Run the trials with everybody watching; return FINISHED, KILLED or FAILED."""
+    info = SearchInfo(
+        id=record.id, name=record.name, folder=folder, params=_params(record, data), tags=_tags()
+    )
+    tracker = Tracker(record.tracking_uri, info, console.print)
+    tracker.start(data, [folder / record.space_file, folder / RECORD_FILE])
+    progress = Progress(console, num_trials=space.num_trials, metric=space.metrics[0])
+
+    def clean_up(trial: Any) -> None:
+        if trial.is_finished:
+            drop_checkpoints(trial_folder(folder, trial.number))
+
+    study = Study(
+        optuna_study,
+        space,
+        seed=record.seed,
+        observers=[progress.update, clean_up, tracker.update],
+    )
+    for trial in study.trials.values():
+        progress.update(trial)
+        tracker.update(trial)
+    if study.num_finished:
+        console.print(f"{study.num_finished} of {space.num_trials} trials are finished already")
+    over_budget = deadline_after(options.time_budget_s)
+    status = "FINISHED"
+    try:
+        if study.num_finished < space.num_trials:
+            with connected(options.address) as cluster:
+                interrupts.listen()
+                check_storage(folder)
+                slots = make_slots(
+                    cluster,
+                    concurrency=options.concurrency,
+                    cpus_per_trial=options.cpus_per_trial,
+                    gpus_per_trial=options.gpus_per_trial,
+                    may_grow=options.address is not None,
+                )
+                console.print(_slots_line(slots))
+                with progress.showing():
+                    run_trials(
+                        study,
+                        _job(record, folder),
+                        slots,
+                        should_stop=lambda: interrupts.requested() or over_budget(),
+                        note=console.print,
+                    )
+        if study.num_finished < space.num_trials:
+            status = "KILLED"
+    except SearchStoppedError as stopped:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"stopped: {stopped}")
+        status = "FAILED"
+    except BaseException:
+        tracker.close("KILLED", [], within_s=5)
+        raise
+    trials = write_trials(folder, trials_frame(folder, record))
+    if not tracker.close(status, [trials], within_s=5 if interrupts.requested() else 60):
+        console.print(
+            "MLflow has not got everything yet; this sends the rest: "
+            + _resume_command(options, record),
+        )
+    return status
+
+
+def _job(record: SearchRecord, folder: UPath) -> Job:
+    return Job(
+        folder=folder.absolute(),
+        data=record.data,
+        novel=record.novel,
+        cache=Path(record.cache),
+        weights=Path(record.weights) if record.weights else None,
+    )
+
+
+def _slots_line(slots: Slots) -> str:
+    gpus = f" and {slots.gpus_per_trial:g} GPU" if slots.gpus_per_trial else ""
+    if slots.concurrency is None:
+        at_once = "as many trials as fit"
+    else:
+        at_once = "one trial" if slots.concurrency == 1 else f"{slots.concurrency} trials"
+    return f"{at_once} at a time, each with {slots.cpus_per_trial:g} CPU{gpus}"
+
+
+def _params(record: SearchRecord, data: Data) -> dict[str, Any]:
+    keys = ("num_trials", "epochs", "seed", "data", "novel", "weights", "study", "version")
+    return {
+        **{key: getattr(record, key) for key in keys},
+        "metric": ",".join(record.metrics),
+        "fixed": json.dumps(record.fixed),
+        "data_fingerprint": data.fingerprint,
+    }
+
+
+def _tags() -> dict[str, str]:
+    """Return what says where a search came from."""
+    command = ["git", "rev-parse", "HEAD"]
+    try:
+        git = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+        commit = git.stdout.strip() if git.returncode == 0 else "unknown"
+    except OSError:
+        commit = "unknown"  # no git here
+    return {"git_commit": commit, "driver_host": os.uname().nodename}
+
+
+def _finish(
+    options: Options, record: SearchRecord, folder: UPath, status: str, wall_s: float
+) -> int:
+    """Print the tables and what to do next; return the exit code."""
+    console = Console(highlight=False, soft_wrap=True)
+    trials = trials_frame(folder, record)
+    best = best_row(trials, record.metrics)
+    if not options.json or not options.quiet:
+        print_tables(console, trials, record)
+    resume = _resume_command(options, record)
+    where = f" --storage {options.storage}" if options.storage else ""
+    is_default = record.tracking_uri == mlflow.get_tracking_uri()
+    store = "" if is_default else f" --backend-store-uri {record.tracking_uri}"
+    if status == "FINISHED" and best is not None and not options.quiet:
+        console.print(
+            "Next:\n"
+            f"  python -m results.report --name {record.name}{where}\n"
+            f"  python -m search.refit --name {record.name}{where}\n"
+            f"  mlflow ui{store}",
+        )
+    if options.json:
+        print(json.dumps(_summary(record, folder, trials, wall_s)), flush=True)
+    if status == "KILLED":
+        print(resume, file=sys.stderr if options.json else sys.stdout, flush=True)
+        return INTERRUPTED
+    return 0 if best is not None and status == "FINISHED" else 1
+
+
+def _summary(
+    record: SearchRecord, folder: UPath, trials: pd.DataFrame | None, wall_s: float
+) -> dict[str, Any]:
+    """Return what --json prints; without trials, what a search would be."""
+    best = None if trials is None else best_row(trials, record.metrics)
+    counts: dict[Any, int] = {} if trials is None else dict(trials["state"].value_counts())
+    best_trial = (
+        best
+        if best is None
+        else {
+            "number": int(best["number"]),
+            "config": best["config"].to_dict(),
+            "metrics": {name: best[name] for name in METRICS if best[name] == best[name]},
+        }
+    )
+    return {
+        "name": record.name,
+        "trials": {str(state): int(count) for state, count in counts.items()},
+        "best_trial": best_trial,
+        "paths": {
+            "run": str(folder),
+            "trials": str(folder / "trials.csv"),
+            "study": study_url(folder, record),
+            "tracking_uri": record.tracking_uri,
+        },
+        "wall_s": round(wall_s, 1),
+    }
+
+
+def _resume_command(options: Options, record: SearchRecord) -> str:
+    """Return the command that goes on with the search as it was run now."""
+    command = ["python", "-m", "search.run", "--resume", "--name", record.name]
+    for flag in ("storage", "address", "concurrency", "cpus_per_trial", "gpus_per_trial"):
+        if (value := getattr(options, flag)) is not None:
+            command += [f"--{flag.replace('_', '-')}", str(value)]
+    return shlex.join(command)

@@ -1,0 +1,173 @@
+"""python -m search.refit: the best configuration, every class, as a registered model."""
+
+import argparse
+import logging
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+
+import mlflow
+import pandas as pd
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.types import ColSpec, Schema, TensorSpec
+from rich.console import Console
+from upath import UPath
+
+import results
+import trainable
+from results import model as pyfunc
+from results.load import SearchRecord, best_row, load_record, run_folder, trials_frame
+from search.tracking import EXPERIMENT, local_copies
+from trainable.classifier import INFO_FILE, MODEL_FILE, save_classifier
+from trainable.data import Data, load_data
+from trainable.errors import TrialError, UserError
+from trainable.splits import make_refit_pools
+from trainable.train import Metrics, train
+
+
+class RefitError(UserError):
+    """A search without a trial that could be refitted."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Retrain a search's best configuration on every subclass and register it."""
+    parser = argparse.ArgumentParser(prog="python -m search.refit", description=main.__doc__)
+    parser.add_argument("--name", required=True, help="of the search")
+    parser.add_argument("--storage", type=UPath, metavar="DIR|URI", help="(default: runs)")
+    parser.add_argument("--trial", type=int, metavar="N", help="its number (default: the best)")
+    args = parser.parse_args(argv)
+    console = Console(highlight=False, soft_wrap=True)
+    default_uri = mlflow.get_tracking_uri()
+    try:
+        folder = run_folder(args.name, args.storage)
+        record = load_record(folder)
+        row = _chosen(trials_frame(folder, record), record, args.trial)
+        console.print(f"refit of trial {row['number']:05d}: {row['config'].describe()}")
+        _check_mlflow(record)
+        data = load_data(record.data, record.novel, Path(record.cache), note=console.print)
+        target = folder / "refit" / f"{row['number']:05d}"
+        _refit(row, record, data, target, console)
+        version = _register(record, data, target, row)
+    except (MlflowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        print(f"failed: {target} is written and predicts, but is not registered: {reason}",
+              file=sys.stderr)  # fmt: skip
+        return 1
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except TrialError as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
+    is_default = record.tracking_uri == default_uri
+    store = "" if is_default else f" --tracking-uri {shlex.quote(record.tracking_uri)}"
+    console.print(
+        f"wrote {target}\nregistered models:/{record.name}/{version}\nNext:\n"
+        f"  python -m results.predict --model models:/{record.name}/{version} "
+        f"--images IMAGES --out submission.csv{store}",
+    )
+    return 0
+
+
+def _check_mlflow(record: SearchRecord) -> None:
+    """Find out before hours of training that the model could not be registered."""
+    try:
+        MlflowClient(record.tracking_uri).search_experiments(max_results=1)
+    except (MlflowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise RefitError(f"MLflow at {record.tracking_uri} does not answer ({reason})") from error
+
+
+def _chosen(trials: pd.DataFrame, record: SearchRecord, number: int | None) -> "pd.Series[Any]":
+    if number is None:
+        row = best_row(trials, record.metrics)
+        if row is None:
+            raise RefitError(f"{record.name}: no trial is COMPLETE, so there is nothing to refit")
+        return row
+    rows = trials[(trials["number"] == number) & (trials["state"] == "COMPLETE")]
+    if not len(rows):
+        raise RefitError(f"{record.name}: there is no COMPLETE trial {number}")
+    return rows.iloc[0]
+
+
+def _refit(
+    row: "pd.Series[Any]", record: SearchRecord, data: Data, target: UPath, console: Console
+) -> None:
+    """Train on everything for as many epochs as were best, with the thresholds found then.
+
+    The learning-rate schedule is that of the trial, ended early where its best epoch was.
+    """
+    config = row["config"]
+    pools = make_refit_pools(data, config)
+    best_epoch = int(row["best_epoch"])
+
+    def report(metrics: Metrics) -> None:
+        if best_epoch == 0:
+            return  # the heads as they were drawn
+        console.print(
+            f"epoch {metrics['epoch']:.0f}/{best_epoch}  train_loss {metrics['train_loss']:.3f}"
+            f"  {metrics['epoch_s']:.1f} s"
+        )
+
+    result = train(
+        config,
+        data,
+        report,
+        pools=pools,
+        cache=Path(record.cache),
+        weights=Path(record.weights) if record.weights else None,
+        stop_after=best_epoch,
+        note=console.print,
+    )
+    found = {"tau_super": float(row["used_tau_super"]), "tau_sub": float(row["used_tau_sub"])}
+    save_classifier(
+        target,
+        config,
+        data,
+        pools,
+        result.branches,
+        result.metrics | found,
+        self_contained=True,
+    )
+
+
+def _register(record: SearchRecord, data: Data, target: UPath, row: "pd.Series[Any]") -> str:
+    """Log the refitted classifier as a pyfunc model under the search's name; return its version."""
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    mlflow.set_tracking_uri(record.tracking_uri)
+    mlflow.set_experiment(EXPERIMENT)
+    tags = {"search": record.name, "search_id": record.id, "level": "refit"}
+    with (
+        mlflow.start_run(run_name=f"{record.name}-refit", tags=tags) as run,
+        local_copies([target / name for name in (MODEL_FILE, INFO_FILE)]) as files,
+    ):
+        mlflow.log_params({"trial": row["number"], **row["config"].to_dict()})
+        logged = mlflow.pyfunc.log_model(
+            name="classifier",
+            loader_module=pyfunc.__name__,
+            data_path=str(files[0].parent),
+            code_paths=[str(Path(package.__path__[0])) for package in (trainable, results)],
+            signature=ModelSignature(
+                inputs=Schema([TensorSpec(pyfunc.INPUT_DTYPE, pyfunc.INPUT_SHAPE)]),
+                outputs=Schema([ColSpec(kind, name) for name, kind in pyfunc.OUTPUTS.items()]),
+            ),
+            input_example=data.images[:1].numpy(),
+        )
+    client = MlflowClient()
+    if not client.search_registered_models(f"name = '{record.name}'"):
+        client.create_registered_model(record.name)
+    version = client.create_model_version(
+        record.name, logged.model_uri, run.info.run_id, model_id=logged.model_id
+    )
+    return str(version.version)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,130 @@
+"""python -m search.run: the command line, nothing else."""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from upath import UPath
+
+from trainable.config import parse_settings
+from trainable.errors import UserError
+
+_UNITS_S = {"s": 1, "m": 60, "h": 3600}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a search; return the exit code: 0 done, 1 failed, 2 a mistake, 130 stopped."""
+    args = _parser().parse_args(argv)
+    try:
+        # Imported late: --help and mistakes in the arguments should not wait for Ray and MLflow.
+        options = _options(args)
+        from search.driver import Options, run_search
+
+        return run_search(Options(**options))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130  # before the first trial: nothing to resume
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m search.run",
+        description="Search for the best classifier that knows when to say novel.",
+    )
+    what = parser.add_argument_group("what is searched").add_argument
+    what("--space", type=UPath, metavar="FILE", help="space file, see spaces/")
+    what("--trials", type=int, metavar="N", help="trials in all, over the file's NUM_TRIALS")
+    what("--epochs", type=int, metavar="N", help="epochs of every trial, over the file's EPOCHS")
+    what("--metric", metavar="NAME", help="metric to optimise; several with commas: a Pareto front")
+    what("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings",
+         help="fix a key for every trial, baselines included")  # fmt: skip
+    what("--seed", type=int, metavar="N", help="of the sampler and of every trial (default 0)")
+    data = parser.add_argument_group("on which data").add_argument
+    data("--data", metavar="PATH|synthetic", help="folder or .zip (default: built-in synthetic)")
+    data(
+        "--novel",
+        metavar="PATH|cifar100|synthetic",
+        help="borrowed images: folder or .zip (default with --data: cifar100)",
+    )
+    data("--weights", type=Path, metavar="PATH", help="pretrained weights: a file or a folder")
+    data("--cache", type=Path, metavar="DIR", help="decoded images and frozen features")
+    keep = parser.add_argument_group("what is kept").add_argument
+    keep("--name", help="of the search (default: the space file's)")
+    keep("--storage", type=UPath, metavar="DIR|URI", help="where searches are (default: runs)")
+    keep("--study", metavar="URL", help="Optuna storage (default: study.db in the search's folder)")
+    keep("--tracking-uri", metavar="URI", help="MLflow (default: sqlite:///mlflow.db)")
+    keep("--resume", action="store_true", help="go on with an interrupted search")
+    where = parser.add_argument_group("how it runs").add_argument
+    where("--address", metavar="ADDR", help="of a Ray cluster (default: this machine)")
+    where("--concurrency", type=int, metavar="N", help="trials at once (default: what fits)")
+    where("--cpus-per-trial", type=float, metavar="F", help="(default 1)")
+    where("--gpus-per-trial", metavar="F|auto", help="(default auto: a whole one if there are any)")
+    where("--time-budget", metavar="90m", help="stop after so long; resumable (s, m or h)")
+    show = parser.add_argument_group("what is shown").add_argument
+    show("--dry-run", action="store_true", help="check everything, say what would run, and stop")
+    show("--json", action="store_true", help="end with one JSON object on standard output")
+    show("--quiet", action="store_true", help="print only the end")
+    return parser
+
+
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments as `search.driver.Options` takes them.
+
+    Raises:
+        UserError: A value that cannot be meant.
+    """
+    if args.space is None and not args.resume:
+        raise UserError("--space FILE is needed (or --resume --name NAME to go on with a search)")
+    if args.resume and args.name is None:
+        raise UserError("--resume needs --name NAME")
+    if args.name is not None and not re.fullmatch(r"[\w][\w.-]*", args.name):
+        raise UserError(f"--name may have letters, digits, '.', '_' and '-', but got {args.name!r}")
+    for flag in ("trials", "concurrency"):
+        value = getattr(args, flag)
+        if value is not None and value < 1:
+            raise UserError(f"--{flag} must be 1 or more, but got {value}")
+    if args.cpus_per_trial is not None and not 0 < args.cpus_per_trial <= 4096:
+        raise UserError(f"--cpus-per-trial must be above 0, but got {args.cpus_per_trial:g}")
+    for flag in ("epochs", "seed"):
+        value = getattr(args, flag)
+        if value is not None and value < 0:
+            raise UserError(f"--{flag} must be 0 or more, but got {value}")
+    return {
+        **{k: v for k, v in vars(args).items() if k not in ("settings", "metric", "time_budget")},
+        "metric": tuple(args.metric.split(",")) if args.metric else None,
+        "fixed": parse_settings(args.settings),
+        "gpus_per_trial": _share(args.gpus_per_trial),
+        "time_budget_s": _seconds(args.time_budget),
+    }
+
+
+def _share(text: str | None) -> float | None:
+    if text is None or text == "auto":
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1024 or (value > 1 and value != int(value)):
+        raise UserError(
+            "--gpus-per-trial must be auto, a fraction of 0 to 1 or a whole number, "
+            f"but got {text!r}"
+        )
+    return value
+
+
+def _seconds(text: str | None) -> float | None:
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
+    if match is None:
+        raise UserError(f"--time-budget must be like 90m, 2h or 300s, but got {text!r}")
+    return float(match[1]) * _UNITS_S[match[2]]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

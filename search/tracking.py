@@ -1,0 +1,338 @@
+"""What people look at: one MLflow run per trial under one parent run, through outages."""
+
+import json
+import logging
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# An unreachable server is known within seconds, not after MLflow's default of four minutes.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
+from upath import UPath
+
+from results.load import trial_folder
+from search.study import Trial
+from trainable.classifier import INFO_FILE, MODEL_FILE, OUTPUTS_FILE
+from trainable.data import Data
+from trainable.errors import UserError
+from trainable.metrics import METRICS
+
+EXPERIMENT = "noveltune"
+RETRY_S = (1.0, 2.0, 5.0, 10.0, 30.0)
+"""Seconds between attempts while the server does not answer."""
+CLOSE_S = 60.0
+"""How long the end of a search waits for what is not sent yet."""
+
+_STATUS = {"RUNNING": "RUNNING", "COMPLETE": "FINISHED", "PRUNED": "FINISHED", "FAIL": "FAILED"}
+
+
+class TrackingError(UserError):
+    """An MLflow server that does not answer at the start of a search."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchInfo:
+    """What the parent run says about its search."""
+
+    id: str
+    """Unique: finds the runs again, whatever a search is called."""
+    name: str
+    folder: UPath
+    params: dict[str, Any]
+    tags: dict[str, str]
+
+
+@dataclass(frozen=True)
+class _End:
+    status: str
+    artifacts: tuple[UPath, ...]
+
+
+class Tracker:
+    """Brings MLflow to the state of the study, in the background.
+
+    It holds no record of its own: what a trial should look like comes from the study, what is
+    there already from the server. After an outage or a crash the difference is sent, so that no
+    epoch is missing or doubled.
+    """
+
+    def __init__(self, uri: str, info: SearchInfo, note: Callable[[str], None]) -> None:
+        logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells of every new database
+        self._uri = uri
+        self._info, self._note = info, note
+        self._pending: dict[int, Trial] = {}
+        self._end: _End | None = None
+        self._run_ids: dict[int, str] = {}
+        self._sent_epochs: dict[int, set[int]] = {}
+        self._ended: set[int] = set()
+        self._changed = threading.Condition()
+        self._tries: dict[int, int] = {}
+        self._is_closing = self._has_arrived = False
+        self._last_failure = ""
+        self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
+
+    def start(self, data: Data, artifacts: list[UPath]) -> None:
+        """Find or create the parent run, and begin to send.
+
+        Raises:
+            TrackingError: The server does not answer.
+        """
+        try:
+            self._client = MlflowClient(tracking_uri=self._uri)
+            self._experiment_id = self._experiment()
+            parents = self._find("parent")
+            if parents:
+                self._parent_id = parents[0].info.run_id
+                self._client.update_run(self._parent_id, status="RUNNING")
+            else:
+                self._parent_id = self._create_parent()
+            self._describe_parent(data)
+            self._log_files(self._parent_id, artifacts)
+            for run in self._find("trial"):
+                number = int(run.data.tags["trial"])
+                self._run_ids[number] = run.info.run_id
+                if run.info.status in (_STATUS["COMPLETE"], _STATUS["FAIL"]):
+                    self._ended.add(number)  # ending the run is the last call of all
+        except Exception as error:  # stores and drivers raise types of their own
+            raise TrackingError(
+                f"MLflow at {self._uri} does not answer ({_first_line(error)}): "
+                "start the server, or pass another --tracking-uri"
+            ) from error
+        self._thread.start()
+
+    def update(self, trial: Trial) -> None:
+        """Have MLflow show `trial` as it is now; returns at once."""
+        if trial.number in self._ended:
+            return
+        with self._changed:
+            self._pending[trial.number] = trial
+            self._changed.notify()
+
+    def close(self, status: str, artifacts: list[UPath], *, within_s: float = CLOSE_S) -> bool:
+        """Send the rest and end the parent run; return whether everything arrived.
+
+        Args:
+            status: FINISHED, FAILED, or KILLED: then runs still RUNNING are KILLED, too.
+            artifacts: Files for the parent run.
+            within_s: How long to try, in seconds.
+        """
+        with self._changed:
+            self._end = _End(status, tuple(artifacts))
+            self._is_closing = True
+            self._changed.notify()
+        self._thread.join(within_s)
+        return self._has_arrived
+
+    def _work(self) -> None:
+        failures = 0
+        while True:
+            with self._changed:
+                while not (self._pending or self._is_closing):
+                    self._changed.wait()
+                # One that is refused again and again must not hold up the others.
+                number = min(self._pending, key=self._order, default=None)
+                trial = None if number is None else self._pending.pop(number)
+            try:
+                if trial is not None:
+                    self._send(trial)
+                    self._tries.pop(trial.number, None)
+                else:
+                    self._send_end()
+                    self._has_arrived = True
+                    return
+                failures = 0
+            except Exception as error:  # noqa: BLE001 (artifact stores raise types of their own)
+                if trial is not None:
+                    self._put_back(trial)
+                self._tell_failure(error)
+                time.sleep(RETRY_S[min(failures, len(RETRY_S) - 1)])
+                failures += 1
+
+    def _order(self, number: int) -> tuple[int, int]:
+        return self._tries.get(number, 0), number
+
+    def _put_back(self, trial: Trial) -> None:
+        """Keep what could not be sent, unless something newer is waiting."""
+        with self._changed:
+            self._pending.setdefault(trial.number, trial)
+            self._tries[trial.number] = self._tries.get(trial.number, 0) + 1
+        # Whether the failed call arrived is unknown: ask before sending again.
+        self._sent_epochs.pop(trial.number, None)
+        self._run_ids.pop(trial.number, None)
+
+    def _tell_failure(self, error: Exception) -> None:
+        line = _first_line(error)
+        if line != self._last_failure:
+            self._note(f"MLflow does not answer ({line}); the search goes on and sends it later")
+            self._last_failure = line
+
+    def _send(self, trial: Trial) -> None:
+        run_id = self._run_id(trial)
+        sent = self._sent(trial, run_id)
+        now_ms = int(time.time() * 1000)
+        for metrics in trial.epochs:
+            step = int(metrics["epoch"])
+            if step in sent:
+                continue
+            values = [Metric(k, float(v), now_ms, step) for k, v in metrics.items() if k != "epoch"]
+            self._client.log_batch(run_id, metrics=values, tags=_where(trial))
+            sent.add(step)
+        if trial.is_finished:
+            self._send_finished(trial, run_id)
+
+    def _send_finished(self, trial: Trial, run_id: str) -> None:
+        now_ms = int(time.time() * 1000)
+        best = [
+            Metric(f"best_{key}", float(value), now_ms, 0)
+            for key, value in trial.metrics.items()
+            if key in METRICS or key in ("epoch", "tau_super", "tau_sub", "novel_images_used")
+        ]
+        tags = [RunTag("state", trial.state), *_where(trial)]
+        if trial.reason:
+            tags.append(RunTag("reason", trial.reason[:5000]))
+        self._client.log_batch(run_id, metrics=best, tags=tags)
+        folder = trial_folder(self._info.folder, trial.number)
+        files = [folder / name for name in (MODEL_FILE, INFO_FILE, OUTPUTS_FILE)]
+        self._log_files(run_id, [file for file in files if file.exists()], "best")
+        self._client.set_terminated(run_id, _STATUS[trial.state])
+
+    def _log_files(
+        self, run_id: str, files: Sequence[UPath], artifact_path: str | None = None
+    ) -> None:
+        with local_copies(files) as copies:
+            for copy in copies:
+                self._client.log_artifact(run_id, str(copy), artifact_path)
+
+    def _send_end(self) -> None:
+        assert self._end is not None
+        self._log_files(self._parent_id, self._end.artifacts)
+        for run in self._find("trial"):
+            if run.info.status == "RUNNING":
+                self._client.set_terminated(run.info.run_id, "KILLED")
+        self._client.set_terminated(self._parent_id, self._end.status)
+
+    def _run_id(self, trial: Trial) -> str:
+        """Return the trial's run: the one there is, or a new one."""
+        if trial.number not in self._run_ids:
+            found = self._find("trial", trial.number)
+            run_id = found[0].info.run_id if found else self._create_child(trial)
+            self._run_ids[trial.number] = run_id
+        return self._run_ids[trial.number]
+
+    def _sent(self, trial: Trial, run_id: str) -> set[int]:
+        """Return the epochs the server has; the first time in a process, the run is set going."""
+        if trial.number not in self._sent_epochs:
+            self._log_missing_params(self._client.get_run(run_id), trial.config.to_dict())
+            self._client.update_run(run_id, status="RUNNING")
+            history = self._client.get_metric_history(run_id, "score")
+            self._sent_epochs[trial.number] = {metric.step for metric in history}
+        return self._sent_epochs[trial.number]
+
+    def _create_child(self, trial: Trial) -> str:
+        tags = {
+            **self._tags("trial"),
+            "mlflow.runName": f"{self._info.name}-{trial.number:05d}",
+            "mlflow.parentRunId": self._parent_id,
+            "trial": str(trial.number),
+            "state": trial.state,
+            "architecture": trial.config.architecture,
+            "baseline": str(trial.is_baseline).lower(),
+        }
+        run_id: str = self._client.create_run(self._experiment_id, tags=tags).info.run_id
+        return run_id
+
+    def _create_parent(self) -> str:
+        tags = {**self._tags("parent"), "mlflow.runName": self._info.name}
+        run_id: str = self._client.create_run(self._experiment_id, tags=tags).info.run_id
+        return run_id
+
+    def _describe_parent(self, data: Data) -> None:
+        """Log the search's parameters and data set, unless they are there."""
+        run = self._client.get_run(self._parent_id)
+        self._log_missing_params(run, self._info.params)
+        if run.inputs is not None and run.inputs.dataset_inputs:
+            return
+        dataset = Dataset(
+            name=Path(data.source).stem,
+            digest=data.fingerprint[:36],
+            source_type="noveltune",
+            source=json.dumps({"data": data.source, "novel": data.novel_source}),
+            profile=json.dumps({"known": data.num_known, "all": len(data.images)}),
+        )
+        tag = InputTag("mlflow.data.context", "search")
+        self._client.log_inputs(self._parent_id, [DatasetInput(dataset, [tag])])
+
+    def _log_missing_params(self, run: Run, params: Mapping[str, Any]) -> None:
+        """Log what a crash left out; MLflow lets no parameter change."""
+        missing = [
+            Param(key, str(value)[:6000])
+            for key, value in params.items()
+            if value is not None and key not in run.data.params
+        ]
+        if missing:
+            self._client.log_batch(run.info.run_id, params=missing)
+
+    def _tags(self, level: str) -> dict[str, str]:
+        return {
+            **self._info.tags,
+            "search": self._info.name,
+            "search_id": self._info.id,
+            "level": level,
+        }
+
+    def _find(self, level: str, number: int | None = None) -> list[Any]:
+        query = f"tags.search_id = '{self._info.id}' and tags.level = '{level}'"
+        if number is not None:
+            query += f" and tags.trial = '{number}'"
+        runs: list[Any] = []
+        token: str | None = None
+        while True:
+            page = self._client.search_runs([self._experiment_id], query, page_token=token)
+            runs += page
+            token = page.token
+            if not token:
+                return runs
+
+    def _experiment(self) -> str:
+        try:
+            return str(self._client.create_experiment(EXPERIMENT))
+        except MlflowException as error:
+            if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
+                raise
+        found = self._client.get_experiment_by_name(EXPERIMENT)
+        assert found is not None
+        return str(found.experiment_id)
+
+
+@contextmanager
+def local_copies(files: Sequence[UPath]) -> Iterator[list[Path]]:
+    """Give paths that MLflow can upload: the files, or copies of those in an object store."""
+    with tempfile.TemporaryDirectory() as scratch:
+        copies = []
+        for file in files:
+            if isinstance(file, Path):
+                copies.append(Path(file))
+            else:
+                copies.append(Path(scratch) / file.name)
+                copies[-1].write_bytes(file.read_bytes())
+        yield copies
+
+
+def _where(trial: Trial) -> list[RunTag]:
+    return [RunTag("host", trial.host), RunTag("device", trial.device)] if trial.host else []
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

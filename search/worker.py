@@ -1,0 +1,74 @@
+"""What a worker process does with one trial: load the data once, train, report, never raise."""
+
+import contextlib
+import functools
+import gc
+import os
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray import tune
+from upath import UPath
+
+from trainable.checkpoint import write_atomically
+from trainable.config import TrialConfig
+from trainable.data import Data, load_data
+from trainable.errors import TrialError, UserError
+from trainable.train import train
+
+
+@functools.lru_cache(maxsize=1)
+def _data(source: str, novel: str, cache: Path) -> Data:
+    """Map the data set once per process: actors serve many trials."""
+    return load_data(source, novel, cache, note=_no_note)
+
+
+def run_trial(task: dict[str, Any]) -> None:
+    """Train the trial in `task`; send started, an epoch each, then the result or why it failed.
+
+    Only the death of this process reaches Tune as a failure, which it retries; a trial that
+    raises would raise again.
+    """
+    folder = UPath(task["folder"])
+    torch.set_num_threads(max(1, int(task["cpus"])))
+    if not task["gpus"]:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before CUDA starts; this process never gets one
+    _send("started", {"host": os.uname().nodename, "device": _device()})
+    try:
+        result = train(
+            TrialConfig.from_dict(task["config"]),
+            _data(task["data"], task["novel"], Path(task["cache"])),
+            lambda metrics: _send("epoch", metrics),
+            folder=folder,
+            cache=Path(task["cache"]),
+            weights=Path(task["weights"]) if task["weights"] else None,
+            note=lambda line: _send("note", line),
+        )
+        last: tuple[str, Any] = ("result", result.metrics)
+    except (TrialError, UserError) as error:
+        last = ("failed", str(error))
+    except Exception as error:  # noqa: BLE001 (whatever it is, it is this trial's reason)
+        with contextlib.suppress(OSError):  # the disk may be what failed
+            write_atomically(folder / "error.txt", traceback.format_exc().encode())
+        last = ("failed", f"{type(error).__name__}: {error}")
+    finally:
+        # The process lives on for the next trial.
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    _send(*last)
+
+
+def _send(kind: str, content: Any) -> None:
+    """Report to the driver; a list, because Tune flattens dicts."""
+    tune.report({"event": [kind, content]})
+
+
+def _device() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+
+
+def _no_note(_line: str) -> None:
+    """Drop lines for a person: the driver tells what a search shows."""

@@ -1,0 +1,1 @@
+"""One question per file: what to search, how long, by which metric."""

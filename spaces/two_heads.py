@@ -1,0 +1,30 @@
+"""Does the interaction loss earn its place, and at which α and temperature?
+
+One backbone with two heads, everything else fixed. The first baseline is the paper's setting, the
+second has no interaction at all: what the search finds must beat both.
+
+Command: python -m search.run --space spaces/two_heads.py --data DATA.zip --novel POOL.zip
+         (--set fine_tune=frozen --set lr=1e-2 asks the same of frozen features in minutes)
+Cost:    full fine-tuning: a GPU's work, or hours on 2 cores.
+"""
+
+from typing import Any
+
+import optuna
+
+NUM_TRIALS = 24
+EPOCHS = 10
+METRIC = "score"
+BASELINES: list[dict[str, Any]] = [
+    {"architecture": "two_heads", "alpha": 0.1, "temperature": 1.0},  # the paper's A
+    {"architecture": "two_heads", "alpha": 0.0, "temperature": 1.0},  # no interaction
+]
+
+
+def space(trial: optuna.Trial) -> dict[str, Any]:
+    """Return the paper's approach A with another α and temperature."""
+    return {
+        "architecture": "two_heads",
+        "alpha": trial.suggest_float("alpha", 0.003, 3.0, log=True),
+        "temperature": trial.suggest_float("temperature", 0.5, 8.0, log=True),
+    }

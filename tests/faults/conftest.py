@@ -1,0 +1,98 @@
+"""A small search that fault tests run in this process, on one Ray instance."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from upath import UPath
+
+from search import executor
+from search.cluster import connected
+from search.executor import Job, Slots, run_trials
+from search.space import load_space
+from search.study import Observer, Study, create_study, open_study
+from tests.faults.faulty import Fault, with_faults
+
+SPACE = """
+NUM_TRIALS = 4
+EPOCHS = 3
+BASELINES = [{"fine_tune": "frozen", "image_size": 32, "novel_images": 8, "lr": lr / 1000}
+             for lr in range(1, 31)]
+"""
+
+
+@dataclass(frozen=True)
+class SmallSearch:
+    """A search of frozen 32-pixel baselines, with faults by trial number."""
+
+    folder: UPath
+    data: Path
+    cache: Path
+    monkeypatch: pytest.MonkeyPatch
+
+    @property
+    def url(self) -> str:
+        return f"sqlite:///{self.folder / 'study.db'}"
+
+    def run(
+        self,
+        trials: int,
+        faults: dict[int, Fault] | None = None,
+        *,
+        concurrency: int | None = 1,
+        resume: bool = False,
+        note: Callable[[str], None] = print,
+        observers: list[Observer] | None = None,
+    ) -> Study:
+        """Run the search to its end and return its study."""
+        self.monkeypatch.setattr(executor, "run_trial", with_faults(faults or {}))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        file = self.folder / "space.py"
+        file.write_text(SPACE)
+        space = load_space(file, num_trials=trials)
+        raw = open_study(self.url, "s") if resume else create_study(self.url, "s", space.metrics)
+        study = Study(raw, space, seed=0, observers=observers or [])
+        run_trials(
+            study,
+            Job(
+                folder=self.folder,
+                data=str(self.data),
+                novel=str(self.data / "novel_images"),
+                cache=self.cache,
+                weights=None,
+            ),
+            Slots(cpus_per_trial=1, gpus_per_trial=0, concurrency=concurrency),
+            should_stop=lambda: False,
+            note=note,
+        )
+        return study
+
+    def states(self) -> list[str]:
+        """Return every trial's state, as Optuna's storage has it."""
+        return [trial.state.name for trial in open_study(self.url, "s").trials]
+
+    def attributes(self, number: int) -> dict[str, Any]:
+        """Return what the storage holds of a trial."""
+        return open_study(self.url, "s").trials[number].user_attrs
+
+
+@pytest.fixture(scope="session")
+def tiny_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("faults-cache")
+
+
+@pytest.fixture
+def small_search(
+    tmp_path: Path, data: Path, tiny_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> SmallSearch:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return SmallSearch(UPath(tmp_path / "run"), data, tiny_cache, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def ray_here() -> Iterator[None]:
+    with connected(None, num_cpus=2):
+        yield

@@ -1,0 +1,90 @@
+"""Trials that fail in chosen ways: what a worker runs instead of `search.worker.run_trial`.
+
+The number of a trial says what happens to it; a marker file in its folder says that it already
+has. Everything else is the real thing.
+"""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import ray
+import torch
+
+from search.worker import run_trial
+from trainable.train import Trainer
+
+Fault = Callable[[Trainer, int, Path], None]
+REAL_EPOCH = Trainer.train_epoch
+
+
+def _once(marker: Path) -> bool:
+    if marker.exists():
+        return False
+    marker.touch()
+    return True
+
+
+def die_once(_trainer: Trainer, epoch: int, folder: Path) -> None:
+    if epoch == 2 and _once(folder / "died"):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_always(_trainer: Trainer, epoch: int, folder: Path) -> None:
+    (folder / f"death_{len(list(folder.glob('death_*')))}").touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def raise_error(_trainer: Trainer, epoch: int, _folder: Path) -> None:
+    raise ZeroDivisionError("by the test")
+
+
+def run_out_of_gpu_memory(_trainer: Trainer, epoch: int, _folder: Path) -> None:
+    raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+
+def make_loss_nan(trainer: Trainer, epoch: int, _folder: Path) -> None:
+    with torch.no_grad():
+        for model in trainer.branches:
+            for parameter in model.heads.parameters():
+                parameter.fill_(torch.nan)
+
+
+def eat_memory(_trainer: Trainer, epoch: int, folder: Path) -> None:
+    """Fill the host until Ray's memory monitor ends this process."""
+    (folder / f"meal_{len(list(folder.glob('meal_*')))}").touch()
+    hoard = []
+    for _ in range(400):
+        hoard.append(torch.ones(2**23))  # 32 MiB
+    raise AssertionError("nothing stopped it")
+
+
+def record_node(_trainer: Trainer, epoch: int, folder: Path) -> None:
+    """Leave the node's id behind, and make trials outlast the start of a worker elsewhere."""
+    (folder / f"node_{ray.get_runtime_context().get_node_id()}").touch()
+    time.sleep(5.0)
+
+
+def with_faults(faults: dict[int, Fault]) -> Callable[[dict[str, Any]], None]:
+    """Return a trainable that befalls trial N with `faults[N]` at the start of every epoch."""
+
+    def trial(task: dict[str, Any]) -> None:
+        fault = faults.get(task["number"])
+        if fault is None:
+            run_trial(task)
+            return
+        folder = Path(task["folder"])
+        folder.mkdir(parents=True, exist_ok=True)
+
+        def train_epoch(trainer: Trainer, epoch: int) -> dict[str, float]:
+            fault(trainer, epoch, folder)
+            return REAL_EPOCH(trainer, epoch)
+
+        with mock.patch.object(Trainer, "train_epoch", train_epoch):
+            run_trial(task)
+
+    return trial

@@ -1,0 +1,98 @@
+"""Several machines: one that dies costs time only, one that joins is used, all see one storage."""
+
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+from upath import UPath
+
+from search.cluster import ClusterError, check_storage, connected
+from search.study import Trial
+from tests.faults import faulty
+from tests.faults.conftest import SmallSearch
+
+pytestmark = pytest.mark.slow
+JOIN_LIMIT_S = 60
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    """A head node of one CPU; tests add real raylet processes to it."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    yield cluster
+    cluster.shutdown()
+
+
+def test_a_dead_node_costs_only_time_and_a_joining_node_is_used(
+    small_search: SmallSearch, cluster: Cluster
+) -> None:
+    doomed = cluster.add_node(num_cpus=1)
+    joined: list[str] = []
+    progress: dict[int, int] = {}
+
+    def swap_nodes(trial: Trial) -> None:
+        """Once two trials run, kill one's node hard and let another join."""
+        progress[trial.number] = len(trial.epochs)
+        if not joined and sum(epochs > 0 for epochs in progress.values()) >= 2:
+            cluster.remove_node(doomed, allow_graceful=False)
+            joined.append(cluster.add_node(num_cpus=1).node_id)
+
+    trials = 7
+    faults = dict.fromkeys(range(trials), faulty.record_node)
+    with connected(cluster.address):
+        study = small_search.run(trials, faults, concurrency=None, observers=[swap_nodes])
+    assert joined, "the nodes were never swapped"
+    assert small_search.states() == ["COMPLETE"] * trials
+    for trial in study.trials.values():
+        assert [metrics["epoch"] for metrics in trial.epochs] == [1, 2, 3]
+    used = {file.name.removeprefix("node_") for file in small_search.folder.rglob("node_*")}
+    assert joined[0] in used
+
+
+def test_storage_that_another_node_does_not_see_is_refused(
+    tmp_path: Path, cluster: Cluster
+) -> None:
+    """The second node gets a mount namespace in which the storage is an empty file system."""
+    storage = tmp_path / "runs" / "search"
+    storage.mkdir(parents=True)
+    ray_command = Path(sys.executable).parent / "ray"
+    start = (
+        f"mount -t tmpfs tmpfs {storage.parent} && exec {ray_command} start --block "
+        f"--address {cluster.address} --num-cpus 1"
+    )
+    if shutil.which("unshare") is None or _cannot_unshare():
+        pytest.skip("a mount namespace of one's own needs root")
+    with subprocess.Popen(
+        ["unshare", "--mount", "sh", "-c", start], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as node:
+        try:
+            with connected(cluster.address):
+                deadline = time.monotonic() + JOIN_LIMIT_S
+                while sum(each["Alive"] for each in ray.nodes()) < 2:
+                    assert time.monotonic() < deadline, "the second node did not join"
+                    assert node.poll() is None
+                    time.sleep(0.2)
+                with pytest.raises(ClusterError, match=r"not the same folder on .*all nodes share"):
+                    check_storage(UPath(storage))
+        finally:
+            node.terminate()
+            node.wait(30)
+    assert list(storage.iterdir()) == []
+
+
+def test_storage_that_every_node_sees_is_accepted(tmp_path: Path, cluster: Cluster) -> None:
+    cluster.add_node(num_cpus=1)
+    with connected(cluster.address):
+        assert sum(node["Alive"] for node in ray.nodes()) == 2
+        check_storage(UPath(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def _cannot_unshare() -> bool:
+    return subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode != 0

@@ -1,0 +1,180 @@
+"""A search whose files are in an object store and whose study is in PostgreSQL.
+
+Both are real servers on loopback, started and stopped here: moto speaks S3, PostgreSQL is Debian's.
+"""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.chaos import SPACE
+
+pytestmark = pytest.mark.slow
+START_LIMIT_S = 60
+RUN_LIMIT_S = 300
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait_for_port(port: int, server: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + START_LIMIT_S
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return
+        except OSError:
+            assert server.poll() is None, "the server ended"
+            assert time.monotonic() < deadline, "the server did not start"
+            time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def s3_environment() -> Iterator[dict[str, str]]:
+    """Start an S3 server with a bucket; give the environment that reaches it."""
+    pytest.importorskip("s3fs")
+    port = _free_port()
+    server = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        _wait_for_port(port, server)
+        environment = {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+        make = "import boto3; boto3.client('s3').create_bucket(Bucket='searches')"
+        subprocess.run([sys.executable, "-c", make], env=os.environ | environment, check=True)
+        yield environment
+    finally:
+        server.terminate()
+        server.wait(START_LIMIT_S)
+
+
+@pytest.fixture(scope="module")
+def postgres_url() -> Iterator[str]:
+    """Start a PostgreSQL server of our own; give the URL of an empty database."""
+    binaries = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    if not binaries:
+        pytest.skip("PostgreSQL is not installed")
+    pytest.importorskip("psycopg")
+    folder = Path(tempfile.mkdtemp(prefix="postgres-"))
+    port = _free_port()
+    as_user: list[str] = []
+    if os.geteuid() == 0:  # the server refuses to run as root
+        shutil.chown(folder, "postgres")
+        as_user = ["runuser", "-u", "postgres", "--"]
+    control = [*as_user, str(binaries[-1] / "pg_ctl"), "-D", str(folder / "data")]
+    try:
+        subprocess.run(
+            [*control, "initdb", "-o", "-A trust -U search"], check=True, capture_output=True
+        )
+        options = f"-p {port} -h 127.0.0.1 -k {folder}"
+        log = str(folder / "log")
+        subprocess.run([*control, "-w", "-l", log, "-o", options, "start"], check=True)
+        yield f"postgresql://search@127.0.0.1:{port}/postgres"
+        subprocess.run([*control, "-m", "immediate", "stop"], check=True, capture_output=True)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_a_search_on_s3_and_postgresql_survives_a_kill_and_gives_predictions(
+    s3_environment: dict[str, str],
+    postgres_url: str,
+    data: Path,
+    tiny_cache: Path,
+    tmp_path: Path,
+) -> None:
+    environment = os.environ | s3_environment
+    space = tmp_path / "space.py"
+    space.write_text(SPACE)
+    where = ["--storage", "s3://searches/runs", "--name", "remote"]
+    how = ["--json", "--concurrency", "2"]
+    first = [
+        sys.executable, "-m", "search.run", *where, *how, "--space", str(space), "--trials", "6",
+        "--study", postgres_url, "--data", str(data), "--cache", str(tiny_cache),
+        "--novel", str(data / "novel_images"),
+    ]  # fmt: skip
+
+    def listing() -> str:
+        find = "import s3fs; print(s3fs.S3FileSystem().find('searches'))"
+        shown = subprocess.run(
+            [sys.executable, "-c", find],
+            env=environment,
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        return shown.stdout
+
+    driver = subprocess.Popen(first, cwd=tmp_path, env=environment)
+    deadline = time.monotonic() + RUN_LIMIT_S
+    while "checkpoint_00001" not in listing():
+        assert driver.poll() is None, "the search ended before it could be killed"
+        assert time.monotonic() < deadline, "no checkpoint was written"
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    resumed = subprocess.run(
+        [sys.executable, "-m", "search.run", *where, *how, "--resume"],
+        cwd=tmp_path, env=environment, check=True, capture_output=True, text=True,
+        timeout=RUN_LIMIT_S,
+    )  # fmt: skip
+    summary = json.loads(resumed.stdout.splitlines()[-1])
+    assert sum(summary["trials"].values()) == 6
+    assert "RUNNING" not in summary["trials"]
+    names = listing()
+    for name in ("search.json", "space.py", "trials.csv"):
+        assert f"searches/runs/remote/{name}" in names
+    assert ".tune" not in names, "Tune's scratch was left behind"
+    assert "checkpoint_" not in names, "finished trials keep no checkpoints"
+    best = summary["best_trial"]["number"]
+    for module, arguments in {
+        "results.report": ["--name", "remote", "--storage", "s3://searches/runs"],
+        "search.refit": ["--name", "remote", "--storage", "s3://searches/runs"],
+        "results.predict": [
+            "--model", f"s3://searches/runs/remote/trials/{best:05d}",
+            "--images", str(data), "--out", str(tmp_path / "out.csv"),
+        ],
+    }.items():  # fmt: skip
+        subprocess.run(
+            [sys.executable, "-m", module, *arguments],
+            cwd=tmp_path, env=environment, check=True, timeout=RUN_LIMIT_S,
+        )  # fmt: skip
+    assert "searches/runs/remote/report/tradeoff.png" in listing()
+    predicted = (tmp_path / "out.csv").read_text().splitlines()
+    assert len(predicted) - 1 == len(list((data / "test_images").iterdir()))
+
+
+def test_an_object_store_without_a_study_url_is_refused(
+    s3_environment: dict[str, str], data: Path, tiny_cache: Path, tmp_path: Path
+) -> None:
+    space = tmp_path / "space.py"
+    space.write_text(SPACE)
+    refused = subprocess.run(
+        [
+            sys.executable, "-m", "search.run", "--space", str(space),
+            "--storage", "s3://searches/elsewhere", "--data", str(data),
+            "--novel", str(data / "novel_images"), "--cache", str(tiny_cache),
+        ],
+        cwd=tmp_path, env=os.environ | s3_environment, capture_output=True, text=True,
+        timeout=RUN_LIMIT_S,
+    )  # fmt: skip
+    assert refused.returncode == 2
+    assert "add --study URL" in refused.stderr

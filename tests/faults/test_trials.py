@@ -1,0 +1,69 @@
+"""What becomes of trials that die, raise, diverge or run out of memory."""
+
+import pytest
+
+from search.executor import MAX_RERUNS, SearchStoppedError
+from tests.faults import faulty
+from tests.faults.conftest import SmallSearch
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_here")]
+
+
+def test_faults_end_as_fail_with_their_reason_and_the_search_goes_on(
+    small_search: SmallSearch,
+) -> None:
+    small_search.run(
+        5,
+        {1: faulty.raise_error, 2: faulty.make_loss_nan, 3: faulty.run_out_of_gpu_memory},
+        concurrency=2,
+    )
+    assert small_search.states() == ["COMPLETE", "FAIL", "FAIL", "FAIL", "COMPLETE"]
+    reasons = [small_search.attributes(number)["reason"] for number in range(5)]
+    assert reasons[0] == reasons[4] == ""
+    assert reasons[1] == "ZeroDivisionError: by the test"
+    assert "the loss is nan in epoch 1" in reasons[2]
+    assert "CUDA out of memory" in reasons[3]
+    traceback = (small_search.folder / "trials" / "00001" / "error.txt").read_text()
+    assert "raise_error" in traceback
+
+
+def test_a_trial_whose_process_died_goes_on_from_its_checkpoint(small_search: SmallSearch) -> None:
+    lines: list[str] = []
+    study = small_search.run(2, {0: faulty.die_once}, note=lines.append)
+    assert any("its process died" in line for line in lines)
+    assert small_search.states() == ["COMPLETE", "COMPLETE"]
+    epochs = study.trials[0].epochs
+    assert [metrics["epoch"] for metrics in epochs] == [1, 2, 3]
+    undisturbed = SmallSearch(
+        small_search.folder.parent / "calm",
+        small_search.data,
+        small_search.cache,
+        small_search.monkeypatch,
+    ).run(1)
+    for mine, other in zip(epochs, undisturbed.trials[0].epochs, strict=True):
+        assert mine | {"epoch_s": 0} == other | {"epoch_s": 0}
+
+
+def test_a_trial_whose_process_always_dies_fails_after_bounded_retries(
+    small_search: SmallSearch,
+) -> None:
+    small_search.run(2, {0: faulty.die_always})
+    assert small_search.states() == ["FAIL", "COMPLETE"]
+    deaths = list((small_search.folder / "trials" / "00000").glob("death_*"))
+    assert len(deaths) == MAX_RERUNS + 1
+    assert small_search.attributes(0)["reason"] == "its worker process died 3 times"
+
+
+def test_ten_failures_in_a_row_stop_the_search_with_the_commonest_reason(
+    small_search: SmallSearch,
+) -> None:
+    faults = dict.fromkeys(range(1, 30), faulty.raise_error) | {3: faulty.make_loss_nan}
+    with pytest.raises(SearchStoppedError, match="10 trials in a row failed: ZeroDivisionError"):
+        small_search.run(20, faults)
+    assert small_search.states().count("FAIL") == 10
+
+
+def test_a_failure_now_and_then_does_not_stop_the_search(small_search: SmallSearch) -> None:
+    faults = {number: faulty.raise_error for number in range(24) if number % 8}
+    small_search.run(24, faults)
+    assert small_search.states().count("FAIL") == 21

@@ -1,0 +1,280 @@
+"""What a search found, as tables and pictures: also when it found little or nothing."""
+
+import io
+import warnings
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pandas as pd
+import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution
+from optuna.trial import TrialState, create_trial
+from PIL import Image
+from rich.console import Console
+
+from results import report
+from results.load import SearchRecord, study_url, trials_frame
+from trainable.config import TrialConfig
+from trainable.metrics import METRICS
+
+SPACE = {
+    "lr": FloatDistribution(1e-4, 1e-1, log=True),
+    "architecture": CategoricalDistribution(["two_heads", "two_models"]),
+}
+
+
+class Search:
+    """A search on disk whose trials are told, not trained."""
+
+    def __init__(self, folder: Path, metrics: tuple[str, ...] = ("score",)) -> None:
+        self.folder = folder
+        self.record = SearchRecord(
+            id="0123", name="asked", num_trials=4, epochs=None, metrics=[*metrics], fixed={},
+            seed=0, data="synthetic", novel="synthetic", data_fingerprint="abc", weights=None,
+            cache="cache", study=None, study_name="asked", tracking_uri="sqlite:///mlflow.db",
+            version="0.1.0",
+        )  # fmt: skip
+        self.record.save(folder)
+        self.study = optuna.create_study(
+            storage=study_url(folder, self.record),
+            study_name="asked",
+            directions=[METRICS[name] for name in metrics],
+        )
+
+    def tell(
+        self,
+        state: str = "COMPLETE",
+        *,
+        baseline: bool = False,
+        architecture: str = "two_heads",
+        lr: float = 1e-3,
+        reason: str = "",
+        **metrics: float,
+    ) -> None:
+        """Add a trial; a metric that is not given is 0.5."""
+        found: dict[str, Any] = dict.fromkeys(METRICS, 0.5) | metrics
+        found |= {"epoch": 1, "tau_super": 0.5, "tau_sub": 0.5}
+        values = [found[name] for name in self.record.metrics]
+        self.study.add_trial(
+            create_trial(
+                state=TrialState[state],
+                values=values if state == "COMPLETE" else None,
+                params={} if baseline else {"lr": lr, "architecture": architecture},
+                distributions={} if baseline else SPACE,
+                user_attrs={
+                    "config": TrialConfig(architecture=architecture, lr=lr).to_dict(),
+                    "baseline": baseline,
+                    "reason": reason,
+                    "epoch_00001": found,
+                    "metrics": found if state in ("COMPLETE", "PRUNED") else {},
+                },
+            )
+        )
+
+    @property
+    def trials(self) -> pd.DataFrame:
+        return trials_frame(self.folder, self.record)
+
+    def write(self) -> list[str]:
+        """Write the report; return the names of its files."""
+        files = report.write_report(self.folder, self.trials, self.record)
+        assert all(file.stat().st_size > 0 for file in files)
+        return [str(file.relative_to(self.folder)) for file in files]
+
+    def tables(self) -> str:
+        """Return the tables as printed, 200 columns wide."""
+        console = Console(file=io.StringIO(), width=200, highlight=False)
+        report.print_tables(console, self.trials, self.record)
+        assert isinstance(console.file, io.StringIO)
+        return console.file.getvalue()
+
+
+@pytest.fixture
+def search(tmp_path: Path) -> Search:
+    return Search(tmp_path)
+
+
+def row_of(table: str, number: int) -> str:
+    """Return the first line that begins with a trial's number."""
+    lines = [line for line in table.splitlines() if line.split()[:1] == [f"{number:05d}"]]
+    return lines[0] if lines else ""
+
+
+# --- Tables --------------------------------------------------------------------------------------
+
+
+def test_search_without_any_trial_says_so(search: Search) -> None:
+    assert search.tables().strip().splitlines() == [
+        "asked: 0 trials (none yet)",
+        "No trial has finished, so there is no result.",
+    ]
+
+
+def test_search_in_which_all_failed_gives_the_reasons_by_number(search: Search) -> None:
+    for reason in ("the loss is nan", "out of memory", "the loss is nan"):
+        search.tell("FAIL", reason=reason)
+    lines = search.tables().strip().splitlines()
+    assert lines == [
+        "asked: 3 trials (3 FAIL)",
+        "No trial has finished, so there is no result.",
+        "2 failed: the loss is nan",
+        "1 failed: out of memory",
+    ]
+
+
+def test_search_that_was_only_pruned_has_no_result(search: Search) -> None:
+    search.tell("PRUNED")
+    assert "asked: 1 trials (1 PRUNED)" in search.tables()
+    assert "No trial has finished" in search.tables()
+
+
+def test_tables_show_baselines_best_of_each_architecture_and_best_of_all(search: Search) -> None:
+    search.tell(baseline=True, score=0.2)
+    search.tell(score=0.4)
+    search.tell(score=0.3)
+    search.tell(architecture="two_models", score=0.6)
+    search.tell("PRUNED", score=0.9)
+    text = search.tables()
+    baselines, _, rest = text.partition("Best by architecture")
+    assert row_of(baselines, 0).split()[1] == "0.200"
+    assert "0.400" in row_of(rest, 1)
+    assert "0.600" in row_of(rest, 3)
+    assert row_of(text, 2) == row_of(text, 4) == ""
+    assert "Best: trial 00003, score 0.600, two_models" in rest
+    assert text.strip().startswith("asked: 5 trials (4 COMPLETE, 1 PRUNED)")
+
+
+def test_baseline_that_is_not_complete_shows_its_state(search: Search) -> None:
+    search.tell("FAIL", baseline=True)
+    search.tell(score=0.4)
+    assert row_of(search.tables(), 0).split()[1] == "FAIL"
+
+
+def test_best_by_a_metric_to_minimise_is_the_lowest(tmp_path: Path) -> None:
+    search = Search(tmp_path, ("ce_sub",))
+    for value in (1.5, 0.7, 2.0):
+        search.tell(ce_sub=value)
+    assert "Best: trial 00001, ce_sub 0.700" in search.tables()
+
+
+def test_tables_of_several_objectives_show_the_front(tmp_path: Path) -> None:
+    search = Search(tmp_path, ("seen_sub", "unseen_sub"))
+    search.tell(seen_sub=0.9, unseen_sub=0.1, score=0.2)
+    search.tell(seen_sub=0.8, unseen_sub=0.1, score=0.3)
+    search.tell(seen_sub=0.1, unseen_sub=0.9, score=0.1)
+    _, _, front = search.tables().partition("Pareto front of seen_sub, unseen_sub")
+    assert row_of(front, 0)
+    assert row_of(front, 1) == ""
+    assert row_of(front, 2)
+
+
+# --- Files ---------------------------------------------------------------------------------------
+
+
+def test_report_without_any_trial_is_a_table_without_rows(search: Search) -> None:
+    assert search.write() == ["trials.csv"]
+
+
+def test_report_without_a_complete_trial_is_the_table_alone(search: Search) -> None:
+    search.tell("PRUNED")
+    search.tell("FAIL", reason="out of memory")
+    assert search.write() == ["trials.csv"]
+    assert [*pd.read_csv(search.folder / "trials.csv")["state"]] == ["PRUNED", "FAIL"]
+
+
+def test_report_of_one_trial_has_its_pictures(search: Search) -> None:
+    search.tell(score=0.4)
+    assert search.write() == ["trials.csv", "report/history.png", "report/tradeoff.png"]
+    for name in ("history", "tradeoff"):
+        with Image.open(search.folder / f"report/{name}.png") as image:
+            image.load()
+            assert image.width > 500
+
+
+def test_report_can_be_written_again(search: Search) -> None:
+    search.tell(score=0.4)
+    assert search.write() == search.write()
+
+
+def test_trials_table_holds_configuration_and_metrics(search: Search) -> None:
+    search.tell(baseline=True, score=0.2)
+    search.tell(lr=0.01, score=0.4)
+    report.write_trials(search.folder, search.trials)
+    table = pd.read_csv(search.folder / "trials.csv")
+    assert [*table["number"]] == [0, 1]
+    assert [*table["lr"]] == [1e-3, 0.01]
+    assert [*table["score"]] == [0.2, 0.4]
+    assert "config" not in table
+
+
+@pytest.mark.parametrize("has_baseline", [False, True])
+def test_report_of_sampled_trials_shows_what_their_parameters_did(
+    search: Search, has_baseline: bool
+) -> None:
+    if has_baseline:
+        search.tell(baseline=True, score=0.3)
+    for number in range(8):
+        architecture = ("two_heads", "two_models")[number % 2]
+        search.tell(architecture=architecture, lr=10 ** (-3 + number / 8), score=number / 10)
+    assert search.write()[-2:] == ["report/parameters.html", "report/importance.html"]
+    importance = (search.folder / "report/importance.html").read_text()
+    bars = importance[importance.rindex("Plotly.newPlot") :]
+    assert '"lr"' in bars
+    assert '"architecture"' in bars
+
+
+def test_report_of_trials_that_are_all_equal_is_written(search: Search) -> None:
+    for _ in range(6):
+        search.tell(score=0.5)
+    assert "report/parameters.html" in search.write()
+
+
+def test_report_of_several_objectives_is_written(tmp_path: Path) -> None:
+    search = Search(tmp_path, ("seen_sub", "unseen_sub"))
+    for number in range(6):
+        search.tell(seen_sub=number / 6, unseen_sub=1 - number / 6)
+    assert search.write() == ["trials.csv", "report/history.png", "report/tradeoff.png"]
+
+
+def test_report_leaves_no_warning(search: Search) -> None:
+    search.tell(score=0.4)
+    search.tell("PRUNED", score=0.1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        search.write()
+
+
+# --- The command ---------------------------------------------------------------------------------
+
+
+def test_command_prints_tables_and_names_its_files(
+    search: Search, capsys: pytest.CaptureFixture[str]
+) -> None:
+    search.tell(score=0.4)
+    arguments = ["--name", search.folder.name, "--storage", str(search.folder.parent)]
+    assert report.main(arguments) == 0
+    out = capsys.readouterr().out
+    assert "Best: trial 00000, score 0.400" in out
+    for name in ("trials.csv", "report/history.png", "report/tradeoff.png"):
+        assert f"wrote {search.folder / name}\n" in out
+
+
+def test_command_for_a_search_that_is_not_there_exits_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert report.main(["--name", "other", "--storage", str(tmp_path)]) == 2
+    captured = capsys.readouterr()
+    assert captured.err == f"error: {tmp_path / 'other'}: no search of that name\n"
+    assert captured.out == ""
+
+
+def test_command_for_a_damaged_search_exits_2_and_writes_nothing(
+    search: Search, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (search.folder / "search.json").write_text("{")
+    before = sorted(search.folder.iterdir())
+    arguments = ["--name", search.folder.name, "--storage", str(search.folder.parent)]
+    assert report.main(arguments) == 2
+    assert "search.json is damaged" in capsys.readouterr().err
+    assert sorted(search.folder.iterdir()) == before

@@ -1,0 +1,626 @@
+"""Searches as people run them: real commands, real Ray, real signals, and what is left behind."""
+
+import contextlib
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from PIL import Image
+
+from results.load import load_record, trials_frame
+from results.model import OUTPUTS
+from trainable.config import TrialConfig
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+DEADLINE_S = 240.0
+"""For a command that takes half a minute on an idle machine."""
+
+SPACE = '''"""Does a tiny search run?"""
+NUM_TRIALS = 4
+EPOCHS = 2
+COMMON = {"fine_tune": "frozen", "image_size": 32, "feature_views": 1, "novel_images": 16}
+BASELINES = [{**COMMON, "architecture": "two_models", "lr": 1e-2}]
+
+def space(trial):
+    architecture = trial.suggest_categorical("architecture", ["two_heads", "two_models"])
+    return {**COMMON, "architecture": architecture,
+            "lr": trial.suggest_float("lr", 1e-3, 1e-1, log=True)}
+'''
+
+
+@dataclass(frozen=True)
+class Done:
+    """A command that has ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def last_line(self) -> str:
+        return self.out.rstrip().rpartition("\n")[2]
+
+
+class Command:
+    """A command of this project, running in a folder."""
+
+    def __init__(self, folder: Path, *arguments: str, **environment: str) -> None:
+        self._files = [folder / f".{name}-{time.monotonic_ns()}" for name in ("out", "err")]
+        with self._files[0].open("w") as out, self._files[1].open("w") as err:
+            self.process = subprocess.Popen(
+                [sys.executable, *arguments],
+                cwd=folder,
+                stdout=out,
+                stderr=err,
+                env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+                start_new_session=True,
+            )
+
+    def wait_for(self, event: Callable[[], object]) -> None:
+        """Return as soon as `event` is true.
+
+        Raises:
+            AssertionError: The command ended before, or the deadline passed.
+        """
+        end_s = time.monotonic() + DEADLINE_S
+        while not event():
+            assert self.process.poll() is None, self.done()
+            assert time.monotonic() < end_s, self.done()
+            time.sleep(0.02)
+
+    def ended(self, within_s: float = DEADLINE_S) -> Done:
+        """Wait for the end."""
+        self.process.wait(within_s)
+        return self.done()
+
+    def done(self) -> Done:
+        out, err = (file.read_text() for file in self._files)
+        return Done(self.process.poll() or 0, out, err)
+
+    def clean_up(self) -> None:
+        """Kill what it left: it was started as a group of its own."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+def run(folder: Path, *arguments: str, **environment: str) -> Done:
+    """Run a command to its end."""
+    command = Command(folder, *arguments, **environment)
+    try:
+        return command.ended()
+    finally:
+        command.clean_up()
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def arguments(data: Path, cache: Path) -> list[str]:
+    """What every new search is given."""
+    pool = data / "novel_images"
+    return [
+        "-m", "search.run", "--space", "tiny.py", "--data", str(data), "--novel", str(pool),
+        "--cache", str(cache),
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where a search is started: `runs/` and `mlflow.db` come to lie in it."""
+    (tmp_path / "tiny.py").write_text(SPACE)
+    return tmp_path
+
+
+@pytest.fixture
+def start(folder: Path) -> Iterator[Callable[..., Command]]:
+    """Start commands that are killed at the end of the test, whatever happens."""
+    started: list[Command] = []
+
+    def start(*arguments: str) -> Command:
+        started.append(Command(folder, *arguments))
+        return started[-1]
+
+    yield start
+    for command in started:
+        command.clean_up()
+
+
+# --- What MLflow and the study hold --------------------------------------------------------------
+
+
+def client_of(folder: Path) -> MlflowClient:
+    return MlflowClient(tracking_uri=f"sqlite:///{folder / 'mlflow.db'}")
+
+
+def runs_of(folder: Path, level: str) -> list[Run]:
+    """Return the runs of a level, by trial number."""
+    client = client_of(folder)
+    experiment = client.get_experiment_by_name("noveltune")
+    assert experiment is not None
+    found = client.search_runs([experiment.experiment_id], f"tags.level = '{level}'")
+    return sorted(found, key=lambda each: int(each.data.tags.get("trial", 0)))
+
+
+def trials_of(folder: Path, name: str) -> pd.DataFrame:
+    run_folder = folder / "runs" / name
+    return trials_frame(run_folder, load_record(run_folder))
+
+
+def steps_of(folder: Path, child: Run, metric: str) -> list[int]:
+    history = client_of(folder).get_metric_history(child.info.run_id, metric)
+    return [each.step for each in history]
+
+
+def assert_mlflow_mirrors_the_study(folder: Path, name: str, num_trials: int) -> None:
+    """Check one ended run for each trial, with each of its epochs once."""
+    trials = trials_of(folder, name)
+    assert [*trials["number"]] == [*range(num_trials)]
+    assert {*trials["state"]} <= {"COMPLETE", "PRUNED"}
+    (parent,) = runs_of(folder, "parent")
+    assert parent.info.status == "FINISHED"
+    children = runs_of(folder, "trial")
+    assert [child.data.tags["trial"] for child in children] == [*map(str, range(num_trials))]
+    for child, (_, trial) in zip(children, trials.iterrows(), strict=True):
+        assert child.info.status == "FINISHED"
+        assert child.data.tags["state"] == trial["state"]
+        assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        expected = [*range(1, trial["epochs_trained"] + 1)]
+        assert steps_of(folder, child, "score") == expected
+        assert steps_of(folder, child, "train_loss") == expected
+        if trial["state"] == "COMPLETE":
+            assert trial["epochs_trained"] == trial["epochs"]
+
+
+def is_there(folder: Path, pattern: str, count: int = 1) -> Callable[[], bool]:
+    """Return a function that says whether so many files match by now."""
+    return lambda: len([*folder.glob(pattern)]) >= count
+
+
+# --- A search that nothing disturbs --------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A search that ran to its end."""
+
+    folder: Path
+    done: Done
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        summary: dict[str, Any] = json.loads(self.done.last_line)
+        return summary
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, data: Path, cache: Path) -> Finished:
+    """The search of `SPACE`, its sources given relative to the folder it was started in."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "tiny.py").write_text(SPACE)
+    source = os.path.relpath(data, folder)
+    done = run(
+        folder, "-m", "search.run", "--space", "tiny.py", "--json", "--data", source,
+        "--novel", f"{source}/novel_images", "--cache", os.path.relpath(cache, folder),
+    )  # fmt: skip
+    assert done.code == 0, done
+    return Finished(folder, done)
+
+
+def test_search_ends_with_one_json_object(finished: Finished) -> None:
+    summary = finished.summary
+    assert summary["name"] == "tiny"
+    assert sum(summary["trials"].values()) == 4
+    assert set(summary["trials"]) <= {"COMPLETE", "PRUNED"}
+    best = summary["best_trial"]
+    assert TrialConfig.from_dict(best["config"]).epochs == 2
+    assert 0 <= best["metrics"]["score"] <= 1
+    assert summary["wall_s"] > 0
+    for key in ("run", "trials"):
+        assert (finished.folder / summary["paths"][key]).exists()
+    assert summary["paths"]["tracking_uri"] == f"sqlite:///{finished.folder / 'mlflow.db'}"
+
+
+def test_search_names_its_best_trial(finished: Finished) -> None:
+    trials = trials_of(finished.folder, "tiny")
+    complete = trials[trials["state"] == "COMPLETE"]
+    best = complete.loc[complete["score"].idxmax()]
+    assert finished.summary["best_trial"]["number"] == best["number"]
+    assert finished.summary["best_trial"]["metrics"]["score"] == best["score"]
+
+
+def test_search_says_what_comes_next(finished: Finished) -> None:
+    for line in (
+        "  python -m results.report --name tiny",
+        "  python -m search.refit --name tiny",
+        "  mlflow ui",
+    ):
+        assert line in finished.done.out.splitlines()
+
+
+def test_search_prints_a_line_for_every_trial_and_nothing_of_its_tools(finished: Finished) -> None:
+    lines = re.findall(r"^trial (\d{5})  (?:COMPLETE|PRUNED)", finished.done.out, re.MULTILINE)
+    assert sorted(lines) == ["00000", "00001", "00002", "00003"]
+    assert finished.done.err == ""
+    assert not re.search(r"\bray\b|optuna|\btune\b|warning", finished.done.out, re.IGNORECASE)
+
+
+def test_trials_table_has_a_row_for_every_trial(finished: Finished) -> None:
+    table = pd.read_csv(finished.folder / "runs/tiny/trials.csv")
+    assert [*table["number"]] == [0, 1, 2, 3]
+    assert [*table["baseline"]] == [True, False, False, False]
+    assert {*table["state"]} <= {"COMPLETE", "PRUNED"}
+    assert table.loc[0, "state"] == "COMPLETE"
+    complete = table[table["state"] == "COMPLETE"]
+    assert {*complete["epochs_trained"]} == {2}
+    assert complete["score"].between(0, 1).all()
+
+
+def test_folder_of_a_search_holds_what_a_resume_needs_and_no_more(finished: Finished) -> None:
+    run_folder = finished.folder / "runs/tiny"
+    assert {path.name for path in run_folder.iterdir()} == {
+        "driver.lock", "search.json", "space.py", "study.db", "trials", "trials.csv",
+    }  # fmt: skip
+    assert (run_folder / "space.py").read_text() == SPACE
+    for number in range(4):
+        trial = run_folder / "trials" / f"{number:05d}"
+        assert {path.name for path in trial.iterdir()} == {
+            "model.json", "model.safetensors", "outputs.safetensors",
+        }  # fmt: skip
+
+
+def test_mlflow_holds_every_epoch_of_every_trial_once(finished: Finished) -> None:
+    assert_mlflow_mirrors_the_study(finished.folder, "tiny", 4)
+    for child in runs_of(finished.folder, "trial"):
+        if child.data.tags["state"] == "COMPLETE":
+            assert steps_of(finished.folder, child, "score") == [1, 2]
+
+
+def test_mlflow_runs_of_trials_show_params_tags_and_best_metrics(finished: Finished) -> None:
+    trials = trials_of(finished.folder, "tiny")
+    children = runs_of(finished.folder, "trial")
+    for child, (_, trial) in zip(children, trials.iterrows(), strict=True):
+        tags = child.data.tags
+        assert tags["mlflow.runName"] == f"tiny-{trial['number']:05d}"
+        assert tags["architecture"] == trial["architecture"]
+        assert tags["baseline"] == str(trial["baseline"]).lower()
+        assert (tags["host"], tags["device"]) == (os.uname().nodename, trial["device"])
+        assert re.fullmatch(r"[0-9a-f]{40}|unknown", tags["git_commit"])
+        config = trial["config"].to_dict()
+        assert child.data.params == {k: str(v) for k, v in config.items() if v is not None}
+        for metric in ("score", "seen_sub", "unseen_sub", "auroc_super"):
+            assert child.data.metrics[f"best_{metric}"] == pytest.approx(trial[metric])
+        assert child.data.metrics["best_epoch"] == trial["best_epoch"]
+
+
+def test_mlflow_runs_of_trials_hold_the_best_model(finished: Finished) -> None:
+    client = client_of(finished.folder)
+    for child in runs_of(finished.folder, "trial"):
+        artifacts = {item.path for item in client.list_artifacts(child.info.run_id, "best")}
+        assert artifacts == {
+            "best/model.json", "best/model.safetensors", "best/outputs.safetensors",
+        }  # fmt: skip
+
+
+def test_mlflow_parent_holds_the_question_the_data_and_the_table(finished: Finished) -> None:
+    (parent,) = runs_of(finished.folder, "parent")
+    client = client_of(finished.folder)
+    artifacts = {item.path for item in client.list_artifacts(parent.info.run_id)}
+    assert artifacts == {"search.json", "space.py", "trials.csv"}
+    (given,) = parent.inputs.dataset_inputs
+    assert given.dataset.name == "tiny"
+    assert json.loads(given.dataset.profile) == {"known": 96, "all": 144}
+    assert parent.data.params["num_trials"] == "4"
+    assert parent.data.params["metric"] == "score"
+    assert parent.data.tags["mlflow.runName"] == "tiny"
+
+
+# --- What a search is for ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def registered(finished: Finished) -> str:
+    """The URI of the model that a refit of the best trial registered."""
+    done = run(finished.folder, "-m", "search.refit", "--name", "tiny")
+    assert done.code == 0, done
+    number = finished.summary["best_trial"]["number"]
+    assert f"refit of trial {number:05d}: " in done.out
+    assert (finished.folder / f"runs/tiny/refit/{number:05d}/model.json").exists()
+    assert "registered models:/tiny/1\n" in done.out
+    return "models:/tiny/1"
+
+
+def predicted(finished: Finished, model: str, data: Path) -> pd.DataFrame:
+    """Return the table that `results.predict` writes."""
+    out = finished.folder / "predicted.csv"
+    out.unlink(missing_ok=True)
+    done = run(
+        finished.folder, "-m", "results.predict", "--model", model, "--images", str(data),
+        "--out", str(out),
+    )  # fmt: skip
+    assert done.code == 0, done
+    assert "wrote " in done.out
+    return pd.read_csv(out)
+
+
+def assert_answers(table: pd.DataFrame, data: Path) -> None:
+    """Check a row for every test image, by number, with classes that there are."""
+    assert [*table.columns] == ["image", "superclass_index", "subclass_index"]
+    count = len([*(data / "test_images").iterdir()])
+    assert [*table["image"]] == [f"{number}.png" for number in range(count)]
+    assert table["superclass_index"].between(0, 3).all()
+    assert table["subclass_index"].between(0, 24).all()
+
+
+def test_run_folder_predicts_the_test_images_in_order(finished: Finished, data: Path) -> None:
+    assert_answers(predicted(finished, "runs/tiny", data), data)
+
+
+PYFUNC = """
+import json, sys, mlflow, numpy
+mlflow.set_tracking_uri(sys.argv[1])
+model = mlflow.pyfunc.load_model(sys.argv[2])
+table = model.predict(numpy.load(sys.argv[3]))
+print(json.dumps({name: table[name].tolist() for name in table.columns}))
+"""
+
+
+def test_registered_model_answers_by_command_and_as_pyfunc(
+    finished: Finished, registered: str, data: Path
+) -> None:
+    table = predicted(finished, registered, data)
+    assert_answers(table, data)
+    images = [np.asarray(Image.open(data / "test_images" / name)) for name in table["image"]]
+    np.save(finished.folder / "images.npy", np.stack(images))
+    uri = f"sqlite:///{finished.folder / 'mlflow.db'}"
+    done = run(finished.folder, "-c", PYFUNC, uri, registered, "images.npy", PYTHONPATH="")
+    assert done.code == 0, done
+    answers = json.loads(done.last_line)
+    assert [*answers] == [*OUTPUTS]
+    for column in ("superclass_index", "subclass_index"):
+        assert answers[column] == [*table[column]]
+    names = {*zip(answers["superclass_index"], answers["superclass"], strict=True)}
+    assert len({index for index, _ in names}) == len(names)
+    assert all((index == 3) == (name == "novel") for index, name in names)
+
+
+def test_refit_knows_every_subclass(finished: Finished, registered: str) -> None:
+    number = finished.summary["best_trial"]["number"]
+    info = json.loads((finished.folder / f"runs/tiny/refit/{number:05d}/model.json").read_text())
+    trial = json.loads((finished.folder / f"runs/tiny/trials/{number:05d}/model.json").read_text())
+    assert len(info["subclass_of_output"]) == 24
+    assert len(trial["subclass_of_output"]) < 24
+    assert (info["tau_super"], info["tau_sub"]) == (trial["tau_super"], trial["tau_sub"])
+
+
+def test_report_writes_its_pictures(finished: Finished) -> None:
+    done = run(finished.folder, "-m", "results.report", "--name", "tiny")
+    assert done.code == 0, done
+    for name in ("history.png", "tradeoff.png"):
+        with Image.open(finished.folder / "runs/tiny/report" / name) as image:
+            image.load()
+    assert "Best: trial" in done.out
+
+
+def state_of_mlflow(folder: Path) -> list[dict[str, Any]]:
+    """Return what a resume of a finished search must leave alone."""
+    client = client_of(folder)
+    return [
+        {
+            "trial": child.data.tags["trial"],
+            "status": child.info.status,
+            "end": child.info.end_time,
+            "history": {
+                name: [
+                    (each.step, each.value)
+                    for each in client.get_metric_history(child.info.run_id, name)
+                ]
+                for name in sorted(child.data.metrics)
+            },
+        }
+        for child in runs_of(folder, "trial")
+    ]
+
+
+def test_resume_of_a_finished_search_runs_and_changes_nothing(
+    finished: Finished, tmp_path: Path
+) -> None:
+    run_folder = finished.folder / "runs/tiny"
+    files = {path: path.stat().st_mtime_ns for path in (run_folder / "trials").rglob("*")}
+    before = state_of_mlflow(finished.folder)
+    # From another folder: what was given by relative paths must still be found.
+    storage = str(finished.folder / "runs")
+    done = run(
+        tmp_path, "-m", "search.run", "--resume", "--name", "tiny", "--storage", storage, "--json"
+    )
+    assert done.code == 0, done
+    assert "4 of 4 trials are finished already\n" in done.out
+    summary = json.loads(done.last_line)
+    assert summary["trials"] == finished.summary["trials"]
+    assert summary["best_trial"] == finished.summary["best_trial"]
+    now = {path: path.stat().st_mtime_ns for path in (run_folder / "trials").rglob("*")}
+    assert now == files
+    assert not (tmp_path / "mlflow.db").exists()
+    assert len(runs_of(finished.folder, "parent")) == 1
+    assert state_of_mlflow(finished.folder) == before
+
+
+# --- Searches that are disturbed -----------------------------------------------------------------
+
+LONGER = ["--trials", "8", "--epochs", "6"]
+
+
+def test_interrupted_search_ends_with_the_command_that_finishes_it(
+    folder: Path, arguments: list[str], start: Callable[..., Command]
+) -> None:
+    search = start(*arguments, *LONGER)
+    search.wait_for(is_there(folder, "runs/tiny/trials/*/checkpoint_*.pt"))
+    search.process.send_signal(signal.SIGINT)
+    done = search.ended(within_s=20)
+    assert done.code == 130, done
+    assert done.last_line == "python -m search.run --resume --name tiny"
+    assert "Traceback" not in done.err
+    statuses = [
+        each.info.status for level in ("parent", "trial") for each in runs_of(folder, level)
+    ]
+    assert "RUNNING" not in statuses
+    assert statuses[0] == "KILLED"
+
+    resume = shlex.split(done.last_line)
+    assert resume.pop(0) == "python"
+    done = run(folder, *resume)
+    assert done.code == 0, done
+    assert_mlflow_mirrors_the_study(folder, "tiny", 8)
+    assert {*trials_of(folder, "tiny")["epochs"]} == {6}
+    assert not (folder / "runs/tiny/.tune").exists()
+
+
+def test_second_interrupt_stops_at_once_and_the_search_can_be_resumed(
+    folder: Path, arguments: list[str], start: Callable[..., Command]
+) -> None:
+    search = start(*arguments, *LONGER)
+    search.wait_for(is_there(folder, "runs/tiny/trials/*/checkpoint_*.pt"))
+    search.process.send_signal(signal.SIGINT)
+    time.sleep(0.1)  # two signals that arrive together are one
+    search.process.send_signal(signal.SIGINT)
+    done = search.ended(within_s=3)
+    assert done.code == 130, done
+    assert done.last_line == "python -m search.run --resume --name tiny"
+    done = run(folder, *shlex.split(done.last_line)[1:])
+    assert done.code == 0, done
+    assert_mlflow_mirrors_the_study(folder, "tiny", 8)
+
+
+def test_resume_takes_more_trials_and_a_space_with_a_new_choice_and_a_wider_range(
+    folder: Path, arguments: list[str]
+) -> None:
+    assert run(folder, *arguments, "--trials", "3").code == 0
+    before = pd.read_csv(folder / "runs/tiny/trials.csv")
+    wider = SPACE.replace("1e-3, 1e-1", "1e-4, 1.0").replace(
+        '"lr": trial',
+        '"head": trial.suggest_categorical("head", ["linear", "cosine"]), "lr": trial',
+    )
+    wider = wider.replace('["two_heads", "two_models"])', '["two_models"])')
+    (folder / "wider.py").write_text(wider)
+    done = run(
+        folder, "-m", "search.run", "--resume", "--name", "tiny", "--space", "wider.py",
+        "--trials", "6", "--epochs", "3", "--concurrency", "1", "--json",
+    )  # fmt: skip
+    assert done.code == 0, done
+    assert sum(json.loads(done.last_line)["trials"].values()) == 6
+    after = pd.read_csv(folder / "runs/tiny/trials.csv")
+    same = ["number", "state", "architecture", "lr", "epochs", "score"]
+    pd.testing.assert_frame_equal(after[same][:3], before[same])
+    assert {*after["epochs"][3:]} == {3}
+    assert {*after["architecture"][3:]} == {"two_models"}
+
+
+def test_interrupted_search_with_json_ends_its_output_with_the_object(
+    folder: Path, arguments: list[str], start: Callable[..., Command]
+) -> None:
+    search = start(*arguments, *LONGER, "--json", "--quiet")
+    search.wait_for(is_there(folder, "runs/tiny/trials/*/checkpoint_*.pt"))
+    os.killpg(search.process.pid, signal.SIGINT)  # as a terminal does: to the whole group
+    done = search.ended(within_s=20)
+    assert done.code == 130, done
+    (line,) = done.out.splitlines()
+    assert json.loads(line)["name"] == "tiny"
+    assert done.err.splitlines()[-1] == "python -m search.run --resume --name tiny"
+
+
+def test_killed_search_is_resumed_without_a_trial_or_an_epoch_lost_or_doubled(
+    folder: Path, arguments: list[str], start: Callable[..., Command]
+) -> None:
+    search = start(*arguments, *LONGER)
+    # With more trials than run at once, one has finished by then.
+    search.wait_for(is_there(folder, "runs/tiny/trials/*/outputs.safetensors", count=4))
+    search.process.kill()
+    search.ended()
+    before = trials_of(folder, "tiny").set_index("number")
+    assert {"COMPLETE", "RUNNING"} <= {*before["state"]}
+    (parent,) = runs_of(folder, "parent")
+    assert parent.info.status == "RUNNING"
+
+    done = run(folder, "-m", "search.run", "--resume", "--name", "tiny")
+    assert done.code == 0, done
+    assert_mlflow_mirrors_the_study(folder, "tiny", 8)
+    (again,) = runs_of(folder, "parent")
+    assert again.info.run_id == parent.info.run_id
+    after = trials_of(folder, "tiny").set_index("number")
+    assert [*after.loc[before.index, "config"]] == [*before["config"]]
+    ended = before.index[before["state"] == "COMPLETE"]
+    assert [*after.loc[ended, "score"]] == [*before.loc[ended, "score"]]
+
+
+def test_second_driver_of_a_search_is_refused(
+    folder: Path, arguments: list[str], start: Callable[..., Command]
+) -> None:
+    first = start(*arguments, "--trials", "200")
+    record = folder / "runs/tiny/search.json"
+    first.wait_for(record.exists)
+    before = record.read_bytes()
+    second = start("-m", "search.run", "--resume", "--name", "tiny").ended()
+    assert first.process.poll() is None, first.done()
+    assert second.code == 2
+    assert second.err == "error: runs/tiny: another driver is running this search\n"
+    assert record.read_bytes() == before
+
+
+def test_terminated_search_ends_as_an_interrupted_one(
+    folder: Path, arguments: list[str], start: Callable[..., Command]
+) -> None:
+    search = start(*arguments, *LONGER)
+    search.wait_for(is_there(folder, "runs/tiny/trials/*/checkpoint_*.pt"))
+    search.process.terminate()  # SIGTERM, as a batch system sends it
+    done = search.ended(within_s=20)
+    assert done.code == 130, done
+    assert done.last_line == "python -m search.run --resume --name tiny"
+    assert (folder / "runs/tiny/trials.csv").exists()
+    (parent,) = runs_of(folder, "parent")
+    assert parent.info.status == "KILLED"
+
+
+def test_search_without_a_trial_that_succeeds_exits_1_and_says_why(
+    folder: Path, arguments: list[str]
+) -> None:
+    (folder / "runs/tiny").mkdir(parents=True)
+    (folder / "runs/tiny/trials").write_text("where the trials' folders should be")
+    done = run(folder, *arguments, "--name", "tiny", "--trials", "2", "--json")
+    assert done.code == 1, done
+    summary = json.loads(done.last_line)
+    assert (summary["trials"], summary["best_trial"]) == ({"FAIL": 2}, None)
+    assert "No trial has finished, so there is no result.\n" in done.out
+    assert re.search(r"^1 failed: \w+Error: .*trials", done.out, re.MULTILINE)
+    assert [child.info.status for child in runs_of(folder, "trial")] == ["FAILED", "FAILED"]
+
+
+def test_tracking_uri_is_used_by_every_command(folder: Path, arguments: list[str]) -> None:
+    uri = f"sqlite:///{folder / 'elsewhere.db'}"
+    done = run(folder, *arguments, "--trials", "1", "--tracking-uri", uri)
+    assert done.code == 0, done
+    assert f"  mlflow ui --backend-store-uri {uri}" in done.out.splitlines()
+    assert not (folder / "mlflow.db").exists()
+    done = run(folder, "-m", "search.refit", "--name", "tiny")
+    assert done.code == 0, done
+    assert len(mlflow.MlflowClient(tracking_uri=uri).search_registered_models()) == 1
+    assert not (folder / "mlflow.db").exists()

@@ -1,0 +1,67 @@
+"""Imports point one way, so that training needs no search and a space file needs neither."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("search", "trainable", "results", "spaces")
+
+
+def imports_of(file: Path) -> set[str]:
+    """Return the top-level packages that a file imports, at its top or inside functions."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: import by the full name"
+            assert node.module
+            found.add(node.module.partition(".")[0])
+    return found
+
+
+def imports_by_file(package: str) -> dict[str, set[str]]:
+    return {
+        str(file.relative_to(ROOT)): imports_of(file) for file in (ROOT / package).rglob("*.py")
+    }
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_package_has_files_and_uses_others(package: str) -> None:
+    assert any(imports_by_file(package).values())
+
+
+@pytest.mark.parametrize(
+    ("package", "others"),
+    [
+        ("search", {"trainable", "results"}),
+        ("results", {"trainable"}),
+        ("trainable", set()),
+        ("spaces", {"trainable"}),
+    ],
+)
+def test_imports_point_one_way(package: str, others: set[str]) -> None:
+    allowed = others | {package}
+    for file, imports in imports_by_file(package).items():
+        assert imports & {*PACKAGES, "tests"} <= allowed, file
+
+
+def test_training_knows_nothing_of_search_tools() -> None:
+    for file, imports in imports_by_file("trainable").items():
+        assert imports.isdisjoint({"ray", "optuna", "mlflow"}), file
+
+
+def test_only_search_imports_ray() -> None:
+    importing = [
+        file for package in PACKAGES for file, i in imports_by_file(package).items() if "ray" in i
+    ]
+    assert importing
+    assert all(file.startswith("search/") for file in importing)
+
+
+def test_space_files_import_only_optuna_and_trainable() -> None:
+    for file, imports in imports_by_file("spaces").items():
+        assert imports <= {"optuna", "trainable"} | sys.stdlib_module_names, file

@@ -1,0 +1,304 @@
+"""A mistake in what was asked is one line on standard error, exit code 2, and nothing is left."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from search.run import main
+
+SPACE = '''"""Is it a plan?"""
+NUM_TRIALS = 3
+EPOCHS = 2
+BASELINES = [{"fine_tune": "frozen", "image_size": 32, "lr": 1e-2}]
+
+def space(trial):
+    return {"fine_tune": "frozen", "image_size": 32,
+            "lr": trial.suggest_float("lr", 1e-3, 1e-1, log=True)}
+'''
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The working folder of the command: afterwards the space file is still all it holds."""
+    (tmp_path / "asked.py").write_text(SPACE)
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    assert not (tmp_path / "mlflow.db").exists()
+    assert not (tmp_path / "mlruns").exists()
+
+
+def mistake(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Run the command, which must refuse; return its one line without `error: `."""
+    assert main([*arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    (line,) = captured.err.splitlines()
+    assert line.startswith("error: ")
+    return line.removeprefix("error: ")
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+# --- Arguments alone -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--space FILE is needed (or --resume --name NAME to go on with a search)"),
+        (["--resume"], "--resume needs --name NAME"),
+        (["--space", "asked.py", "--trials", "0"], "--trials must be 1 or more, but got 0"),
+        (["--space", "asked.py", "--trials", "-3"], "--trials must be 1 or more, but got -3"),
+        (
+            ["--space", "asked.py", "--concurrency", "0"],
+            "--concurrency must be 1 or more, but got 0",
+        ),
+        (["--space", "asked.py", "--epochs", "-1"], "--epochs must be 0 or more, but got -1"),
+        (["--space", "asked.py", "--seed", "-1"], "--seed must be 0 or more, but got -1"),
+        (
+            ["--space", "asked.py", "--set", "alhpa=1"],
+            "--set alhpa=1: unknown key 'alhpa' (did you mean 'alpha'?)",
+        ),
+        (["--space", "asked.py", "--set", "alpha"], "--set takes KEY=VALUE, but got 'alpha'"),
+    ],
+)
+def test_argument_that_cannot_be_meant_is_refused(
+    capsys: pytest.CaptureFixture[str], folder: Path, arguments: list[str], message: str
+) -> None:
+    assert mistake(capsys, *arguments) == message
+    assert [*files_in(folder)] == ["asked.py"]
+
+
+@pytest.mark.parametrize("budget", ["90", "1h30m", "-5m", "soon", "", "m", "5 m", "1e3s", "nans"])
+def test_bad_time_budget_is_refused(capsys: pytest.CaptureFixture[str], budget: str) -> None:
+    message = mistake(capsys, "--space", "asked.py", f"--time-budget={budget}")
+    assert message == f"--time-budget must be like 90m, 2h or 300s, but got {budget!r}"
+
+
+@pytest.mark.parametrize("share", ["-1", "many", "nan", "inf", "", "1/4", "1.5"])
+def test_bad_share_of_a_gpu_is_refused(capsys: pytest.CaptureFixture[str], share: str) -> None:
+    message = mistake(capsys, "--space", "asked.py", f"--gpus-per-trial={share}")
+    assert message == (
+        f"--gpus-per-trial must be auto, a fraction of 0 to 1 or a whole number, but got {share!r}"
+    )
+
+
+@pytest.mark.parametrize("name", ["a/b", "/abs", "../up", ".hidden", "", "a b", "a\n", "~"])
+def test_name_that_is_no_folder_name_is_refused(
+    capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    message = mistake(capsys, "--space", "asked.py", "--name", name)
+    assert message == f"--name may have letters, digits, '.', '_' and '-', but got {name!r}"
+
+
+def test_mistakes_in_arguments_do_not_wait_for_ray_and_mlflow(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("ray", "mlflow", "search.driver"):
+        monkeypatch.setitem(sys.modules, module, None)  # importing it raises
+    assert "--trials must be 1" in mistake(capsys, "--space", "asked.py", "--trials", "0")
+
+
+def test_unknown_argument_exits_2(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as raised:
+        main(["--space", "asked.py", "--trails", "3"])
+    assert raised.value.code == 2
+    assert "--trails" in capsys.readouterr().err
+
+
+# --- What the arguments name ---------------------------------------------------------------------
+
+
+def test_space_file_that_is_not_there_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    message = mistake(capsys, "--space", "other.py")
+    assert message == "--space other.py: cannot be read (No such file or directory)"
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("alpha=-1", "asked.py: BASELINES[0]: `0 <= alpha <= 1000` must hold, but got -1.0"),
+        ("alpha=big", "asked.py: BASELINES[0]: `alpha` must be float, but got 'big'"),
+    ],
+)
+def test_set_to_a_bad_value_is_refused(
+    capsys: pytest.CaptureFixture[str], setting: str, message: str
+) -> None:
+    assert mistake(capsys, "--space", "asked.py", "--set", setting) == message
+
+
+def test_unknown_metric_is_refused_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    message = mistake(capsys, "--space", "asked.py", "--metric", "seen_sub,unseen_sup")
+    assert message == "asked.py: unknown METRIC 'unseen_sup' (did you mean 'unseen_super'?)"
+
+
+def test_data_that_are_missing_are_named_and_nothing_is_left(
+    capsys: pytest.CaptureFixture[str], folder: Path, data: Path, cache: Path
+) -> None:
+    where = ["--novel", str(data / "novel_images"), "--cache", str(cache)]
+    message = mistake(capsys, "--space", "asked.py", "--data", "nowhere", *where)
+    assert str(folder / "nowhere") in message
+    assert [*files_in(folder)] == ["asked.py"]
+
+
+def test_novel_pool_that_is_missing_is_named_and_nothing_is_left(
+    capsys: pytest.CaptureFixture[str], folder: Path, data: Path, cache: Path
+) -> None:
+    where = ["--data", str(data), "--cache", str(cache)]
+    message = mistake(capsys, "--space", "asked.py", "--novel", "nowhere.zip", *where)
+    assert str(folder / "nowhere.zip") in message
+    assert [*files_in(folder)] == ["asked.py"]
+
+
+# --- Searches that are there, or not -------------------------------------------------------------
+
+
+def kept_search(folder: Path, name: str, **changes: object) -> Path:
+    """Write the record of an earlier search, as `search.json` holds it; return its folder."""
+    record = {
+        "id": "0123", "name": name, "num_trials": 3, "epochs": None, "metrics": ["score"],
+        "fixed": {}, "seed": 0, "data": str(folder / "nowhere"), "novel": "synthetic",
+        "data_fingerprint": "abc", "weights": None, "cache": str(folder / "cache"), "study": None,
+        "study_name": name, "tracking_uri": "sqlite:///mlflow.db", "version": "0.1.0",
+        "space_file": "space.py",
+    }  # fmt: skip
+    kept = folder / "runs" / name
+    kept.mkdir(parents=True)
+    (kept / "search.json").write_text(json.dumps(record | changes))
+    (kept / "space.py").write_text(SPACE)
+    return kept
+
+
+def test_resume_of_an_unknown_name_names_the_known_ones(
+    capsys: pytest.CaptureFixture[str], folder: Path
+) -> None:
+    for name in ("second", "first"):
+        kept_search(folder, name)
+    message = mistake(capsys, "--resume", "--name", "third")
+    assert message == "runs/third: no search of that name; there are: first, second"
+    assert not (folder / "runs/third").exists()
+
+
+def test_resume_where_there_is_no_search_at_all_is_refused(
+    capsys: pytest.CaptureFixture[str], folder: Path
+) -> None:
+    assert mistake(capsys, "--resume", "--name", "third") == "runs/third: no search of that name"
+    assert not (folder / "runs").exists()
+
+
+def test_existing_name_without_resume_is_refused_and_left_as_it_is(
+    capsys: pytest.CaptureFixture[str], folder: Path
+) -> None:
+    kept_search(folder, "first")
+    before = files_in(folder)
+    message = mistake(capsys, "--space", "asked.py", "--name", "first")
+    assert message == (
+        "runs/first holds a search already: add --resume to go on with it, or pass another --name"
+    )
+    assert files_in(folder) == before
+
+
+@pytest.mark.parametrize("damage", ["", "{", "null", '{"id": "0123"}'])
+@pytest.mark.parametrize("is_resume", [True, False])
+def test_damaged_record_is_named_and_nothing_is_overwritten(
+    capsys: pytest.CaptureFixture[str], folder: Path, damage: str, is_resume: bool
+) -> None:
+    kept = kept_search(folder, "first")
+    (kept / "search.json").write_text(damage)
+    before = files_in(folder)
+    new = ["--resume"] if is_resume else ["--space", "asked.py"]
+    message = mistake(capsys, *new, "--name", "first")
+    if is_resume:
+        assert message.startswith("runs/first/search.json is damaged (")
+        assert message.endswith("nothing was changed. Restore it, or start a new search")
+    else:
+        assert message.startswith("runs/first holds a search already")
+    assert files_in(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "start"),
+    [
+        (["--metric", "ce_sub"], "--metric was score, now it is ce_sub"),
+        (["--seed", "1"], "--seed was 0, now it is 1"),
+        (["--set", "val_fraction=0.2"], "--set val_fraction was not set, now it is 0.2"),
+        (["--set", "seed=5"], "--set seed was not set, now it is 5"),
+    ],
+)
+def test_resume_with_a_change_that_makes_trials_incomparable_is_refused(
+    capsys: pytest.CaptureFixture[str], folder: Path, arguments: list[str], start: str
+) -> None:
+    kept_search(folder, "first")
+    before = files_in(folder)
+    message = mistake(capsys, "--resume", "--name", "first", *arguments)
+    assert message == (
+        f"{start}: the finished trials would not be comparable. "
+        "Resume without the change, or start a new search"
+    )
+    assert files_in(folder) == before
+
+
+def test_resume_on_other_data_is_refused(
+    capsys: pytest.CaptureFixture[str], folder: Path, data: Path, cache: Path
+) -> None:
+    kept_search(folder, "first")
+    before = files_in(folder)
+    sources = ["--data", str(data), "--novel", str(data / "novel_images"), "--cache", str(cache)]
+    assert main(["--resume", "--name", "first", *sources]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: the data's fingerprint was abc, now it is ")
+    assert files_in(folder) == before
+
+
+# --- The plan ------------------------------------------------------------------------------------
+
+
+def test_dry_run_prints_the_plan_and_leaves_no_folder(
+    capsys: pytest.CaptureFixture[str], folder: Path, data: Path, cache: Path
+) -> None:
+    sources = ["--data", str(data), "--novel", str(data / "novel_images"), "--cache", str(cache)]
+    assert main(["--space", "asked.py", *sources, "--dry-run", "--set", "batch_size=16"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    lines = captured.out.splitlines()
+    assert "asked: Is it a plan?" in lines
+    assert "3 trials by score" in lines
+    assert any(line.startswith("baseline 0: two_heads, frozen linear 32 px") for line in lines)
+    assert "lr: 0.001 to 0.1, log scale" in lines
+    assert "batch_size: fixed to 16" in lines
+    assert any("96 images in 3 superclasses and 24 subclasses; 48 borrowed" in s for s in lines)
+    assert [*files_in(folder)] == ["asked.py"]
+    assert not (folder / "runs").exists()
+
+
+def test_dry_run_finds_a_backbone_that_there_is_not(
+    capsys: pytest.CaptureFixture[str], folder: Path, data: Path, cache: Path
+) -> None:
+    sources = ["--data", str(data), "--novel", str(data / "novel_images"), "--cache", str(cache)]
+    assert main(["--space", "asked.py", *sources, "--dry-run", "--set", "backbone=resnet51"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert "resnet51" in line
+
+
+def test_dry_run_finds_more_stages_than_there_are(
+    capsys: pytest.CaptureFixture[str], folder: Path, data: Path, cache: Path
+) -> None:
+    sources = ["--data", str(data), "--novel", str(data / "novel_images"), "--cache", str(cache)]
+    assert main(["--space", "asked.py", *sources, "--dry-run", "--set", "fine_tune=last_99"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "last_99" in line

@@ -1,0 +1,522 @@
+"""MLflow shows every trial and every epoch once, whatever happens to its server or to ours."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mlflow import MlflowClient
+from mlflow.entities import Param, Run
+
+from search import tracking
+from search.study import Trial
+from search.tracking import EXPERIMENT, SearchInfo, Tracker, TrackingError
+from trainable.config import TrialConfig
+from trainable.data import Data
+
+ROOT = Path(__file__).parents[2]
+DEADLINE_S = 180.0
+
+DATA = Data(
+    images=torch.zeros(3, 2, 2, 3, dtype=torch.uint8),
+    superclass=torch.tensor([0, 0, 1]),
+    subclass=torch.tensor([0, 1, 2]),
+    borrowed_class=torch.full((3,), -1),
+    superclasses=("bird",),
+    subclasses=("robin", "wren"),
+    borrowed_classes=(),
+    super_of_sub=(0, 0),
+    fingerprint="0" * 64,
+    source="birds.zip",
+    novel_source="pool.zip",
+)
+
+
+def epochs(count: int) -> tuple[dict[str, float], ...]:
+    return tuple(
+        {"epoch": n, "score": n / 10, "train_loss": 1 / n, "score_calibration": n / 10}
+        for n in range(1, count + 1)
+    )
+
+
+def trial(number: int = 0, num_epochs: int = 0, **changes: Any) -> Trial:
+    """Return a running trial; `metrics` makes it a finished one."""
+    values = {"host": "node", "device": "cpu"} | changes
+    return Trial(
+        number=number,
+        config=TrialConfig(alpha=0.5, epochs=3),
+        state=values.pop("state", "RUNNING"),
+        is_baseline=number == 0,
+        epochs=epochs(num_epochs),
+        **values,
+    )
+
+
+def complete(number: int = 0) -> Trial:
+    best = {"epoch": 3, "score": 0.3, "seen_sub": 0.25, "tau_super": 0.5, "not shown": 1.0}
+    return trial(number, 3, state="COMPLETE", metrics=best)
+
+
+def wait_until(event: Callable[[], object], within_s: float = DEADLINE_S) -> None:
+    end_s = time.monotonic() + within_s
+    while not event():
+        assert time.monotonic() < end_s
+        time.sleep(0.05)
+
+
+class Notes(list[str]):
+    """Lines that a tracker had for a person."""
+
+    def __call__(self, line: str) -> None:
+        self.append(line)
+
+
+def info_of(folder: Path, search_id: str = "0123") -> SearchInfo:
+    return SearchInfo(
+        id=search_id,
+        name="asked",
+        folder=folder,  # type: ignore[arg-type]  (a path on a disk is one of what it takes)
+        params={"num_trials": 4, "seed": 0},
+        tags={"git_commit": "unknown"},
+    )
+
+
+class Shown:
+    """What MLflow shows of one search."""
+
+    def __init__(self, uri: str, search_id: str = "0123") -> None:
+        self.client, self._id = MlflowClient(tracking_uri=uri), search_id
+
+    def runs(self, level: str) -> list[Run]:
+        experiment = self.client.get_experiment_by_name(EXPERIMENT)
+        if experiment is None:
+            return []
+        query = f"tags.search_id = '{self._id}' and tags.level = '{level}'"
+        found = self.client.search_runs([experiment.experiment_id], query)
+        return sorted(found, key=lambda run: int(run.data.tags.get("trial", 0)))
+
+    @property
+    def parent(self) -> Run:
+        (parent,) = self.runs("parent")
+        return parent
+
+    def child(self, number: int = 0) -> Run:
+        (child,) = [run for run in self.runs("trial") if run.data.tags["trial"] == str(number)]
+        return child
+
+    def steps(self, number: int = 0, metric: str = "score") -> list[int]:
+        history = self.client.get_metric_history(self.child(number).info.run_id, metric)
+        return [each.step for each in history]
+
+    def has_steps(self, count: int, number: int = 0) -> Callable[[], bool]:
+        def has() -> bool:
+            numbers = [run.data.tags["trial"] for run in self.runs("trial")]
+            return str(number) in numbers and len(self.steps(number)) >= count
+
+        return has
+
+
+# --- A file --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an MLflow database, shared: the searches in it have ids of their own."""
+    return tmp_path_factory.mktemp("mlflow")
+
+
+@pytest.fixture
+def uri(database: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.chdir(database)  # MLflow puts artifacts beside its database
+    return f"sqlite:///{database / 'mlflow.db'}"
+
+
+@pytest.fixture
+def search_id(request: pytest.FixtureRequest) -> str:
+    """Of this test's search."""
+    return str(request.node.name)
+
+
+@pytest.fixture
+def shown(uri: str, search_id: str) -> Shown:
+    return Shown(uri, search_id)
+
+
+Opener = Callable[[], Tracker]
+
+
+@pytest.fixture
+def opened(uri: str, search_id: str, tmp_path: Path) -> Opener:
+    """Return what starts a tracker of this test's search, as a driver or a resumed one does."""
+
+    def opened() -> Tracker:
+        tracker = Tracker(uri, info_of(tmp_path, search_id), Notes())
+        tracker.start(DATA, [])
+        return tracker
+
+    return opened
+
+
+def test_complete_trial_is_shown_with_its_epochs_and_its_best(
+    opened: Opener, shown: Shown, tmp_path: Path
+) -> None:
+    (tmp_path / "trials/00000").mkdir(parents=True)
+    for name in ("model.json", "model.safetensors", "outputs.safetensors", "checkpoint_1.pt"):
+        (tmp_path / "trials/00000" / name).write_text(name)
+    tracker = opened()
+    for count in range(4):
+        tracker.update(trial(num_epochs=count))
+    tracker.update(complete())
+    assert tracker.close("FINISHED", [])
+    child = shown.child()
+    assert child.info.status == "FINISHED"
+    assert child.data.tags["mlflow.parentRunId"] == shown.parent.info.run_id
+    assert child.data.tags["mlflow.runName"] == "asked-00000"
+    expected = {"state": "COMPLETE", "baseline": "true", "host": "node", "device": "cpu"}
+    expected |= {"architecture": "two_heads", "git_commit": "unknown", "search": "asked"}
+    assert expected.items() <= child.data.tags.items()
+    assert child.data.params["alpha"] == "0.5"
+    assert "tau_sub" not in child.data.params
+    assert (shown.steps(), shown.steps(metric="train_loss")) == ([1, 2, 3], [1, 2, 3])
+    best = {k: v for k, v in child.data.metrics.items() if k.startswith("best_")}
+    assert best == {
+        "best_epoch": 3, "best_score": 0.3, "best_seen_sub": 0.25, "best_tau_super": 0.5,
+    }  # fmt: skip
+    artifacts = shown.client.list_artifacts(child.info.run_id, "best")
+    assert {artifact.path for artifact in artifacts} == {
+        "best/model.json", "best/model.safetensors", "best/outputs.safetensors",
+    }  # fmt: skip
+
+
+def test_parent_shows_params_data_and_files(
+    uri: str, search_id: str, shown: Shown, tmp_path: Path
+) -> None:
+    for name in ("space.py", "trials.csv"):
+        (tmp_path / name).write_text(name)
+    tracker = Tracker(uri, info_of(tmp_path, search_id), Notes())
+    tracker.start(DATA, [tmp_path / "space.py"])  # type: ignore[list-item]
+    assert shown.parent.info.status == "RUNNING"
+    assert tracker.close("FINISHED", [tmp_path / "trials.csv"])  # type: ignore[list-item]
+    parent = shown.parent
+    assert parent.info.status == "FINISHED"
+    assert parent.data.params == {"num_trials": "4", "seed": "0"}
+    (given,) = parent.inputs.dataset_inputs
+    assert given.dataset.name == "birds"
+    artifacts = shown.client.list_artifacts(parent.info.run_id)
+    assert {artifact.path for artifact in artifacts} == {"space.py", "trials.csv"}
+
+
+@pytest.mark.parametrize(
+    ("state", "status"), [("COMPLETE", "FINISHED"), ("PRUNED", "FINISHED"), ("FAIL", "FAILED")]
+)
+def test_state_of_a_trial_is_true_in_mlflow(
+    opened: Opener, shown: Shown, state: str, status: str
+) -> None:
+    tracker = opened()
+    tracker.update(trial(num_epochs=1, state=state, reason="broken" if state == "FAIL" else ""))
+    assert tracker.close("FINISHED", [])
+    child = shown.child()
+    assert (child.info.status, child.data.tags["state"]) == (status, state)
+    assert child.data.tags.get("reason") == ("broken" if state == "FAIL" else None)
+
+
+def test_trials_that_ran_when_a_search_was_killed_are_killed_and_then_go_on(
+    opened: Opener, shown: Shown
+) -> None:
+    tracker = opened()
+    tracker.update(trial(0, 1))
+    tracker.update(complete(1))
+    assert tracker.close("KILLED", [])
+    assert [run.info.status for run in shown.runs("trial")] == ["KILLED", "FINISHED"]
+    assert shown.parent.info.status == "KILLED"
+
+    again = opened()
+    again.update(trial(0, 1))
+    wait_until(lambda: shown.child(0).info.status == "RUNNING")
+    assert shown.parent.info.status == "RUNNING"
+    again.update(complete(0))
+    assert again.close("FINISHED", [])
+    assert shown.steps(0) == [1, 2, 3]
+    assert [run.info.status for run in shown.runs("trial")] == ["FINISHED", "FINISHED"]
+
+
+def test_resumed_search_goes_on_in_the_same_runs(opened: Opener, shown: Shown) -> None:
+    first = opened()
+    first.update(trial(0, 2))
+    assert first.close("KILLED", [])
+    run_ids = shown.parent.info.run_id, shown.child(0).info.run_id
+    second = opened()
+    second.update(complete(0))
+    second.update(complete(1))
+    assert second.close("FINISHED", [])
+    assert (shown.parent.info.run_id, shown.child(0).info.run_id) == run_ids
+    assert len(shown.runs("trial")) == 2
+    assert shown.steps(0) == [1, 2, 3]
+
+
+def test_finished_trial_is_left_alone_by_a_resume(opened: Opener, shown: Shown) -> None:
+    first = opened()
+    first.update(complete())
+    assert first.close("FINISHED", [])
+    before = shown.child()
+    second = opened()
+    second.update(complete())
+    assert second.close("FINISHED", [])
+    assert shown.steps() == [1, 2, 3]
+    assert shown.steps(metric="best_score") == [0]
+    assert shown.child().info.end_time == before.info.end_time
+
+
+def test_searches_of_one_name_do_not_mix(
+    uri: str, search_id: str, shown: Shown, tmp_path: Path
+) -> None:
+    for each in (search_id, f"{search_id}-other"):
+        tracker = Tracker(uri, info_of(tmp_path, each), Notes())
+        tracker.start(DATA, [])
+        tracker.update(complete())
+        assert tracker.close("FINISHED", [])
+    assert len(shown.runs("parent")) == len(shown.runs("trial")) == 1
+
+
+def test_params_of_a_trial_arrive_after_a_crash_between_its_run_and_its_params(
+    opened: Opener, shown: Shown, search_id: str
+) -> None:
+    first = opened()
+    assert first.close("KILLED", [])
+    tags = {"search_id": search_id, "level": "trial", "trial": "0"}
+    shown.client.create_run(shown.parent.info.experiment_id, tags=tags)
+    second = opened()
+    second.update(complete())
+    assert second.close("FINISHED", [])
+    assert shown.child().data.params["alpha"] == "0.5"
+
+
+def test_params_and_data_of_a_search_arrive_after_a_crash_between_its_run_and_them(
+    opened: Opener, shown: Shown, search_id: str, uri: str, tmp_path: Path
+) -> None:
+    other = Tracker(uri, info_of(tmp_path, f"{search_id}-other"), Notes())
+    other.start(DATA, [])  # makes the experiment
+    assert other.close("FINISHED", [])
+    experiment = shown.client.get_experiment_by_name(EXPERIMENT)
+    assert experiment is not None
+    left = shown.client.create_run(
+        experiment.experiment_id, tags={"search_id": search_id, "level": "parent"}
+    )
+    shown.client.log_batch(left.info.run_id, params=[Param("num_trials", "4")])
+    tracker = opened()
+    assert tracker.close("FINISHED", [])
+    assert shown.parent.info.run_id == left.info.run_id
+    assert shown.parent.data.params == {"num_trials": "4", "seed": "0"}
+    assert len(shown.parent.inputs.dataset_inputs) == 1
+
+
+# --- A server ------------------------------------------------------------------------------------
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Server:
+    """An MLflow server that can be stopped and started again on what it kept."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._port = folder, free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def uri(self) -> str:
+        return f"http://127.0.0.1:{self._port}"
+
+    def start(self) -> None:
+        with (self._folder / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [
+                    sys.executable, "-m", "mlflow", "server",
+                    "--backend-store-uri", f"sqlite:///{self._folder / 'server.db'}",
+                    "--artifacts-destination", str(self._folder / "artifacts"),
+                    "--host", "127.0.0.1", "--port", str(self._port), "--workers", "1",
+                ],
+                cwd=self._folder,
+                stdout=log,
+                stderr=log,
+                env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+                start_new_session=True,
+            )  # fmt: skip
+        wait_until(self._is_up)
+
+    def stop(self) -> None:
+        """Kill it with all its processes."""
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+            wait_until(lambda: not self._is_up())
+
+    def _is_up(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.uri}/health", timeout=5) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            assert self._process is None or self._process.poll() is None, self.log()
+            return False
+
+    def log(self) -> str:
+        return (self._folder / "server.log").read_text()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    """A running server."""
+    server = Server(tmp_path)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+
+
+def test_server_that_cannot_be_reached_at_the_start_is_an_error_within_seconds(
+    tmp_path: Path,
+) -> None:
+    uri = f"http://127.0.0.1:{free_port()}"
+    tracker = Tracker(uri, info_of(tmp_path), Notes())
+    start_s = time.monotonic()
+    with pytest.raises(TrackingError) as raised:
+        tracker.start(DATA, [])
+    assert time.monotonic() - start_s < 15
+    message = str(raised.value)
+    assert message.startswith(f"MLflow at {uri} does not answer (")
+    assert message.endswith("): start the server, or pass another --tracking-uri")
+    assert "\n" not in message
+
+
+@pytest.mark.slow
+def test_what_happens_during_an_outage_arrives_after_it(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "RETRY_S", (0.5,))
+    (tmp_path / "trials/00000").mkdir(parents=True)
+    (tmp_path / "trials/00000/model.json").write_text("{}")
+    notes, shown = Notes(), Shown(server.uri)
+    tracker = Tracker(server.uri, info_of(tmp_path), notes)
+    tracker.start(DATA, [])
+    tracker.update(trial(0, 1))
+    wait_until(shown.has_steps(1))
+
+    server.stop()
+    start_s = time.monotonic()
+    tracker.update(trial(0, 2))
+    tracker.update(trial(1, 1))
+    assert time.monotonic() - start_s < 1  # the search does not wait
+    wait_until(lambda: len(notes) > 0)
+    tracker.update(complete(0))
+    tracker.update(trial(2))
+
+    server.start()
+    wait_until(shown.has_steps(3))
+    tracker.update(complete(1))
+    tracker.update(trial(2, 3, state="PRUNED"))
+    assert tracker.close("FINISHED", [], within_s=DEADLINE_S)
+    assert [run.data.tags["trial"] for run in shown.runs("trial")] == ["0", "1", "2"]
+    for number in range(3):
+        assert shown.steps(number) == shown.steps(number, "train_loss") == [1, 2, 3]
+        assert shown.child(number).data.params["alpha"] == "0.5"
+    assert shown.steps(0, "best_score") == [0]
+    assert [run.data.tags["state"] for run in shown.runs("trial")] == [
+        "COMPLETE", "COMPLETE", "PRUNED",
+    ]  # fmt: skip
+    artifacts = shown.client.list_artifacts(shown.child(0).info.run_id, "best")
+    assert [artifact.path for artifact in artifacts] == ["best/model.json"]
+    assert shown.parent.info.status == "FINISHED"
+    assert all("does not answer" in note for note in notes)
+
+
+DRIVER = """
+import sys, time
+from pathlib import Path
+from tests.search.test_tracking import DATA, Notes, Tracker, complete, info_of, trial
+tracker = Tracker(sys.argv[1], info_of(Path(sys.argv[2])), Notes())
+tracker.start(DATA, [])
+tracker.update(trial(0, 1))
+sys.stdin.readline()
+tracker.update(complete(0))
+tracker.update(complete(1))
+start_s = time.monotonic()
+print(tracker.close("KILLED", [], within_s=3), time.monotonic() - start_s)
+"""
+
+
+@pytest.mark.slow
+def test_what_an_outage_kept_back_is_sent_by_the_resume(server: Server, tmp_path: Path) -> None:
+    shown = Shown(server.uri)
+    # In a process of its own, which ends as a driver does: with its tracker.
+    driver = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, server.uri, str(tmp_path)],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        wait_until(shown.has_steps(1))
+        run_ids = shown.parent.info.run_id, shown.child(0).info.run_id
+        server.stop()
+        out, _ = driver.communicate("go on\n", timeout=DEADLINE_S)
+    finally:
+        driver.kill()
+        driver.wait()
+    is_sent, took_s = out.split()
+    assert is_sent == "False"
+    assert 3 <= float(took_s) < 6
+    assert driver.returncode == 0
+
+    server.start()
+    notes = Notes()
+    tracker = Tracker(server.uri, info_of(tmp_path), notes)
+    tracker.start(DATA, [])
+    for number in range(2):
+        tracker.update(complete(number))
+    assert tracker.close("FINISHED", [], within_s=DEADLINE_S)
+    assert (shown.parent.info.run_id, shown.child(0).info.run_id) == run_ids
+    assert len(shown.runs("trial")) == 2
+    for number in range(2):
+        assert shown.steps(number) == [1, 2, 3]
+        assert shown.child(number).info.status == "FINISHED"
+    assert shown.parent.info.status == "FINISHED"
+    assert notes == []
+
+
+@pytest.mark.slow
+def test_newest_state_of_a_trial_is_what_arrives(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "RETRY_S", (0.5,))
+    notes, shown = Notes(), Shown(server.uri)
+    tracker = Tracker(server.uri, info_of(tmp_path), notes)
+    tracker.start(DATA, [])
+    server.stop()
+    tracker.update(trial(0))
+    wait_until(lambda: len(notes) > 0)
+    for count in range(1, 4):
+        tracker.update(trial(0, count))
+    tracker.update(replace(complete(0), host="another node"))
+    server.start()
+    assert tracker.close("FINISHED", [], within_s=DEADLINE_S)
+    child = shown.child(0)
+    assert (child.data.tags["state"], child.data.tags["host"]) == ("COMPLETE", "another node")
+    assert shown.steps() == [1, 2, 3]

@@ -1,0 +1,434 @@
+"""A saved classifier answers as the trial did, anywhere, or says why it cannot."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+from tests.trainable.tiny import tiny_config, write_weights
+from trainable import backbones
+from trainable.classifier import (
+    INFO_FILE,
+    MODEL_FILE,
+    OUTPUTS_FILE,
+    Classifier,
+    Predictions,
+    load_outputs,
+    save_classifier,
+)
+from trainable.config import TrialConfig
+from trainable.data import Data
+from trainable.errors import DataError, WeightsError
+from trainable.metrics import Outputs
+from trainable.models import BranchModel
+from trainable.novelty import acceptance, decide, novelty_score
+from trainable.splits import Pools, make_pools
+from trainable.train import Trainer, train
+
+VARIED = {"novelty_score": "max_logit", "novel_images": 10, "lr": 3e-3, "epochs": 2}
+"""A trial whose answers are not all novel."""
+CONFIG = tiny_config(fine_tune="last_1", **VARIED)
+"""Of the classifier that most tests load."""
+
+
+def silent(*args: object) -> None:
+    pass
+
+
+def decided(outputs: Outputs, config: TrialConfig, info: dict[str, Any]) -> tuple[Any, Any]:
+    """Return the trial's own answers, counted as the heads count."""
+    return decide(
+        outputs.super_logits,
+        outputs.sub_logits,
+        acceptance(outputs.super_logits, config.of("super", "novelty_score")),
+        acceptance(outputs.sub_logits, config.of("sub", "novelty_score")),
+        tau_super=info["tau_super"],
+        tau_sub=info["tau_sub"],
+        couple_novel=config.couple_novel,
+    )
+
+
+def trial_scores(outputs: Outputs, config: TrialConfig, task: Any) -> torch.Tensor:
+    return novelty_score(outputs.of(task)[0], config.of(task, "novelty_score"))
+
+
+@pytest.fixture(scope="module")
+def trial(tiny_data: Data, tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a trained trial; not to be changed."""
+    folder = tmp_path_factory.mktemp("trial")
+    train(CONFIG, tiny_data, silent, folder=folder, weights=tiny_weights, note=silent)
+    return folder
+
+
+@pytest.fixture
+def copied(trial: Path, tmp_path: Path) -> Path:
+    """A copy of the trial's folder, to be damaged."""
+    return Path(shutil.copytree(trial, tmp_path / "trial"))
+
+
+@pytest.fixture
+def no_download(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object) -> None:
+        pytest.fail("pretrained weights were asked for")
+
+    monkeypatch.setattr(backbones, "_downloaded", refuse)
+
+
+def save_by_hand(
+    folder: Path,
+    data: Data,
+    *,
+    config: TrialConfig = CONFIG,
+    change: Callable[[list[BranchModel]], None] = silent,
+    **taus: float,
+) -> Pools:
+    """Save an untrained classifier after `change`; return the pools that it goes with."""
+    pools = make_pools(data, config)
+    num_classes: Any = {"super": len(data.superclasses) + 1, "sub": len(pools.subclasses) + 1}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        branches = [
+            BranchModel.build(branch, num_classes, config.seed, pretrained=False)
+            for branch in config.branches()
+        ]
+    change(branches)
+    metrics = {"tau_super": -1e9, "tau_sub": -1e9} | taus
+    save_classifier(folder, config, data, pools, branches, metrics, self_contained=True)
+    return pools
+
+
+# --- Answers -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"fine_tune": "full"},
+        {"fine_tune": "frozen", "super_novelty_score": "energy"},
+        {"fine_tune": "last_1", "head": "cosine", "couple_novel": True},
+        {"architecture": "two_models", "sub_image_size": 48, "sub_fine_tune": "frozen"},
+    ],
+    ids=["full", "frozen", "last_1", "two_models"],
+)
+@pytest.mark.parametrize("self_contained", [False, True])
+def test_loaded_classifier_answers_as_the_trial_did(
+    tmp_path: Path,
+    tiny_data: Data,
+    tiny_weights: Path,
+    changes: dict[str, Any],
+    self_contained: bool,
+) -> None:
+    config = tiny_config(**(VARIED | changes))
+    result = train(
+        config,
+        tiny_data,
+        silent,
+        folder=tmp_path,
+        cache=tmp_path,
+        weights=tiny_weights,
+        note=silent,
+    )
+    pools = make_pools(tiny_data, config)
+    if self_contained:  # of the last epoch, which need not be the best
+        refit = tmp_path / "refit"
+        save_classifier(
+            refit, config, tiny_data, pools, result.branches, result.metrics, self_contained=True
+        )
+        trainer = Trainer(config, tiny_data, pools, cache=None, weights=tiny_weights, note=silent)
+        trainer.branches[:] = result.branches
+        outputs, classifier = trainer.outputs(), Classifier.load(refit)  # no weights anywhere
+    else:
+        outputs, classifier = load_outputs(tmp_path), Classifier.load(tmp_path, tiny_weights)
+    assert torch.equal(outputs.rows, pools.val)
+    answers = classifier.predict(tiny_data.images[outputs.rows])
+    clear = torch.ones(len(pools.val), dtype=torch.bool)
+    for task, score in (("super", answers.super_score), ("sub", answers.sub_score)):
+        expected = trial_scores(outputs, config, task)
+        torch.testing.assert_close(score, expected, rtol=1e-5, atol=1e-5)
+        clear &= (expected - classifier.info[f"tau_{task}"]).abs() > 1e-5
+    superclass, output = decided(outputs, config, classifier.info)
+    subclass = torch.tensor([*pools.subclasses, len(tiny_data.subclasses)])[output]
+    assert clear.sum() >= len(clear) - 2  # others may fall to either side by rounding
+    assert torch.equal(answers.superclass[clear], superclass[clear])
+    assert torch.equal(answers.subclass[clear], subclass[clear])
+    assert len(superclass.unique()) > 1
+    assert len(subclass.unique()) > 1
+
+
+@pytest.mark.parametrize("fine_tune", ["full", "last_1"])
+def test_no_image_of_the_calibration_lies_on_a_threshold(
+    tmp_path: Path, tiny_data: Data, tiny_weights: Path, fine_tune: str
+) -> None:
+    """Rounding, which differs with the batch and the machine, must not change its answer."""
+    config = tiny_config(**VARIED, fine_tune=fine_tune)
+    train(config, tiny_data, silent, folder=tmp_path, weights=tiny_weights, note=silent)
+    outputs = load_outputs(tmp_path).half(calibration=True)
+    info = json.loads((tmp_path / INFO_FILE).read_text())
+    for task in ("super", "sub"):
+        distance = (trial_scores(outputs, config, task) - info[f"tau_{task}"]).abs().min()
+        assert distance > 1e-5, task
+
+
+def test_thresholds_are_those_of_the_trials_best_epoch(trial: Path, tiny_weights: Path) -> None:
+    info = json.loads((trial / INFO_FILE).read_text())
+    classifier = Classifier.load(trial, tiny_weights)
+    assert classifier.info == info
+    assert info["tau_super"] == info["metrics"]["tau_super"]
+    assert info["tau_sub"] == info["metrics"]["tau_sub"]
+
+
+def test_labels_end_with_novel(trial: Path, tiny_data: Data, tiny_weights: Path) -> None:
+    classifier = Classifier.load(trial, tiny_weights)
+    assert classifier.superclasses == (*tiny_data.superclasses, "novel")
+    assert classifier.subclasses == (*tiny_data.subclasses, "novel")
+    assert classifier.config == CONFIG
+    assert classifier.stored_size == tiny_data.images.shape[1] == 64
+
+
+def test_answers_count_subclasses_as_the_data_does(tmp_path: Path, tiny_data: Data) -> None:
+    """Held-out subclasses have no output, so outputs and indices are not the same numbers."""
+    images = tiny_data.images[:3]
+    pools = make_pools(tiny_data, CONFIG)
+    num_sub = len(tiny_data.subclasses)
+    assert len(pools.subclasses) < num_sub
+    found = []
+    for output in range(len(pools.subclasses) + 1):
+
+        def prefer(models: list[BranchModel], output: int = output) -> None:
+            with torch.no_grad():
+                models[0].heads["sub"].bias[output] = 1e6
+
+        save_by_hand(tmp_path / str(output), tiny_data, change=prefer)
+        (subclass,) = Classifier.load(tmp_path / str(output)).predict(images).subclass.unique()
+        found.append(int(subclass))
+    held_out = set(range(num_sub)) - set(pools.subclasses)
+    assert found == [*pools.subclasses, num_sub]
+    assert held_out.isdisjoint(found)
+    assert held_out
+
+
+@pytest.mark.parametrize("couple_novel", [False, True])
+def test_novel_superclass_makes_the_subclass_novel_only_where_coupled(
+    tmp_path: Path, tiny_data: Data, couple_novel: bool
+) -> None:
+    def never_novel(models: list[BranchModel]) -> None:
+        with torch.no_grad():
+            models[0].heads["super"].bias[-1] = models[0].heads["sub"].bias[-1] = -1e6
+
+    config = tiny_config(**VARIED, couple_novel=couple_novel)
+    save_by_hand(tmp_path, tiny_data, config=config, change=never_novel, tau_super=1e9)
+    answers = Classifier.load(tmp_path).predict(tiny_data.images[:20])
+    assert (answers.superclass == len(tiny_data.superclasses)).all()
+    assert (answers.subclass == len(tiny_data.subclasses)).all() == couple_novel
+    assert (answers.subclass == len(tiny_data.subclasses)).any() == couple_novel
+
+
+def test_score_below_the_threshold_is_novel(tmp_path: Path, tiny_data: Data) -> None:
+    images = tiny_data.images[:20]
+    save_by_hand(tmp_path / "all", tiny_data)
+    free = Classifier.load(tmp_path / "all").predict(images)
+    tau = float(free.super_score.median()) + 1e-9
+    save_by_hand(tmp_path / "half", tiny_data, tau_super=tau)
+    answers = Classifier.load(tmp_path / "half").predict(images)
+    novel = len(tiny_data.superclasses)
+    expected = torch.where(free.super_score >= tau, free.superclass, novel)
+    assert torch.equal(answers.superclass, expected)
+    assert 0 < int((answers.superclass == novel).sum()) < 20
+    assert torch.equal(answers.subclass, free.subclass)
+
+
+@pytest.mark.parametrize("num_images", [1, 30])
+def test_answers_do_not_depend_on_the_batch(
+    trial: Path, tiny_data: Data, tiny_weights: Path, num_images: int
+) -> None:
+    classifier = Classifier.load(trial, tiny_weights)
+    all_at_once = classifier.predict(tiny_data.images[:60])
+    parts = [classifier.predict(images) for images in tiny_data.images[:60].split(num_images)]
+
+    def joined(name: str) -> torch.Tensor:
+        return torch.cat([getattr(part, name) for part in parts])
+
+    for name in Predictions.__dataclass_fields__:
+        torch.testing.assert_close(joined(name), getattr(all_at_once, name), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [20, 64, 100])
+def test_images_of_any_size_are_answered(trial: Path, tiny_weights: Path, size: int) -> None:
+    images = torch.zeros(3, size, size, 3, dtype=torch.uint8)
+    answers = Classifier.load(trial, tiny_weights).predict(images)
+    assert answers.superclass.shape == answers.sub_score.shape == (3,)
+    assert answers.superclass.dtype == answers.subclass.dtype == torch.int64
+    assert answers.super_score.dtype == answers.sub_score.dtype == torch.float64
+
+
+# --- Files -------------------------------------------------------------------------------
+
+
+def test_trial_stores_what_it_trained_and_a_refit_stores_all(
+    trial: Path, tmp_path: Path, tiny_data: Data
+) -> None:
+    stored = safetensors.torch.load_file(trial / MODEL_FILE)
+    assert stored
+    assert not any(".frozen." in key for key in stored)
+    save_by_hand(tmp_path, tiny_data)
+    assert any(".frozen." in key for key in safetensors.torch.load_file(tmp_path / MODEL_FILE))
+
+
+@pytest.mark.usefixtures("no_download")
+def test_self_contained_classifier_needs_no_pretrained_weights(
+    tmp_path: Path, tiny_data: Data
+) -> None:
+    save_by_hand(tmp_path, tiny_data)
+    assert len(Classifier.load(tmp_path).predict(tiny_data.images[:2]).subclass) == 2
+
+
+def test_outputs_come_back_as_they_were(trial: Path, tiny_data: Data) -> None:
+    outputs = load_outputs(trial)
+    pools = make_pools(tiny_data, CONFIG)
+    assert torch.equal(outputs.rows, pools.val)
+    assert torch.equal(outputs.kind, pools.val_kind)
+    assert torch.equal(outputs.is_calibration, pools.val_is_calibration)
+    assert torch.equal(outputs.super_target, pools.super_target[pools.val])
+    assert torch.equal(outputs.sub_target, pools.sub_target[pools.val])
+    assert outputs.super_logits.shape == (len(pools.val), len(tiny_data.superclasses) + 1)
+    assert outputs.sub_logits.shape == (len(pools.val), len(pools.subclasses) + 1)
+
+
+def test_older_classifier_in_the_folder_is_replaced(tmp_path: Path, tiny_data: Data) -> None:
+    save_by_hand(tmp_path, tiny_data, tau_sub=1.0)
+    save_by_hand(tmp_path, tiny_data, tau_sub=2.0)
+    assert sorted(file.name for file in tmp_path.iterdir()) == [INFO_FILE, MODEL_FILE]
+    assert Classifier.load(tmp_path).info["tau_sub"] == 2.0
+
+
+def test_moving_the_folder_changes_nothing(
+    trial: Path, copied: Path, tiny_data: Data, tiny_weights: Path
+) -> None:
+    before, after = (Classifier.load(folder, tiny_weights) for folder in (trial, copied))
+    images = tiny_data.images[:20]
+    assert torch.equal(before.predict(images).sub_score, after.predict(images).sub_score)
+    assert str(trial) not in (trial / INFO_FILE).read_text()
+
+
+# --- Refusals ----------------------------------------------------------------------------
+
+
+def test_other_frozen_weights_are_refused(trial: Path, tmp_path: Path) -> None:
+    other = write_weights(tmp_path / "other.pth", seed=1)
+    with pytest.raises(
+        WeightsError,
+        match=r"trained on weights of test_resnet with the fingerprint \w{16}, "
+        r"but here they have \w{16}: pass --weights",
+    ):
+        Classifier.load(trial, other)
+
+
+def test_weights_of_a_fully_trained_classifier_do_not_matter(
+    tmp_path: Path, tiny_data: Data, tiny_weights: Path
+) -> None:
+    config = tiny_config(fine_tune="full", epochs=0)
+    train(config, tiny_data, silent, folder=tmp_path, weights=tiny_weights, note=silent)
+    other = write_weights(tmp_path / "other.pth", seed=1)
+    answers = [
+        Classifier.load(tmp_path, w).predict(tiny_data.images) for w in (tiny_weights, other)
+    ]
+    assert torch.equal(answers[0].sub_score, answers[1].sub_score)
+
+
+@pytest.mark.parametrize("content", [b"", b"not tensors", b"\xff" * 1000])
+def test_file_that_holds_no_tensors_is_refused(
+    copied: Path, tiny_weights: Path, content: bytes
+) -> None:
+    (copied / MODEL_FILE).write_bytes(content)
+    with pytest.raises(WeightsError, match=rf"{MODEL_FILE} cannot be read: "):
+        Classifier.load(copied, tiny_weights)
+
+
+def test_truncated_tensors_are_refused(copied: Path, tiny_weights: Path) -> None:
+    file = copied / MODEL_FILE
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(WeightsError, match=rf"{MODEL_FILE} cannot be read: "):
+        Classifier.load(copied, tiny_weights)
+
+
+def test_absent_tensors_are_refused(copied: Path, tiny_weights: Path) -> None:
+    (copied / MODEL_FILE).unlink()
+    with pytest.raises(WeightsError, match=rf"{MODEL_FILE} cannot be read: .*No such file"):
+        Classifier.load(copied, tiny_weights)
+
+
+@pytest.mark.parametrize("self_contained", [False, True])
+@pytest.mark.parametrize("damage", ["lost", "unknown", "of another shape"])
+def test_tensors_that_do_not_fit_the_configuration_are_refused(
+    copied: Path,
+    tmp_path: Path,
+    tiny_data: Data,
+    tiny_weights: Path,
+    damage: str,
+    self_contained: bool,
+) -> None:
+    folder = tmp_path / "saved" if self_contained else copied
+    if self_contained:
+        save_by_hand(folder, tiny_data)
+    tensors = safetensors.torch.load_file(folder / MODEL_FILE)
+    if damage == "lost":
+        del tensors["0.heads.sub.weight"]
+    elif damage == "unknown":
+        tensors["0.heads.sub.other"] = torch.zeros(1)
+    else:
+        tensors["0.heads.sub.weight"] = torch.zeros(2, 2)
+    safetensors.torch.save_file(tensors, folder / MODEL_FILE)
+    with pytest.raises(WeightsError, match=r"heads\.sub\.(weight|other)"):
+        Classifier.load(folder, None if self_contained else tiny_weights)
+
+
+def test_folder_without_a_classifier_is_refused(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(
+            DataError, match=rf"{folder} holds no {INFO_FILE}: expected a trial's folder or a refit"
+        ):
+            Classifier.load(folder)
+
+
+def test_file_in_place_of_the_folder_is_refused(copied: Path) -> None:
+    with pytest.raises(DataError, match=f"holds no {INFO_FILE}"):
+        Classifier.load(copied / OUTPUTS_FILE)
+
+
+@pytest.mark.parametrize("content", [b"", b'{"format": 1', b"\xff\xfe\x00"])
+def test_damaged_information_is_refused(copied: Path, content: bytes) -> None:
+    (copied / INFO_FILE).write_bytes(content)
+    with pytest.raises(DataError, match=rf"{INFO_FILE} is damaged: "):
+        Classifier.load(copied)
+
+
+@pytest.mark.parametrize("found", [99, "1", None])
+def test_other_format_is_refused(copied: Path, found: object) -> None:
+    info = json.loads((copied / INFO_FILE).read_text())
+    (copied / INFO_FILE).write_text(json.dumps(info | {"format": found}))
+    with pytest.raises(DataError, match=rf"{INFO_FILE}: expected format 1, but got {found!r}"):
+        Classifier.load(copied)
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "null"])
+def test_information_that_is_not_an_object_is_refused(copied: Path, content: str) -> None:
+    (copied / INFO_FILE).write_text(content)
+    with pytest.raises(DataError, match=INFO_FILE):
+        Classifier.load(copied)
+
+
+def test_information_that_lacks_a_key_is_refused(copied: Path, tiny_weights: Path) -> None:
+    whole = json.loads((copied / INFO_FILE).read_text())
+    for key in whole:
+        info = {k: v for k, v in whole.items() if k != key}
+        (copied / INFO_FILE).write_text(json.dumps(info))
+        if key == "metrics":  # for people alone
+            Classifier.load(copied, tiny_weights)
+            continue
+        with pytest.raises(DataError, match=rf"{INFO_FILE}.*{key}"):
+            Classifier.load(copied, tiny_weights)

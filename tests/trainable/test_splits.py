@@ -1,0 +1,342 @@
+"""No image, and no class that must stay unseen, is in two pools."""
+
+from collections import Counter
+from dataclasses import fields
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.trainable.factories import make_data
+from trainable.config import TrialConfig
+from trainable.data import Data
+from trainable.errors import DataError
+from trainable.splits import NOVEL, PSEUDO_NOVEL, SEEN, Pools, make_pools, make_refit_pools
+
+# Four subclasses or more: two are always seen, and give an image to each half.
+datas = st.builds(
+    make_data,
+    subclasses=st.lists(st.integers(1, 6), min_size=1, max_size=4).filter(lambda n: sum(n) > 3),
+    images=st.integers(2, 9),
+    borrowed=st.one_of(st.integers(2, 30), st.lists(st.integers(2, 6), min_size=2, max_size=6)),
+)
+configs = st.builds(
+    TrialConfig,
+    seed=st.integers(0, 2**31 - 1),
+    pseudo_novel_fraction=st.floats(0.0, 0.5),
+    val_fraction=st.floats(0.001, 0.5),
+    novel_images=st.integers(0, 40),
+)
+any_pools = settings(deadline=None, max_examples=40)
+
+
+def held_out(data: Data, pools: Pools) -> set[int]:
+    return set(range(len(data.subclasses))) - set(pools.subclasses)
+
+
+def borrowed_training_rows(data: Data, pools: Pools) -> torch.Tensor:
+    return pools.train[pools.train >= data.num_known]
+
+
+def is_same(one: Pools, other: Pools) -> bool:
+    pairs = [(getattr(one, f.name), getattr(other, f.name)) for f in fields(Pools)]
+    return all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in pairs)
+
+
+# --- What no pool may share -------------------------------------------------------------------
+
+
+@given(datas, configs)
+@any_pools
+def test_no_image_is_in_two_pools_or_twice_in_one(data: Data, config: TrialConfig) -> None:
+    pools = make_pools(data, config)
+    rows = torch.cat([pools.train, pools.val]).tolist()
+    assert len(set(rows)) == len(rows)
+    assert set(rows) <= set(range(len(data.images)))
+
+
+@given(datas, configs)
+@any_pools
+def test_every_known_image_is_in_a_pool(data: Data, config: TrialConfig) -> None:
+    pools = make_pools(data, config)
+    assert set(range(data.num_known)) <= set(torch.cat([pools.train, pools.val]).tolist())
+
+
+@given(datas, configs)
+@any_pools
+def test_held_out_subclasses_are_never_in_training(data: Data, config: TrialConfig) -> None:
+    pools = make_pools(data, config)
+    out = held_out(data, pools)
+    assert not out & set(data.subclass[pools.train].tolist())
+    pseudo = pools.val[pools.val_kind == PSEUDO_NOVEL]
+    expected = {i for i, c in enumerate(data.subclass.tolist()) if c in out}
+    assert set(pseudo.tolist()) == expected
+
+
+@given(datas, configs)
+@any_pools
+def test_kind_tells_seen_from_held_out_from_borrowed(data: Data, config: TrialConfig) -> None:
+    pools = make_pools(data, config)
+    out = held_out(data, pools)
+    for row, kind in zip(pools.val.tolist(), pools.val_kind.tolist(), strict=True):
+        if row >= data.num_known:
+            assert kind == NOVEL
+        else:
+            assert kind == (PSEUDO_NOVEL if int(data.subclass[row]) in out else SEEN)
+
+
+@given(datas, configs)
+@any_pools
+def test_halves_share_no_image_and_each_has_half_of_every_kind(
+    data: Data, config: TrialConfig
+) -> None:
+    pools = make_pools(data, config)
+    is_calibration = pools.val_is_calibration
+    assert not set(pools.val[is_calibration].tolist()) & set(pools.val[~is_calibration].tolist())
+    for kind in (SEEN, PSEUDO_NOVEL, NOVEL):
+        of_kind = is_calibration[pools.val_kind == kind]
+        assert abs(int(of_kind.sum()) - int((~of_kind).sum())) <= 1
+
+
+@given(datas, configs)
+@any_pools
+def test_halves_share_the_images_of_every_seen_subclass(data: Data, config: TrialConfig) -> None:
+    pools = make_pools(data, config)
+    for subclass in pools.subclasses:
+        of_class = pools.val_is_calibration[data.subclass[pools.val] == subclass]
+        assert abs(int(of_class.sum()) - int((~of_class).sum())) <= 1
+
+
+@given(st.lists(st.integers(2, 6), min_size=2, max_size=12), configs)
+@any_pools
+def test_borrowed_classes_that_judge_are_not_those_that_train(
+    borrowed: list[int], config: TrialConfig
+) -> None:
+    data = make_data(borrowed=borrowed)
+    pools = make_pools(data, config)
+    judging = data.borrowed_class[pools.val[pools.val_kind == NOVEL]]
+    training = data.borrowed_class[borrowed_training_rows(data, pools)]
+    assert not set(judging.tolist()) & set(training.tolist())
+    # A quarter of the classes, rounded as Python does, and at least one: all their images.
+    classes = set(judging.tolist())
+    assert len(classes) == max(1, round(len(borrowed) / 4))
+    assert len(judging) == sum(borrowed[b] for b in classes)
+
+
+@pytest.mark.parametrize("borrowed", [40, (40,)], ids=["no classes", "one class"])
+def test_pool_without_several_classes_is_split_by_image(borrowed: Any) -> None:
+    data = make_data(borrowed=borrowed)
+    pools = make_pools(data, TrialConfig())
+    judging = set(pools.val[pools.val_kind == NOVEL].tolist())
+    training = set(borrowed_training_rows(data, pools).tolist())
+    assert (len(judging), len(training)) == (10, 30)
+    assert not judging & training
+
+
+def test_novel_validation_is_capped_and_the_rest_of_its_classes_stays_out() -> None:
+    data = make_data(borrowed=(1500,) * 4)
+    pools = make_pools(data, TrialConfig(novel_images=10_000))
+    assert int((pools.val_kind == NOVEL).sum()) == 1000
+    assert pools.novel_images_used == 4500
+
+
+# --- Held-out subclasses ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("fraction", [0.0, 0.1, 0.15, 0.3, 0.5])
+def test_held_out_subclasses_are_spread_over_the_superclasses(fraction: float, seed: int) -> None:
+    data = make_data(subclasses=(8, 8, 8), images=2)
+    out = held_out(data, make_pools(data, TrialConfig(pseudo_novel_fraction=fraction, seed=seed)))
+    assert len(out) == round(fraction * 24)
+    per_superclass = Counter({0: 0, 1: 0, 2: 0})
+    per_superclass.update(data.super_of_sub[subclass] for subclass in out)
+    assert max(per_superclass.values()) - min(per_superclass.values()) <= 1
+
+
+@given(datas, configs)
+@any_pools
+def test_only_subclass_of_a_superclass_is_never_held_out(data: Data, config: TrialConfig) -> None:
+    out = held_out(data, make_pools(data, config))
+    alone = {k for k, count in Counter(data.super_of_sub).items() if count == 1}
+    assert not alone & {data.super_of_sub[subclass] for subclass in out}
+
+
+@given(datas, configs)
+@any_pools
+def test_every_superclass_keeps_a_subclass_to_train_on(data: Data, config: TrialConfig) -> None:
+    """Without one its output would never be trained, and the interaction loss would be NaN."""
+    pools = make_pools(data, config)
+    assert {data.super_of_sub[c] for c in pools.subclasses} == set(range(len(data.superclasses)))
+    known = pools.train[pools.train < data.num_known]
+    assert set(data.superclass[known].tolist()) == set(range(len(data.superclasses)))
+
+
+def test_every_superclass_keeps_a_subclass_among_many_with_only_one() -> None:
+    data = make_data(subclasses=(2, *[1] * 8))
+    pools = make_pools(data, TrialConfig(pseudo_novel_fraction=0.15))
+    assert {data.super_of_sub[c] for c in pools.subclasses} == set(range(9))
+
+
+def test_other_seed_holds_out_other_subclasses() -> None:
+    data = make_data(subclasses=(8, 8, 8), images=2)
+    chosen = [held_out(data, make_pools(data, TrialConfig(seed=seed))) for seed in range(5)]
+    assert len({frozenset(out) for out in chosen}) == 5
+
+
+# --- Sizes ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fraction", "images", "expected"), [(0.1, 30, 3), (0.5, 9, 4), (0.001, 9, 1), (0.3, 10, 3)]
+)
+def test_fraction_of_each_seen_subclass_validates(
+    fraction: float, images: int, expected: int
+) -> None:
+    data = make_data(images=images)
+    pools = make_pools(data, TrialConfig(val_fraction=fraction))
+    seen = data.subclass[pools.val[pools.val_kind == SEEN]]
+    assert Counter(seen.tolist()) == dict.fromkeys(pools.subclasses, expected)
+
+
+def test_subclass_of_one_image_only_trains() -> None:
+    data = make_data(images=(1, 8, 8, 8, 8, 8, 8))
+    pools = make_pools(data, TrialConfig(pseudo_novel_fraction=0.0))
+    assert 0 in data.subclass[pools.train]
+    assert 0 not in data.subclass[pools.val]
+
+
+@pytest.mark.parametrize(("asked", "used"), [(0, 0), (7, 7), (18, 18), (19, 18), (10**9, 18)])
+def test_pool_smaller_than_asked_is_used_whole_and_its_size_recorded(asked: int, used: int) -> None:
+    data = make_data(borrowed=(6, 6, 6, 6))  # one class of four judges
+    pools = make_pools(data, TrialConfig(novel_images=asked))
+    assert pools.novel_images_used == used
+    assert len(borrowed_training_rows(data, pools)) == used
+
+
+def test_number_of_novel_images_changes_nothing_else() -> None:
+    """Trials of one search are judged on the same images, whatever they train on."""
+    data = make_data()
+    few, many = (make_pools(data, TrialConfig(novel_images=count)) for count in (3, 12))
+    assert torch.equal(few.val, many.val)
+    assert torch.equal(few.val_is_calibration, many.val_is_calibration)
+    assert set(few.train.tolist()) < set(many.train.tolist())
+    assert few.subclasses == many.subclasses
+
+
+@pytest.mark.parametrize(
+    ("data", "counts"),
+    [
+        (make_data(images=1), "0 of seen subclasses and 6 borrowed"),
+        (make_data(images=(2, 1, 1, 1, 1, 1, 1)), "1 of seen subclasses and 6 borrowed"),
+        (make_data(borrowed=1), "1 borrowed"),
+        (make_data(borrowed=0), "0 borrowed"),
+        (make_data(borrowed=(1, 1, 1)), "1 borrowed"),
+    ],
+    ids=["one image each", "one validates", "one borrowed", "none borrowed", "one each borrowed"],
+)
+def test_too_few_images_for_two_halves_are_refused(data: Data, counts: str) -> None:
+    with pytest.raises(DataError, match=f"at least 2 images, .* {counts}: add images$"):
+        make_pools(data, TrialConfig(pseudo_novel_fraction=0.0))
+
+
+# --- Seeds ------------------------------------------------------------------------------------
+
+
+def test_same_seed_gives_the_same_pools() -> None:
+    first, second = (make_pools(make_data(), TrialConfig(seed=3)) for _ in range(2))
+    assert is_same(first, second)
+
+
+def test_other_seed_gives_other_pools() -> None:
+    data = make_data()
+    first, second = (make_pools(data, TrialConfig(seed=seed)) for seed in (3, 4))
+    for kind in (SEEN, NOVEL):
+        rows = [set(pools.val[pools.val_kind == kind].tolist()) for pools in (first, second)]
+        assert rows[0] != rows[1]
+    assert first.subclasses != second.subclasses
+
+
+def test_other_seed_draws_other_borrowed_images_from_a_pool_without_classes() -> None:
+    data = make_data(borrowed=40)
+    first, second = (make_pools(data, TrialConfig(seed=s, novel_images=10)) for s in (3, 4))
+    judging = [set(pools.val[pools.val_kind == NOVEL].tolist()) for pools in (first, second)]
+    training = [set(borrowed_training_rows(data, pools).tolist()) for pools in (first, second)]
+    assert judging[0] != judging[1]
+    assert training[0] != training[1]
+
+
+def test_keys_that_do_not_concern_the_pools_leave_them_alone() -> None:
+    data = make_data()
+    other = TrialConfig(lr=0.01, architecture="two_models", epochs=3, tau_sub=0.5)
+    assert is_same(make_pools(data, TrialConfig()), make_pools(data, other))
+
+
+# --- Labels as the heads see them -------------------------------------------------------------
+
+
+@given(datas, configs)
+@any_pools
+def test_subclass_target_maps_back_to_the_subclass_or_is_novel(
+    data: Data, config: TrialConfig
+) -> None:
+    pools = make_pools(data, config)
+    assert list(pools.subclasses) == sorted(set(pools.subclasses))
+    novel_output = len(pools.subclasses)
+    for subclass, target in zip(data.subclass.tolist(), pools.sub_target.tolist(), strict=True):
+        if subclass in pools.subclasses:
+            assert pools.subclasses[target] == subclass
+        else:  # held out or borrowed
+            assert target == novel_output
+
+
+@given(datas, configs)
+@any_pools
+def test_superclass_target_is_the_superclass_and_novel_for_borrowed_images(
+    data: Data, config: TrialConfig
+) -> None:
+    pools = make_pools(data, config)
+    assert torch.equal(pools.super_target, data.superclass)
+    assert (pools.super_target[data.num_known :] == len(data.superclasses)).all()
+
+
+@given(datas, configs)
+@any_pools
+def test_subclass_outputs_know_their_superclass_and_novel_belongs_to_novel(
+    data: Data, config: TrialConfig
+) -> None:
+    pools = make_pools(data, config)
+    *known, novel = pools.super_of_sub
+    assert known == [data.super_of_sub[subclass] for subclass in pools.subclasses]
+    assert novel == len(data.superclasses)
+    # So every training label agrees with itself, which the interaction loss relies on.
+    of_target = torch.tensor(pools.super_of_sub)[pools.sub_target[pools.train]]
+    assert torch.equal(of_target, pools.super_target[pools.train])
+
+
+# --- Refit ------------------------------------------------------------------------------------
+
+
+@given(datas, configs)
+@any_pools
+def test_refit_trains_on_every_known_image_and_holds_nothing_out(
+    data: Data, config: TrialConfig
+) -> None:
+    pools = make_refit_pools(data, config)
+    rows = pools.train.tolist()
+    assert len(set(rows)) == len(rows)
+    assert set(range(data.num_known)) <= set(rows)
+    assert len(pools.val) == len(pools.val_kind) == len(pools.val_is_calibration) == 0
+    assert pools.subclasses == tuple(range(len(data.subclasses)))
+    assert torch.equal(pools.sub_target, data.subclass)
+    num_borrowed = len(data.images) - data.num_known
+    assert pools.novel_images_used == min(config.novel_images, num_borrowed)
+    assert len(rows) == data.num_known + pools.novel_images_used
+
+
+def test_refit_draws_borrowed_images_of_every_class() -> None:
+    data = make_data(borrowed=(5, 5, 5, 5))
+    pools = make_refit_pools(data, TrialConfig(novel_images=20))
+    assert set(data.borrowed_class[borrowed_training_rows(data, pools)].tolist()) == {0, 1, 2, 3}

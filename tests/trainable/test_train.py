@@ -1,0 +1,654 @@
+"""Every variant trains what it says, as if alone, and ends the same however often it is stopped."""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import nn
+from upath import UPath
+
+import trainable.train as module
+from tests.trainable.tiny import BACKBONE, tiny_config
+from trainable import backbones
+from trainable.backbones import Backbone
+from trainable.classifier import INFO_FILE, MODEL_FILE, OUTPUTS_FILE, load_outputs
+from trainable.config import Branch, TrialConfig
+from trainable.data import Data
+from trainable.errors import ConfigError, TrialError
+from trainable.models import BranchModel
+from trainable.splits import Pools, make_pools, make_refit_pools
+from trainable.train import (
+    Metrics,
+    Trainer,
+    TrialResult,
+    best_epoch,
+    default_novel,
+    main,
+    novel_shortage,
+    train,
+)
+
+Make = Callable[..., Trainer]
+
+
+class StoppedEarlyError(Exception):
+    """What a scheduler raises to end a trial early."""
+
+
+def silent(line: str) -> None:
+    pass
+
+
+@pytest.fixture
+def trainer(tiny_data: Data, tiny_weights: Path) -> Make:
+    """Makes a Trainer for a configuration."""
+
+    def make(config: TrialConfig, pools: Pools | None = None, cache: Path | None = None) -> Trainer:
+        return Trainer(
+            config,
+            tiny_data,
+            pools or make_pools(tiny_data, config),
+            cache=cache,
+            weights=tiny_weights,
+            note=silent,
+        )
+
+    return make
+
+
+@pytest.fixture
+def run(tiny_data: Data, tiny_weights: Path) -> Callable[..., tuple[TrialResult, list[Metrics]]]:
+    """Trains a configuration; returns its result and its reports."""
+
+    def train_it(config: TrialConfig, **kwargs: Any) -> tuple[TrialResult, list[Metrics]]:
+        reports: list[Metrics] = []
+        options = {"weights": tiny_weights, "note": silent, "report": reports.append} | kwargs
+        return train(config, tiny_data, **options), reports
+
+    return train_it
+
+
+Run = Callable[..., tuple[TrialResult, list[Metrics]]]
+
+
+def state_of(model: BranchModel) -> dict[str, torch.Tensor]:
+    return {key: tensor.clone() for key, tensor in model.state_dict().items()}
+
+
+def differing(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> set[str]:
+    """Return the names of the tensors that are not the same to the last bit."""
+    assert a.keys() == b.keys()
+    return {key for key in a if not torch.equal(a[key], b[key])}
+
+
+def timeless(history: list[Metrics]) -> list[Metrics]:
+    return [{k: v for k, v in metrics.items() if k != "epoch_s"} for metrics in history]
+
+
+@torch.inference_mode()
+def plain_logits(trainer: Trainer, number: int) -> dict[Any, torch.Tensor]:
+    model, inputs = trainer.branches[number].eval(), trainer.inputs[number]
+    logits: dict[Any, torch.Tensor] = model(inputs.plain(trainer.pools.val))
+    return logits
+
+
+# --- Branches ----------------------------------------------------------------------------
+
+
+class OnlySuper(TrialConfig):
+    """Trains one of the branches of `two_models`."""
+
+    number: ClassVar[int] = 0
+
+    def branches(self) -> tuple[Branch, ...]:
+        return (super().branches()[self.number],)
+
+
+class OnlySub(OnlySuper):
+    number = 1
+
+
+def assert_trained_together_as_alone(config: TrialConfig, trainer: Make) -> None:
+    together = trainer(config)
+    for epoch in (1, 2):
+        together.train_epoch(epoch)
+    for number, kind in enumerate((OnlySuper, OnlySub)):
+        alone = trainer(kind(**config.to_dict()))
+        assert len(alone.branches) == 1
+        before = state_of(alone.branches[0])
+        for epoch in (1, 2):
+            alone.train_epoch(epoch)
+        after = state_of(alone.branches[0])
+        assert differing(before, after)
+        assert differing(state_of(together.branches[number]), after) == set()
+        expected = plain_logits(alone, 0)
+        found = plain_logits(together, number)
+        assert found.keys() == expected.keys() == {("super", "sub")[number]}
+        assert all(torch.equal(found[task], expected[task]) for task in found)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"super_fine_tune": "last_1", "sub_lr": 1e-2, "sub_head": "cosine"},
+        {"super_fine_tune": "frozen", "schedule": "one_cycle", "epochs": 2},
+        {"sub_image_size": 48, "augment": "none", "head_lr": 1e-2},
+    ],
+)
+def test_two_models_train_as_each_does_alone(trainer: Make, changes: dict[str, Any]) -> None:
+    assert_trained_together_as_alone(tiny_config(architecture="two_models", **changes), trainer)
+
+
+def test_two_models_with_dropout_train_as_each_does_alone(
+    trainer: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = backbones.build
+
+    def with_dropout(*args: Any, **kwargs: Any) -> Backbone:
+        backbone = build(*args, **kwargs)
+        return replace(backbone, stages=(*backbone.stages, nn.Dropout(0.5)))
+
+    monkeypatch.setattr(backbones, "build", with_dropout)
+    assert_trained_together_as_alone(tiny_config(architecture="two_models"), trainer)
+
+
+def test_both_heads_of_one_model_learn_from_the_interaction(trainer: Make) -> None:
+    states = []
+    for alpha in (0.0, 1.0):
+        each = trainer(tiny_config(alpha=alpha))
+        each.train_epoch(1)
+        states.append(state_of(each.branches[0]))
+    changed = differing(*states)
+    assert {"heads.super.weight", "heads.sub.weight", "tuned.0.0.0.weight"} <= changed
+
+
+@pytest.mark.parametrize("use_cache", [False, True])
+@pytest.mark.parametrize("fine_tune", ["frozen", "last_1", "last_2", "full"])
+def test_training_changes_what_it_should_and_nothing_else(
+    tiny_weights: Path, tmp_path: Path, run: Run, fine_tune: str, use_cache: bool
+) -> None:
+    """Compared with the weights file, so that building and extraction count as well."""
+    config = tiny_config(fine_tune=fine_tune)
+    result, _ = run(config, cache=tmp_path if use_cache else None)
+    (model,) = result.branches
+    pretrained = backbones.build(BACKBONE, 32, tiny_weights)
+    cut = len(model.frozen)
+    assert cut == {"frozen": 5, "last_1": 4, "last_2": 3, "full": 0}[fine_tune]
+    for stages, expected in (
+        (model.frozen, pretrained.stages[:cut]),
+        (model.tuned, pretrained.stages[cut:]),
+    ):
+        found, before = stages.state_dict(), nn.Sequential(*expected).state_dict()
+        changed = differing(found, before)
+        assert changed == (set() if stages is model.frozen else set(found))
+    fresh = BranchModel.build(
+        config.branches()[0], {"super": 4, "sub": 21}, config.seed, tiny_weights
+    )
+    heads = model.heads.state_dict()
+    assert differing(heads, fresh.heads.state_dict()) == set(heads)
+
+
+@pytest.mark.parametrize("slow", ["super", "sub"])
+def test_learning_rate_of_a_branch_is_its_own(trainer: Make, slow: str) -> None:
+    fast = "sub" if slow == "super" else "super"
+    rates = {f"{slow}_lr": 1e-8, f"{fast}_lr": 1e-2}
+    both = trainer(tiny_config(architecture="two_models", weight_decay=0.0, **rates))
+    before = [state_of(model) for model in both.branches]
+    both.train_epoch(1)
+    moved = {
+        model.branch.tasks[0]: max(
+            float((p.detach() - old[name]).abs().max()) for name, p in model.named_parameters()
+        )
+        for model, old in zip(both.branches, before, strict=True)
+    }
+    steps = both.steps_per_epoch
+    assert moved[slow] <= 1.1e-8 * steps + 1e-6  # float32 near 10 has steps of 1e-6
+    assert moved[fast] > 5e-3
+
+
+def test_learning_rate_of_the_heads_is_their_own(trainer: Make) -> None:
+    each = trainer(tiny_config(lr=1e-2, head_lr=1e-8, weight_decay=0.0))
+    before = state_of(each.branches[0])
+    each.train_epoch(1)
+    after = state_of(each.branches[0])
+    moved = {key: float((after[key] - before[key]).abs().max()) for key in after}
+    assert moved["heads.sub.weight"] < 1e-6
+    assert moved["tuned.0.0.0.weight"] > 5e-3
+
+
+# --- Steps and schedules -----------------------------------------------------------------
+
+
+def learning_rates(trainer: Trainer, num_epochs: int) -> list[list[float]]:
+    """Return what each step used: one list for every parameter group."""
+    used: list[list[float]] = []
+
+    def note(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        used.append([group["lr"] for group in optimizer.param_groups])
+
+    hook = trainer.optimizer.register_step_pre_hook(note)
+    for epoch in range(1, num_epochs + 1):
+        trainer.train_epoch(epoch)
+    hook.remove()
+    return [list(rates) for rates in zip(*used, strict=True)]
+
+
+def test_one_cycle_rises_to_lr_and_ends_near_zero(trainer: Make) -> None:
+    each = trainer(tiny_config(fine_tune="last_1", head_lr=1e-2, schedule="one_cycle", epochs=4))
+    for rates, peak in zip(learning_rates(each, 4), (1e-3, 1e-2), strict=True):
+        assert len(rates) == 4 * each.steps_per_epoch == 12
+        top = rates.index(max(rates))
+        assert 0 < top < 6
+        # PyTorch's defaults: from a 25th of the peak, to a 10,000th of that.
+        assert rates[0] == pytest.approx(peak / 25)
+        assert peak / 2 < rates[top] <= peak
+        assert rates[-1] == pytest.approx(peak / 25e4)
+        assert rates == sorted(rates[:top]) + sorted(rates[top:], reverse=True)
+
+
+def test_constant_learning_rate_stays(trainer: Make) -> None:
+    each = trainer(tiny_config(fine_tune="last_1", head_lr=1e-2, epochs=2))
+    steps = 2 * each.steps_per_epoch
+    assert learning_rates(each, 2) == [[1e-3] * steps, [1e-2] * steps]
+
+
+@pytest.mark.parametrize(
+    ("num_images", "batch_size", "sizes"),
+    [
+        (33, 32, [17, 16]),
+        (65, 32, [22, 22, 21]),
+        (64, 32, [32, 32]),
+        (3, 32, [3]),
+        (7, 3, [3, 2, 2]),
+    ],
+)
+def test_every_image_trains_once_in_nearly_equal_batches(
+    tiny_data: Data, trainer: Make, num_images: int, batch_size: int, sizes: list[int]
+) -> None:
+    config = tiny_config(batch_size=batch_size)
+    pools = make_pools(tiny_data, config)
+    pools = replace(pools, train=pools.train[:num_images])
+    each = trainer(config, pools)
+    seen: list[list[int]] = []
+    inputs = each.inputs[0]
+    training = inputs.training
+
+    def noted(rows: torch.Tensor) -> torch.Tensor:
+        seen.append(rows.tolist())
+        return training(rows)
+
+    inputs.training = noted  # type: ignore[method-assign]
+    each.train_epoch(1)
+    assert [len(rows) for rows in seen] == sizes
+    assert sorted(row for rows in seen for row in rows) == sorted(pools.train.tolist())
+    first = [*seen]
+    seen.clear()
+    each.train_epoch(2)
+    assert seen != first
+
+
+def test_no_batch_is_a_single_image_even_with_batches_of_two(
+    tiny_data: Data, trainer: Make
+) -> None:
+    """Batch norm refuses a single value per channel, which a small image comes down to."""
+    config = tiny_config(batch_size=2, backbone="efficientnet_lite0")
+    pools = make_pools(tiny_data, config)
+    pools = replace(pools, train=pools.train[:5])
+    each = Trainer(config, tiny_data, pools, cache=None, weights=None, note=silent)
+    assert each.train_epoch(1)["train_loss"] > 0
+
+
+# --- Results -----------------------------------------------------------------------------
+
+
+def history(*scores: float) -> list[Metrics]:
+    return [
+        {"epoch": epoch, "score": 1 - score, "score_calibration": score}
+        for epoch, score in enumerate(scores, start=1)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("scores", "best"), [((0.1, 0.3, 0.2), 2), ((0.3, 0.1, 0.3), 1), ((0.5,), 1), ((0, 0), 1)]
+)
+def test_best_epoch_is_the_first_with_the_highest_calibration_score(
+    scores: tuple[float, ...], best: int
+) -> None:
+    assert best_epoch(history(*scores))["epoch"] == best
+
+
+def test_without_calibration_the_last_epoch_is_the_best() -> None:
+    assert best_epoch([{"epoch": 1, "train_loss": 1.0}, {"epoch": 2, "train_loss": 2.0}]) == {
+        "epoch": 2,
+        "train_loss": 2.0,
+    }
+
+
+def test_trial_keeps_and_returns_its_best_epoch(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Epoch 2 of 4; its score on the evaluation half is the lowest, and has no say."""
+    evaluate, scores = module.evaluate, iter([0.2, 0.9, 0.2, 0.9, 0.9, 0.5])
+
+    def with_score(*args: Any) -> Metrics:
+        score = next(scores)
+        return evaluate(*args) | {"score_calibration": score, "score": 1 - score}
+
+    monkeypatch.setattr(module, "evaluate", with_score)
+    config = tiny_config(epochs=4)
+    run(config, folder=tmp_path / "two", stop_after=2)
+    result, reports = run(config, folder=tmp_path / "four")
+    assert [metrics["epoch"] for metrics in reports] == [1, 2, 3, 4]
+    assert result.metrics["epoch"] == 2
+    assert result.metrics["score"] == pytest.approx(0.1)
+    assert json.loads((tmp_path / "four" / INFO_FILE).read_text())["metrics"] == reports[1]
+    for name in (MODEL_FILE, OUTPUTS_FILE):  # as they were after epoch 2
+        expected = (tmp_path / "two" / name).read_bytes()
+        assert (tmp_path / "four" / name).read_bytes() == expected
+
+
+def test_zero_epochs_evaluate_the_untrained_heads_once(tmp_path: Path, run: Run) -> None:
+    result, reports = run(tiny_config(epochs=0), folder=tmp_path)
+    assert [metrics["epoch"] for metrics in reports] == [0]
+    assert result.metrics["epoch"] == 0
+    assert 0 <= result.metrics["score"] <= 1
+    assert "train_loss" not in result.metrics
+    untrained = BranchModel.build(
+        tiny_config().branches()[0], {"super": 4, "sub": 21}, 0, pretrained=False
+    )
+    heads = result.branches[0].heads.state_dict()
+    assert differing(heads, untrained.heads.state_dict()) == set()
+    assert (tmp_path / MODEL_FILE).exists()
+
+
+def test_trial_of_zero_epochs_is_not_evaluated_again(tmp_path: Path, run: Run) -> None:
+    config = tiny_config(epochs=0)
+    _, first = run(config, folder=tmp_path)
+    result, second = run(config, folder=tmp_path)
+    assert second == first
+    assert result.metrics["epoch"] == 0
+
+
+def test_trial_of_zero_epochs_can_be_given_more(tmp_path: Path, run: Run) -> None:
+    run(tiny_config(epochs=0), folder=tmp_path)
+    _, reports = run(tiny_config(epochs=2), folder=tmp_path)
+    _, expected = run(tiny_config(epochs=2))
+    assert [metrics["epoch"] for metrics in reports] == [0, 1, 2]
+    assert timeless(reports[1:]) == timeless(expected)
+
+
+@pytest.mark.parametrize(("asked", "used"), [(5000, 32), (33, 32), (32, 32), (30, 30), (0, 0)])
+def test_smaller_novel_pool_is_used_whole_and_said(
+    tiny_data: Data, run: Run, asked: int, used: int
+) -> None:
+    config = tiny_config(novel_images=asked, epochs=0)
+    result, _ = run(config)
+    assert result.metrics["novel_images_used"] == used
+    line = novel_shortage(config, make_pools(tiny_data, config))
+    expected = f"novel_images: {asked:,} asked, the pool has 32 for training; it is used whole"
+    assert line == (expected if asked > used else "")
+
+
+@pytest.mark.parametrize("fine_tune", ["full", "frozen"])
+def test_refit_without_validation_reports_training_figures(
+    tiny_data: Data, tmp_path: Path, run: Run, fine_tune: str
+) -> None:
+    config = tiny_config(fine_tune=fine_tune, epochs=2)
+    pools = make_refit_pools(tiny_data, config)
+    result, reports = run(config, pools=pools, folder=tmp_path / "trial", cache=tmp_path)
+    assert [set(metrics) for metrics in reports] == [
+        {"epoch", "train_loss", "epoch_s", "novel_images_used"}
+    ] * 2
+    assert result.metrics["epoch"] == 2
+    assert not (tmp_path / "trial" / MODEL_FILE).exists()  # the caller decides on thresholds
+
+
+def test_nothing_is_kept_without_a_folder(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run(tiny_config())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_more_stages_than_the_backbone_has_are_refused(run: Run) -> None:
+    with pytest.raises(ConfigError, match="last_5 must leave a stage frozen"):
+        run(tiny_config(fine_tune="last_5"))
+
+
+# --- Failures ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def broken_weights(tiny_weights: Path, tmp_path: Path) -> Path:
+    """Weights with a NaN in the last batch norm, which no ReLU hides."""
+    state = torch.load(tiny_weights)
+    key = [key for key in state if key.startswith("layer4") and key.endswith("running_mean")][-1]
+    state[key][0] = torch.nan
+    torch.save(state, tmp_path / "broken.pth")
+    return tmp_path / "broken.pth"
+
+
+def test_loss_that_is_not_a_number_fails_the_trial(
+    tmp_path: Path, run: Run, broken_weights: Path
+) -> None:
+    reports: list[Metrics] = []
+    config = tiny_config(fine_tune="frozen")
+    with pytest.raises(TrialError, match="the loss is nan in epoch 1: lower lr"):
+        run(config, weights=broken_weights, folder=tmp_path / "trial", report=reports.append)
+    assert reports == []
+    assert not (tmp_path / "trial").exists()
+
+
+def test_loss_that_overflows_fails_the_trial(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "interaction_loss", lambda *args: torch.tensor(torch.inf))
+    with pytest.raises(TrialError, match="the loss is inf in epoch 1: lower lr"):
+        run(tiny_config())
+
+
+def test_outputs_that_are_not_numbers_fail_the_trial(
+    tmp_path: Path, run: Run, broken_weights: Path
+) -> None:
+    """As after a last step that was too long: the loss before it was still finite."""
+    reports: list[Metrics] = []
+    with pytest.raises(TrialError, match="outputs are not finite after epoch 0"):
+        run(
+            tiny_config(epochs=0),
+            weights=broken_weights,
+            folder=tmp_path / "trial",
+            report=reports.append,
+        )
+    assert reports == []
+    assert not (tmp_path / "trial").exists()
+
+
+# --- Interrupted and resumed -------------------------------------------------------------
+
+
+def interrupted_run(
+    run: Run, config: TrialConfig, folder: Path, cache: Path | None
+) -> tuple[TrialResult, list[list[Metrics]]]:
+    """Run into an interruption at the report of epochs 1 and 2, then to the end."""
+    reports: list[list[Metrics]] = []
+    for last in (1, 2):
+        reports.append([])
+
+        def report(metrics: Metrics, last: int = last) -> None:
+            reports[-1].append(metrics)
+            if metrics["epoch"] == last:
+                raise StoppedEarlyError
+
+        with pytest.raises(StoppedEarlyError):
+            run(config, folder=folder, cache=cache, report=report)
+    result, last_reports = run(config, folder=folder, cache=cache)
+    return result, [*reports, last_reports]
+
+
+@pytest.mark.parametrize("schedule", ["constant", "one_cycle"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"fine_tune": "full"},
+        {"fine_tune": "frozen", "head": "cosine"},
+        {"fine_tune": "last_1", "optimizer": "adamw"},
+        {"architecture": "two_models", "super_fine_tune": "frozen"},
+    ],
+    ids=["full", "frozen", "last_1", "two_models"],
+)
+def test_interrupted_trial_ends_as_an_uninterrupted_one(
+    tmp_path: Path, run: Run, changes: dict[str, str], schedule: str
+) -> None:
+    config = tiny_config(epochs=3, schedule=schedule, **changes)
+    expected, expected_history = run(config, folder=tmp_path / "a", cache=tmp_path / "cache")
+    result, reports = interrupted_run(run, config, tmp_path / "b", tmp_path / "cache")
+    assert [len(each) for each in reports] == [1, 2, 3]
+    assert timeless(reports[-1]) == timeless(expected_history)
+    assert timeless([result.metrics]) == timeless([expected.metrics])
+    for model, same in zip(result.branches, expected.branches, strict=True):
+        assert differing(state_of(model), state_of(same)) == set()
+    for name in (MODEL_FILE, OUTPUTS_FILE):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_trial_is_kept_and_resumed_on_any_filesystem(tmp_path: Path, run: Run) -> None:
+    config = tiny_config(epochs=3)
+    _, expected_history = run(config, folder=tmp_path)
+    remote = UPath(f"memory://{tmp_path}")
+    run(config, folder=remote, stop_after=2)
+    _, reports = run(config, folder=remote)
+    assert timeless(reports) == timeless(expected_history)
+    assert (remote / MODEL_FILE).read_bytes() == (tmp_path / MODEL_FILE).read_bytes()
+    assert load_outputs(remote).rows.equal(load_outputs(tmp_path).rows)
+
+
+def test_resumed_trial_repeats_earlier_reports_as_they_were(tmp_path: Path, run: Run) -> None:
+    config = tiny_config(epochs=3, fine_tune="frozen")
+    _, (first, second, third) = interrupted_run(run, config, tmp_path / "a", tmp_path)
+    assert [metrics["epoch"] for metrics in third] == [1, 2, 3]
+    assert second[:1] == first  # epoch_s included
+    assert third[:2] == second
+
+
+def test_finished_trial_is_reported_again_and_not_trained(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config(epochs=2)
+    expected, first = run(config, folder=tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_epoch", None)
+        result, second = run(config, folder=tmp_path)
+    assert second == first
+    assert result.metrics == expected.metrics
+    assert differing(state_of(result.branches[0]), state_of(expected.branches[0])) == set()
+
+
+def test_trial_goes_on_from_the_checkpoint_before_a_torn_one(tmp_path: Path, run: Run) -> None:
+    config = tiny_config(epochs=3)
+    expected, expected_history = run(config, folder=tmp_path / "a")
+    run(config, folder=tmp_path / "b", stop_after=2)
+    (newest,) = (tmp_path / "b").glob("checkpoint_00002_*.pt")
+    newest.write_bytes(newest.read_bytes()[:1000])
+    notes: list[str] = []
+    result, reports = run(config, folder=tmp_path / "b", note=notes.append)
+    assert notes == [f"{newest.name} is damaged; using the checkpoint before it"]
+    assert timeless(reports) == timeless(expected_history)
+    assert differing(state_of(result.branches[0]), state_of(expected.branches[0])) == set()
+
+
+def test_checkpoint_of_a_frozen_trial_holds_only_the_heads(tmp_path: Path, run: Run) -> None:
+    run(tiny_config(fine_tune="frozen"), folder=tmp_path / "frozen", cache=tmp_path)
+    (file,) = (tmp_path / "frozen").glob("checkpoint_*.pt")
+    state = torch.load(file, weights_only=True)
+    assert set(state["branches"][0]) == {
+        f"heads.{task}.{name}" for task in ("super", "sub") for name in ("weight", "bias")
+    }
+
+
+def test_stopping_early_keeps_the_schedule(tmp_path: Path, run: Run) -> None:
+    config = tiny_config(epochs=3, schedule="one_cycle")
+    expected, expected_history = run(config)
+    _, reports = run(config, folder=tmp_path, stop_after=1)
+    assert timeless(reports) == timeless(expected_history[:1])
+    _, shorter = run(replace(config, epochs=1))
+    assert timeless(shorter) != timeless(reports)
+    result, reports = run(config, folder=tmp_path)
+    assert timeless(reports) == timeless(expected_history)
+    assert differing(state_of(result.branches[0]), state_of(expected.branches[0])) == set()
+
+
+@pytest.mark.parametrize("schedule", ["constant", "one_cycle"])
+def test_trial_can_be_given_more_epochs(tmp_path: Path, run: Run, schedule: str) -> None:
+    config = tiny_config(epochs=2, schedule=schedule)
+    _, first = run(config, folder=tmp_path)
+    _, second = run(replace(config, epochs=4), folder=tmp_path)
+    assert [metrics["epoch"] for metrics in second] == [1, 2, 3, 4]
+    assert second[:2] == first
+
+
+# --- The command -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def command(tiny_folder: Path, tiny_weights: Path, tmp_path: Path) -> Callable[..., int]:
+    """Runs the command with the tiny data and the given settings."""
+
+    def call(*settings: str, weights: Path = tiny_weights) -> int:
+        argv = ["--data", str(tiny_folder), "--novel", str(tiny_folder / "novel_images")]
+        argv += ["--weights", str(weights), "--cache", str(tmp_path / "cache")]
+        argv += ["--folder", str(tmp_path / "trial")]
+        small = (f"backbone={BACKBONE}", "image_size=32", "batch_size=32", "novel_images=32")
+        for setting in (*small, *settings):
+            argv += ["--set", setting]
+        return main(argv)
+
+    return call
+
+
+def test_command_trains_and_prints_metrics(
+    command: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert command("epochs=1", "fine_tune=frozen", "tau_super=0.5", "novel_images=99") == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert out.count("the pool has 32 for training; it is used whole") == 1
+    assert re.search(r"^epoch 1  train_loss \d+\.\d{3}  score 0\.\d{3}  seen_super ", out, re.M)
+    metrics = json.loads(out[out.index("{") :])
+    assert metrics["epoch"] == 1
+    assert metrics["tau_super"] == 0.5
+    assert (tmp_path / "trial" / MODEL_FILE).exists()
+
+
+def test_command_refuses_an_unknown_key_with_the_nearest_one(
+    command: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("epoch=1") == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == "error: --set epoch=1: unknown key 'epoch' (did you mean 'epochs'?)\n"
+
+
+def test_command_refuses_a_value_out_of_range(
+    command: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("epochs=-1") == 2
+    assert "error: `0 <= epochs <= 99999` must hold, but got -1" in capsys.readouterr().err
+
+
+def test_command_reports_a_failed_trial(
+    command: Callable[..., int], capsys: pytest.CaptureFixture[str], broken_weights: Path
+) -> None:
+    assert command("epochs=1", "fine_tune=frozen", weights=broken_weights) == 1
+    assert "failed: the loss is nan in epoch 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("data", "novel"), [("synthetic", "synthetic"), ("some/folder", "cifar100")]
+)
+def test_novel_pool_goes_with_the_data(data: str, novel: str) -> None:
+    assert default_novel(data) == novel

@@ -1,0 +1,1 @@
+"""Trains one configuration: plain PyTorch, no Ray, no Optuna, no MLflow."""

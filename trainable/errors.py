@@ -1,0 +1,30 @@
+"""The errors that a user can cause and mend: printed as one line, exit code 2."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake in what was asked. The message gives the rule, the value and what to do next."""
+
+
+class ConfigError(UserError):
+    """A configuration with an unknown key, a value out of range, or keys that clash."""
+
+
+class DataError(UserError):
+    """An image source that is missing, broken or inconsistent."""
+
+
+class WeightsError(UserError):
+    """Pretrained weights that cannot be found, fetched or loaded."""
+
+
+class TrialError(Exception):
+    """A trial that cannot go on (loss not finite, out of memory). The message is the reason."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return `` (did you mean 'x'?)`` for the nearest of `known`, or an empty string."""
+    matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f" (did you mean {matches[0]!r}?)" if matches else ""

@@ -1,0 +1,149 @@
+"""A branch: the frozen part of a backbone, its trained part, and the heads on top."""
+
+import functools
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from trainable import backbones
+from trainable.augment import Augmentation
+from trainable.config import Branch, Task
+from trainable.rng import generator
+
+INITIAL_COSINE_SCALE = 30.0
+
+
+class CosineHead(nn.Module):
+    """s cos(x, w_c) with a learnt scale s (Wang et al., CosFace, CVPR 2018; no margin)."""
+
+    def __init__(self, num_features: int, num_classes: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_classes, num_features))
+        self.scale = nn.Parameter(torch.tensor(INITIAL_COSINE_SCALE))
+
+    def forward(self, features_ND: torch.Tensor) -> torch.Tensor:
+        """Return logits (N, C)."""
+        cosine_NC = F.linear(F.normalize(features_ND), F.normalize(self.weight))
+        return self.scale * cosine_NC
+
+
+def _head(kind: str, num_features: int, num_classes: int, rng: torch.Generator) -> nn.Module:
+    make = CosineHead if kind == "cosine" else nn.Linear
+    head = make(num_features, num_classes)
+    bound = 1 / math.sqrt(num_features)  # what nn.Linear draws from, but from our generator
+    with torch.no_grad():
+        for name in ("weight", "bias"):
+            if (parameter := getattr(head, name, None)) is not None:
+                parameter.uniform_(-bound, bound, generator=rng)
+    return head
+
+
+class BranchModel(nn.Module):
+    """One backbone with one or more heads.
+
+    Frozen means frozen: those stages stay in eval mode and out of every optimizer.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(
+        self,
+        branch: Branch,
+        backbone: backbones.Backbone,
+        num_classes: Mapping[Task, int],
+        seed: int,
+    ) -> None:
+        super().__init__()
+        cut = backbones.boundary(branch.fine_tune, len(backbone.stages))
+        self.branch = branch
+        self.frozen = nn.Sequential(*backbone.stages[:cut]).requires_grad_(False).eval()
+        self.tuned = nn.Sequential(*backbone.stages[cut:])
+        self.heads = nn.ModuleDict(
+            {
+                task: _head(
+                    kind, backbone.num_features, num_classes[task], generator(seed, "head", task)
+                )
+                for task, kind in zip(branch.tasks, branch.heads, strict=True)
+            }
+        )
+        # Images come as 0 to 255; one multiply-add normalises them.
+        self.register_buffer("mean", 255 * torch.tensor(backbone.mean).view(3, 1, 1), False)
+        self.register_buffer("std", 255 * torch.tensor(backbone.std).view(3, 1, 1), False)
+
+    @classmethod
+    def build(
+        cls,
+        branch: Branch,
+        num_classes: Mapping[Task, int],
+        seed: int,
+        weights: Path | None = None,
+        *,
+        pretrained: bool = True,
+    ) -> Self:
+        """Return the branch with pretrained weights and freshly drawn heads.
+
+        Raises:
+            ConfigError, WeightsError: See `backbones.build`.
+        """
+        backbone = backbones.build(
+            branch.backbone, branch.image_size, weights, pretrained=pretrained
+        )
+        return cls(branch, backbone, num_classes, seed)
+
+    @functools.cached_property
+    def frozen_fingerprint(self) -> str:
+        """Digest of the frozen part's weights, which names it in checkpoints and caches."""
+        return backbones.fingerprint([self.frozen])
+
+    @property
+    def has_frozen_part(self) -> bool:
+        """Whether features at the boundary can be computed once."""
+        return len(self.frozen) > 0
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training mode on what is trained; the frozen part always evaluates."""
+        super().train(mode)
+        self.frozen.eval()
+        return self
+
+    def prepare(
+        self, images_NHWC: torch.Tensor, augmentation: Augmentation | None = None
+    ) -> torch.Tensor:
+        """Return uint8 images resized, augmented and normalised: float (N, 3, S, S)."""
+        size = self.branch.image_size
+        x = images_NHWC.to(self.mean.device, non_blocking=True).permute(0, 3, 1, 2).float()
+        if x.shape[-1] != size:
+            x = F.interpolate(
+                x, (size, size), mode="bilinear", align_corners=False, antialias=size < x.shape[-1]
+            )
+        if augmentation is not None:
+            x = augmentation.apply(x)
+        return ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the frozen part's output for prepared images: what a feature cache stores."""
+        with torch.no_grad():
+            features: torch.Tensor = self.frozen(x)
+        return features
+
+    def forward(self, features: torch.Tensor) -> dict[Task, torch.Tensor]:
+        """Return each task's logits (N, C + 1) from the frozen part's output."""
+        pooled_ND = self.tuned(features)
+        return {task: self.heads[task](pooled_ND) for task in self.branch.tasks}
+
+    def trained_state(self) -> dict[str, torch.Tensor]:
+        """Return what training changes: parameters and batch-norm statistics."""
+        return {k: v for k, v in self.state_dict().items() if not k.startswith("frozen.")}
+
+    def load_trained_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Load what `trained_state` returned; the frozen part stays as it is."""
+        missing, unexpected = self.load_state_dict(state, strict=False)
+        wrong = unexpected + [key for key in missing if not key.startswith("frozen.")]
+        if wrong:
+            raise ValueError(f"this state is of another model: {', '.join(wrong[:3])}")

@@ -1,0 +1,166 @@
+"""Which images train and which judge: the train, validation, pseudo-novel and novel pools."""
+
+from dataclasses import dataclass
+
+import torch
+
+from trainable.config import TrialConfig
+from trainable.data import Data
+from trainable.errors import DataError
+from trainable.rng import generator
+
+SEEN, PSEUDO_NOVEL, NOVEL = 0, 1, 2
+"""Kind of a validation image: seen subclass, held-out subclass, borrowed image."""
+
+NOVEL_VAL_CLASS_FRACTION = 0.25
+"""Fraction of the borrowed classes (or images, in a pool without classes) kept from training."""
+NOVEL_VAL_IMAGES_MAX = 1000
+"""More judge no better, and each costs a forward pass per epoch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pools:
+    """Rows of a `Data` by purpose, and the labels as the heads see them.
+
+    The subclass head has one output for each seen subclass, in the order of `subclasses`, and
+    novel as the last. Held-out subclasses have no output: to the head they are novel.
+    """
+
+    train: torch.Tensor
+    """int64 (num_train,): rows of seen subclasses and borrowed images."""
+    val: torch.Tensor
+    """int64 (num_val,): rows of V_seen, V_pseudo and V_novel."""
+    val_kind: torch.Tensor
+    """int64 (num_val,): SEEN, PSEUDO_NOVEL or NOVEL."""
+    val_is_calibration: torch.Tensor
+    """bool (num_val,): chooses thresholds and epochs; the others are reported on."""
+    super_target: torch.Tensor
+    """int64 (num_rows,): output of the superclass head for each row of the data."""
+    sub_target: torch.Tensor
+    """int64 (num_rows,): output of the subclass head for each row of the data."""
+    subclasses: tuple[int, ...]
+    """Subclass index of each known output of the subclass head."""
+    super_of_sub: tuple[int, ...]
+    """Superclass output of each subclass output; novel belongs to novel."""
+    novel_images_used: int
+    """Borrowed images in training: fewer than asked where the pool is smaller."""
+
+
+def make_pools(data: Data, config: TrialConfig) -> Pools:
+    """Return the pools that `config.seed` fixes.
+
+    Held-out subclasses are spread over the superclasses. Each kind of validation image is cut
+    into a calibration and an evaluation half, V_seen within each subclass.
+
+    Raises:
+        DataError: A pool would have no image in one of its halves.
+    """
+    held_out = _held_out_subclasses(data, config)
+    known = torch.arange(data.num_known)
+    is_held_out = torch.isin(data.subclass[: data.num_known], torch.tensor(held_out).long())
+    train_known, seen = _validation_of_each_class(data, known[~is_held_out], config)
+    pseudo = _shuffled(known[is_held_out], config.seed, "pseudo")
+    train_novel, novel = _novel_pools(data, config)
+    if len(seen) < 2 or len(novel) < 2:
+        raise DataError(
+            "each validation pool needs at least 2 images, one to calibrate and one to evaluate, "
+            f"but got {len(seen)} of seen subclasses and {len(novel)} borrowed: add images"
+        )
+    val = torch.cat([seen, pseudo, novel])
+    kinds = [torch.full((len(rows),), k) for k, rows in enumerate((seen, pseudo, novel))]
+    halves = [torch.arange(len(rows)) % 2 == 0 for rows in (seen, pseudo, novel)]
+    return _pools(
+        data, held_out, torch.cat([train_known, train_novel]), len(train_novel),
+        val=val, val_kind=torch.cat(kinds), val_is_calibration=torch.cat(halves),
+    )  # fmt: skip
+
+
+def make_refit_pools(data: Data, config: TrialConfig) -> Pools:
+    """Return pools that train on every known image and hold nothing out."""
+    borrowed = torch.arange(data.num_known, len(data.images))
+    train_novel = _shuffled(borrowed, config.seed, "novel")[: config.novel_images]
+    train = torch.cat([torch.arange(data.num_known), train_novel])
+    empty = torch.empty(0, dtype=torch.int64)
+    return _pools(
+        data, (), train, len(train_novel),
+        val=empty, val_kind=empty, val_is_calibration=empty.bool(),
+    )  # fmt: skip
+
+
+def _pools(
+    data: Data,
+    held_out: tuple[int, ...],
+    train: torch.Tensor,
+    novel_images_used: int,
+    **val: torch.Tensor,
+) -> Pools:
+    subclasses = tuple(i for i in range(len(data.subclasses)) if i not in held_out)
+    output_of_subclass = torch.full((len(data.subclasses) + 1,), len(subclasses))
+    output_of_subclass[torch.tensor(subclasses)] = torch.arange(len(subclasses))
+    return Pools(
+        train=train,
+        super_target=data.superclass,
+        sub_target=output_of_subclass[data.subclass],
+        subclasses=subclasses,
+        super_of_sub=(*(data.super_of_sub[i] for i in subclasses), len(data.superclasses)),
+        novel_images_used=novel_images_used,
+        **val,
+    )
+
+
+def _held_out_subclasses(data: Data, config: TrialConfig) -> tuple[int, ...]:
+    """Return the held-out subclasses: a superclass with k of them gives about fraction x k.
+
+    Each superclass's shuffled subclasses get the positions (rank + 0.5) / k; the lowest positions
+    over all superclasses are held out, so the share is even without quotas. The last of each
+    superclass stays, as without it nothing would train that superclass.
+    """
+    position: dict[int, float] = {}
+    for superclass in range(len(data.superclasses)):
+        members = [i for i, s in enumerate(data.super_of_sub) if s == superclass]
+        order = torch.randperm(
+            len(members), generator=generator(config.seed, "held_out", superclass)
+        )
+        for rank, which in enumerate(order.tolist()[:-1]):
+            position[members[which]] = (rank + 0.5) / len(members)
+    count = round(config.pseudo_novel_fraction * len(data.subclasses))
+    return tuple(sorted(sorted(position, key=lambda i: (position[i], i))[:count]))
+
+
+def _validation_of_each_class(
+    data: Data, rows: torch.Tensor, config: TrialConfig
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return training rows and validation rows; a class of one image only trains.
+
+    Validation rows come in an order whose even and odd places are the two halves: classes one
+    after the other, so that both halves get their share of each.
+    """
+    train, val = [], []
+    for subclass in data.subclass[rows].unique().tolist():
+        members = _shuffled(rows[data.subclass[rows] == subclass], config.seed, "val", subclass)
+        count = max(1, round(config.val_fraction * len(members))) if len(members) > 1 else 0
+        val.append(members[:count])
+        train.append(members[count:])
+    return torch.cat(train), torch.cat(val)
+
+
+def _novel_pools(data: Data, config: TrialConfig) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return borrowed rows for training and V_novel, of different classes if the pool has any."""
+    rows = torch.arange(data.num_known, len(data.images))
+    rows = _shuffled(rows, config.seed, "novel")
+    num_classes = len(data.borrowed_classes)
+    if num_classes > 1:
+        order = torch.randperm(num_classes, generator=generator(config.seed, "novel_classes"))
+        for_val = torch.isin(
+            data.borrowed_class[rows],
+            order[: max(1, round(NOVEL_VAL_CLASS_FRACTION * num_classes))],
+        )
+        train, val = rows[~for_val], rows[for_val]
+    else:
+        count = max(2, round(NOVEL_VAL_CLASS_FRACTION * len(rows)))
+        train, val = rows[count:], rows[:count]
+    return train[: config.novel_images], val[:NOVEL_VAL_IMAGES_MAX]
+
+
+def _shuffled(rows: torch.Tensor, *purpose: str | int) -> torch.Tensor:
+    return rows[torch.randperm(len(rows), generator=generator(*purpose))]
