@@ -92,18 +92,23 @@ def check_storage(folder: UPath) -> None:
     probe = folder / f".probe_{word}"
     probe.write_text(word)
     try:
-        found = {
-            node["NodeManagerAddress"]: ray.get(
+        found = [
+            ray.get(
                 _read.options(
                     scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
                 ).remote(str(probe)),
                 timeout=60,
             )
             for node in nodes
-        }
+        ]
     finally:
         probe.unlink()
-    blind = [address for address, text in found.items() if text != word]
+    # Nodes may share an address, so they are not told apart by it.
+    blind = [
+        node["NodeManagerAddress"]
+        for node, text in zip(nodes, found, strict=True)
+        if text != word
+    ]
     if blind:
         raise ClusterError(
             f"--storage {folder.parent} is not the same folder on {', '.join(blind)}: "
