@@ -40,7 +40,8 @@ class SearchRecord:
     novel: str
     data_fingerprint: str
     weights: str | None
-    cache: str
+    cache: str | None
+    """Folder of decoded images and frozen features; null: --no-cache."""
     study: str | None
     """URL of the Optuna storage; null: study.db in the search's folder, wherever that is moved."""
     study_name: str

@@ -105,9 +105,7 @@ def check_storage(folder: UPath) -> None:
         probe.unlink()
     # Nodes may share an address, so they are not told apart by it.
     blind = [
-        node["NodeManagerAddress"]
-        for node, text in zip(nodes, found, strict=True)
-        if text != word
+        node["NodeManagerAddress"] for node, text in zip(nodes, found, strict=True) if text != word
     ]
     if blind:
         raise ClusterError(

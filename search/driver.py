@@ -50,7 +50,7 @@ from search.tracking import SearchInfo, Tracker
 from trainable import backbones
 from trainable.checkpoint import drop_checkpoints, write_atomically
 from trainable.config import TrialConfig
-from trainable.data import Data, default_cache, load_data
+from trainable.data import Data, default_cache, folder_for_images, load_data
 from trainable.errors import UserError
 from trainable.metrics import METRICS
 from trainable.splits import make_pools
@@ -79,6 +79,7 @@ class Options:
     novel: str | None = None
     weights: Path | None = None
     cache: Path | None = None
+    no_cache: bool = False
     name: str | None = None
     storage: UPath | None = None
     study: str | None = None
@@ -104,7 +105,20 @@ def run_search(options: Options) -> int:
     console = Console(quiet=options.quiet, highlight=False, soft_wrap=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     record, space, folder = _plan(options)
-    data = load_data(record.data, record.novel, Path(record.cache), note=console.print)
+    with folder_for_images(Path(record.cache) if record.cache else None) as cache:
+        return _search(options, record, space, folder, cache, console, start_s)
+
+
+def _search(
+    options: Options,
+    record: SearchRecord,
+    space: Space,
+    folder: UPath,
+    cache: Path,
+    console: Console,
+    start_s: float,
+) -> int:
+    data = load_data(record.data, record.novel, cache, note=console.print)
     record = _with_data(record, data, options.resume)
     _check_samples(space, data, record, console.print)
     _introduce(console, record, space, data)
@@ -131,7 +145,7 @@ def run_search(options: Options) -> int:
         record = replace(record, study_name=retold.study_name)
         write_atomically(folder / record.space_file, space.source.encode())
         record.save(folder)
-        outcome = _run(options, record, retold, space, data, folder, console, interrupts)
+        outcome = _run(options, record, retold, space, data, cache, folder, console, interrupts)
         return _finish(options, record, folder, outcome, time.monotonic() - start_s)
 
 
@@ -187,7 +201,7 @@ def _new_record(options: Options, name: str) -> SearchRecord:
         novel=_absolute(options.novel or default_novel(data)),
         data_fingerprint="",
         weights=str(options.weights.resolve()) if options.weights else None,
-        cache=str((options.cache or default_cache()).resolve()),
+        cache=None if options.no_cache else str((options.cache or default_cache()).resolve()),
         study=options.study,
         study_name=name,
         tracking_uri=options.tracking_uri or mlflow.get_tracking_uri(),
@@ -226,6 +240,8 @@ def _changed(record: SearchRecord, options: Options) -> SearchRecord:
     for key in ("weights", "cache"):
         if (value := getattr(options, key)) is not None:
             changes[key] = str(value.resolve())
+    if options.no_cache:
+        changes["cache"] = None
     return replace(record, **changes)
 
 
@@ -289,6 +305,7 @@ def _run(
     optuna_study: optuna.Study,
     space: Space,
     data: Data,
+    cache: Path,
     folder: UPath,
     console: Console,
     interrupts: Interrupts,
@@ -334,7 +351,7 @@ def _run(
                 with progress.showing():
                     run_trials(
                         study,
-                        _job(record, folder),
+                        _job(record, folder, cache),
                         slots,
                         should_stop=lambda: interrupts.requested() or over_budget(),
                         note=console.print,
@@ -356,12 +373,13 @@ def _run(
     return status
 
 
-def _job(record: SearchRecord, folder: UPath) -> Job:
+def _job(record: SearchRecord, folder: UPath, cache: Path) -> Job:
     return Job(
         folder=folder.absolute(),
         data=record.data,
         novel=record.novel,
-        cache=Path(record.cache),
+        cache=cache,
+        is_fast=record.cache is not None,
         weights=Path(record.weights) if record.weights else None,
     )
 

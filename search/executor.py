@@ -44,7 +44,10 @@ class Job:
     data: str
     novel: str
     cache: Path
+    """Of decoded images, and of frozen features where trials are fast."""
     weights: Path | None
+    is_fast: bool = True
+    """False: no speed path that could change results (stored features, bf16, reused processes)."""
 
     def task(self, number: int, config: dict[str, Any], slots: Slots) -> dict[str, Any]:
         """Return what the worker of trial `number` needs, as plain values."""
@@ -56,6 +59,7 @@ class Job:
             "novel": self.novel,
             "cache": str(self.cache),
             "weights": str(self.weights) if self.weights else None,
+            "is_fast": self.is_fast,
             "cpus": slots.cpus_per_trial,
             "gpus": slots.gpus_per_trial,
         }
@@ -179,7 +183,7 @@ def _fit(
                 scheduler=scheduler,
                 num_samples=-1,
                 max_concurrent_trials=slots.concurrency,
-                reuse_actors=True,
+                reuse_actors=job.is_fast,
                 trial_name_creator=_number,
                 trial_dirname_creator=_number,
             ),

@@ -26,7 +26,7 @@ from results import model as pyfunc
 from results.load import SearchRecord, best_row, load_record, run_folder, trials_frame
 from search.tracking import EXPERIMENT, local_copies
 from trainable.classifier import INFO_FILE, MODEL_FILE, save_classifier
-from trainable.data import Data, load_data
+from trainable.data import Data, folder_for_images, load_data
 from trainable.errors import TrialError, UserError
 from trainable.splits import make_refit_pools
 from trainable.train import Metrics, train
@@ -51,7 +51,8 @@ def main(argv: list[str] | None = None) -> int:
         row = _chosen(trials_frame(folder, record), record, args.trial)
         console.print(f"refit of trial {row['number']:05d}: {row['config'].describe()}")
         _check_mlflow(record)
-        data = load_data(record.data, record.novel, Path(record.cache), note=console.print)
+        with folder_for_images(Path(record.cache) if record.cache else None) as images:
+            data = load_data(record.data, record.novel, images, note=console.print)
         target = folder / "refit" / f"{row['number']:05d}"
         _refit(row, record, data, target, console)
         version = _register(record, data, target, row)
@@ -121,7 +122,8 @@ def _refit(
         data,
         report,
         pools=pools,
-        cache=Path(record.cache),
+        cache=Path(record.cache) if record.cache else None,
+        full_precision=record.cache is None,
         weights=Path(record.weights) if record.weights else None,
         stop_after=best_epoch,
         note=console.print,

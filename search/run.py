@@ -43,7 +43,8 @@ def _parser() -> argparse.ArgumentParser:
     what("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings",
          help="fix a key for every trial, baselines included")  # fmt: skip
     what("--seed", type=int, metavar="N", help="of the sampler and of every trial (default 0)")
-    data = parser.add_argument_group("on which data").add_argument
+    on_which_data = parser.add_argument_group("on which data")
+    data = on_which_data.add_argument
     data("--data", metavar="PATH|synthetic", help="folder or .zip (default: built-in synthetic)")
     data(
         "--novel",
@@ -51,7 +52,10 @@ def _parser() -> argparse.ArgumentParser:
         help="borrowed images: folder or .zip (default with --data: cifar100)",
     )
     data("--weights", type=Path, metavar="PATH", help="pretrained weights: a file or a folder")
-    data("--cache", type=Path, metavar="DIR", help="decoded images and frozen features")
+    cache = on_which_data.add_mutually_exclusive_group().add_argument
+    cache("--cache", type=Path, metavar="DIR", help="decoded images and frozen features")
+    cache("--no-cache", action="store_true",
+          help="slow: no stored features, no bf16, a new process for every trial")  # fmt: skip
     keep = parser.add_argument_group("what is kept").add_argument
     keep("--name", help="of the search (default: the space file's)")
     keep("--storage", type=UPath, metavar="DIR|URI", help="where searches are (default: runs)")

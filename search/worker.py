@@ -42,8 +42,9 @@ def run_trial(task: dict[str, Any]) -> None:
             _data(task["data"], task["novel"], Path(task["cache"])),
             lambda metrics: _send("epoch", metrics),
             folder=folder,
-            cache=Path(task["cache"]),
+            cache=Path(task["cache"]) if task["is_fast"] else None,
             weights=Path(task["weights"]) if task["weights"] else None,
+            full_precision=not task["is_fast"],
             note=lambda line: _send("note", line),
         )
         last: tuple[str, Any] = ("result", result.metrics)

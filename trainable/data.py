@@ -9,9 +9,11 @@ import os
 import posixpath
 import shutil
 import tarfile
+import tempfile
 import zipfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,6 +76,19 @@ class _Known:
 def default_cache() -> Path:
     """Return the user's cache folder for images, frozen features and downloaded data sets."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "noveltune"
+
+
+@contextmanager
+def folder_for_images(cache: Path | None) -> Iterator[Path]:
+    """Give `cache`; without one, a temporary folder, which is removed at the end.
+
+    Images that were mapped from it stay readable.
+    """
+    if cache is not None:
+        yield cache
+        return
+    with tempfile.TemporaryDirectory(prefix="noveltune-") as folder:
+        yield Path(folder)
 
 
 def load_data(source: str, novel: str, cache: Path, *, note: Callable[[str], None] = print) -> Data:

@@ -20,7 +20,7 @@ from upath import UPath
 from trainable.checkpoint import load_checkpoint, save_checkpoint
 from trainable.classifier import save_classifier, save_outputs
 from trainable.config import Task, TrialConfig, parse_settings
-from trainable.data import Data, default_cache, load_data
+from trainable.data import Data, default_cache, folder_for_images, load_data
 from trainable.errors import TrialError, UserError, WeightsError
 from trainable.features import inputs_for
 from trainable.losses import interaction_loss
@@ -54,6 +54,7 @@ def train(
     folder: UPath | None = None,
     cache: Path | None = None,
     weights: Path | None = None,
+    full_precision: bool = False,
     stop_after: int | None = None,
     note: Callable[[str], None] = print,
 ) -> TrialResult:
@@ -71,6 +72,7 @@ def train(
             this trial left them; null: nothing is kept.
         cache: Folder for frozen features, shared by all trials; null: computed every epoch.
         weights: See `backbones.build`.
+        full_precision: float32 also on a GPU: neither bf16 autocast nor TF32.
         stop_after: End after this many epochs, on the schedule of `config.epochs`.
         note: Called with lines for a person.
 
@@ -79,7 +81,10 @@ def train(
         UserError: The data, the weights and the configuration do not go together.
     """
     pools = pools or make_pools(data, config)
-    trainer = Trainer(config, data, pools, cache=cache, weights=weights, note=note)
+    trainer = Trainer(
+        config, data, pools,
+        cache=cache, weights=weights, full_precision=full_precision, note=note,
+    )  # fmt: skip
     history: list[Metrics] = []
     if folder is not None and (state := load_checkpoint(folder, note)):
         history = state["history"]
@@ -127,10 +132,15 @@ class Trainer:
         *,
         cache: Path | None,
         weights: Path | None,
+        full_precision: bool = False,
         note: Callable[[str], None],
     ) -> None:
         self.config, self.pools = config, pools
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        # bf16 is slower than float32 on the CPUs measured, so only GPUs get it.
+        self.is_autocast = self.device.type == "cuda" and not full_precision
+        if full_precision:
+            torch.backends.cudnn.allow_tf32 = False
         num_classes: dict[Task, int] = {
             "super": len(data.superclasses) + 1,
             "sub": len(pools.subclasses) + 1,
@@ -230,8 +240,7 @@ class Trainer:
         return loss
 
     def _logits(self, model: BranchModel, features: torch.Tensor) -> dict[Task, torch.Tensor]:
-        # bf16 is slower than float32 on the CPUs measured, so only GPUs get it.
-        with torch.autocast("cuda", torch.bfloat16, enabled=self.device.type == "cuda"):
+        with torch.autocast("cuda", torch.bfloat16, enabled=self.is_autocast):
             logits = model(features)
         return {task: each.float() for task, each in logits.items()}
 
@@ -294,17 +303,22 @@ def main(argv: list[str] | None = None) -> int:
     add("--novel", metavar="PATH|cifar100|synthetic")
     add("--weights", type=Path, metavar="PATH", help="pretrained weights: a file or a folder")
     add("--folder", type=UPath, help="keep checkpoints, the best model and its outputs here")
-    add("--cache", type=Path, default=default_cache(), help="decoded images and frozen features")
+    where = parser.add_mutually_exclusive_group().add_argument
+    where("--cache", type=Path, default=default_cache(), help="decoded images and frozen features")
+    where("--no-cache", action="store_true", help="keep neither, and compute in float32")
     args = parser.parse_args(argv)
     try:
         config = TrialConfig.from_dict(parse_settings(args.settings))
         novel = args.novel or default_novel(args.data)
-        data = load_data(args.data, novel, args.cache)
+        with folder_for_images(None if args.no_cache else args.cache) as folder:
+            data = load_data(args.data, novel, folder)
         if shortage := novel_shortage(config, make_pools(data, config)):
             print(shortage)
         result = train(
-            config, data, _print_epoch, folder=args.folder, cache=args.cache, weights=args.weights
-        )
+            config, data, _print_epoch,
+            folder=args.folder, cache=None if args.no_cache else args.cache,
+            weights=args.weights, full_precision=args.no_cache,
+        )  # fmt: skip
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -46,6 +46,7 @@ class SmallSearch:
         resume: bool = False,
         note: Callable[[str], None] = print,
         observers: list[Observer] | None = None,
+        **job: Any,
     ) -> Study:
         """Run the search to its end and return its study."""
         self.monkeypatch.setattr(executor, "run_trial", with_faults(faults or {}))
@@ -63,6 +64,7 @@ class SmallSearch:
                 novel=str(self.data / "novel_images"),
                 cache=self.cache,
                 weights=None,
+                **job,
             ),
             Slots(cpus_per_trial=1, gpus_per_trial=0, concurrency=concurrency),
             should_stop=lambda: False,

@@ -1,5 +1,8 @@
 """What becomes of trials that die, raise, diverge or run out of memory."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
 from search.executor import MAX_RERUNS, SearchStoppedError
@@ -67,3 +70,15 @@ def test_a_failure_now_and_then_does_not_stop_the_search(small_search: SmallSear
     faults = {number: faulty.raise_error for number in range(24) if number % 8}
     small_search.run(24, faults)
     assert small_search.states().count("FAIL") == 21
+
+
+@pytest.mark.parametrize(("is_fast", "num_processes"), [(True, 1), (False, 3)])
+def test_a_slow_search_stores_no_features_and_reuses_no_process(
+    small_search: SmallSearch, tmp_path: Path, is_fast: bool, num_processes: int
+) -> None:
+    search = replace(small_search, cache=tmp_path / "cache")
+    search.run(3, dict.fromkeys(range(3), faulty.record_process), is_fast=is_fast)
+    assert search.states() == ["COMPLETE"] * 3
+    assert len({file.name for file in search.folder.rglob("process_*")}) == num_processes
+    stored = {path.name for path in search.cache.iterdir()}
+    assert stored == ({"data", "features"} if is_fast else {"data"})

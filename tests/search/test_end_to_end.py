@@ -624,3 +624,36 @@ def test_tracking_uri_is_used_by_every_command(folder: Path, arguments: list[str
     assert done.code == 0, done
     assert len(mlflow.MlflowClient(tracking_uri=uri).search_registered_models()) == 1
     assert not (folder / "mlflow.db").exists()
+
+
+# --- Without the speed paths ---------------------------------------------------------------------
+
+KINDS = '''"""Does speed change results?"""
+EPOCHS = 2
+BASELINES = [{"fine_tune": fine_tune, "image_size": 32, "novel_images": 16, "lr": 1e-3}
+             for fine_tune in ("frozen", "last_2", "full")]
+'''
+
+
+def results_of(folder: Path, name: str) -> list[dict[str, Any]]:
+    """Return every trial's configuration and metrics, but not how long they took."""
+    trials = trials_of(folder, name).drop(columns=["config"])
+    return [{k: str(v) for k, v in row.items()} for row in trials.to_dict("records")]
+
+
+def test_speed_paths_change_no_result(folder: Path, arguments: list[str]) -> None:
+    (folder / "tiny.py").write_text(KINDS)
+    (folder / "temporary").mkdir()
+    assert run(folder, *arguments, "--name", "fast").code == 0
+    own = {"XDG_CACHE_HOME": str(folder / "unused"), "TMPDIR": str(folder / "temporary")}
+    own["RAY_TMPDIR"] = "/tmp"  # the paths of its sockets must be short
+    slow = [*arguments[: arguments.index("--cache")], "--no-cache", "--name", "slow"]
+    assert run(folder, *slow, "--trials", "2", **own).code == 0
+    resumed = ["-m", "search.run", "--resume", "--name", "slow", "--trials", "3"]
+    assert run(folder, *resumed, **own).code == 0
+    assert load_record(folder / "runs/slow").cache is None
+    assert not (folder / "unused").exists()
+    assert [*(folder / "temporary").glob("noveltune-*")] == []
+    fast = results_of(folder, "fast")
+    assert [each["state"] for each in fast] == ["COMPLETE"] * 3
+    assert results_of(folder, "slow") == fast

@@ -113,6 +113,13 @@ def test_mistakes_in_arguments_do_not_wait_for_ray_and_mlflow(
     assert "--trials must be 1" in mistake(capsys, "--space", "asked.py", "--trials", "0")
 
 
+def test_cache_and_no_cache_together_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as raised:
+        main(["--space", "asked.py", "--cache", "cache", "--no-cache"])
+    assert raised.value.code == 2
+    assert "not allowed with argument --cache" in capsys.readouterr().err
+
+
 def test_unknown_argument_exits_2(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as raised:
         main(["--space", "asked.py", "--trails", "3"])

@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -598,9 +600,10 @@ def test_trial_can_be_given_more_epochs(tmp_path: Path, run: Run, schedule: str)
 def command(tiny_folder: Path, tiny_weights: Path, tmp_path: Path) -> Callable[..., int]:
     """Runs the command with the tiny data and the given settings."""
 
-    def call(*settings: str, weights: Path = tiny_weights) -> int:
+    def call(*settings: str, weights: Path = tiny_weights, use_cache: bool = True) -> int:
         argv = ["--data", str(tiny_folder), "--novel", str(tiny_folder / "novel_images")]
-        argv += ["--weights", str(weights), "--cache", str(tmp_path / "cache")]
+        argv += ["--cache", str(tmp_path / "cache")] if use_cache else ["--no-cache"]
+        argv += ["--weights", str(weights)]
         argv += ["--folder", str(tmp_path / "trial")]
         small = (f"backbone={BACKBONE}", "image_size=32", "batch_size=32", "novel_images=32")
         for setting in (*small, *settings):
@@ -622,6 +625,27 @@ def test_command_trains_and_prints_metrics(
     assert metrics["epoch"] == 1
     assert metrics["tau_super"] == 0.5
     assert (tmp_path / "trial" / MODEL_FILE).exists()
+
+
+@pytest.mark.parametrize("fine_tune", ["frozen", "last_1", "full"])
+def test_command_without_cache_gives_the_same_metrics_and_stores_nothing(
+    command: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fine_tune: str,
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    found = []
+    for use_cache in (False, True):
+        assert command("epochs=2", f"fine_tune={fine_tune}", use_cache=use_cache) == 0
+        out = capsys.readouterr().out
+        found.append(json.loads(out[out.index("{") :]) | {"epoch_s": 0})
+        shutil.rmtree(tmp_path / "trial")
+        assert (tmp_path / "cache").exists() == use_cache
+        assert [*(tmp_path / "temporary").iterdir()] == []
+    assert found[0] == found[1]
 
 
 def test_command_refuses_an_unknown_key_with_the_nearest_one(
