@@ -2,10 +2,13 @@
 
 import logging
 import os
+import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 # Ray reads these when it is imported or started: its own output and usage reports are off, the
 # driver's signal handling is ours, and Tune's file loggers would repeat what the study holds.
@@ -24,7 +27,8 @@ import ray  # noqa: E402
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: E402
 from upath import UPath  # noqa: E402
 
-from trainable.errors import UserError  # noqa: E402
+from trainable.data import Data, find_data, load_data  # noqa: E402
+from trainable.errors import DataError, UserError  # noqa: E402
 
 LOCAL_OBJECT_STORE_BYTES = 100 * 2**20
 """Images and features are memory-mapped files, so objects are small."""
@@ -85,33 +89,75 @@ def check_storage(folder: UPath) -> None:
     Raises:
         ClusterError: A node does not.
     """
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    if len(nodes) < 2:
+    others = _other_nodes()
+    if not others:
         return
     word = uuid.uuid4().hex
     probe = folder / f".probe_{word}"
     probe.write_text(word)
     try:
-        found = [
-            ray.get(
-                _read.options(
-                    scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-                ).remote(str(probe)),
-                timeout=60,
-            )
-            for node in nodes
-        ]
+        found = _on_each(others, _read, str(probe), timeout_s=60)
     finally:
         probe.unlink()
     # Nodes may share an address, so they are not told apart by it.
     blind = [
-        node["NodeManagerAddress"] for node, text in zip(nodes, found, strict=True) if text != word
+        node["NodeManagerAddress"] for node, text in zip(others, found, strict=True) if text != word
     ]
     if blind:
         raise ClusterError(
             f"--storage {folder.parent} is not the same folder on {', '.join(blind)}: "
             "pass a --storage that all nodes share"
         )
+
+
+def ship_data(data: Data, cache: Path, note: Callable[[str], None]) -> Any:
+    """Have every node decode the data; return what `receive_data` takes where one cannot.
+
+    Null where every node sees the same data. Nodes that join later are taken to be like those
+    that are there now.
+    """
+    others = _other_nodes()
+    asked = (data.source, data.novel_source, cache, data.fingerprint)
+    num_blind = _on_each(others, _has_data, *asked).count(False)
+    if not num_blind:
+        return None
+    note(f"{num_blind} of {len(others) + 1} nodes do not see the data: they get them from here")
+    return ray.put((replace(data, images=data.images[:0]), data.images.numpy()))
+
+
+def forget_cache(cache: Path) -> None:
+    """Delete a cache folder on every other node."""
+    _on_each(_other_nodes(), _remove, cache)
+
+
+def _other_nodes() -> list[dict[str, Any]]:
+    here = ray.get_runtime_context().get_node_id()
+    return [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != here]
+
+
+def _on_each(
+    nodes: list[dict[str, Any]], task: Any, *arguments: Any, timeout_s: float | None = None
+) -> list[Any]:
+    """Return what `task` returns on every node, where they run at the same time."""
+    where = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
+    running = [task.options(scheduling_strategy=each).remote(*arguments) for each in where]
+    results: list[Any] = ray.get(running, timeout=timeout_s)
+    return results
+
+
+@ray.remote(num_cpus=0)
+def _has_data(source: str, novel: str, cache: Path, fingerprint: str) -> bool:
+    try:
+        data = find_data(source, novel, cache, fingerprint)
+        data = data or load_data(source, novel, cache, note=lambda line: None)
+    except DataError:
+        return False
+    return data.fingerprint == fingerprint
+
+
+@ray.remote(num_cpus=0)
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @ray.remote(num_cpus=0)

@@ -32,7 +32,7 @@ from results.load import (
     trials_frame,
 )
 from results.report import print_tables, write_trials
-from search.cluster import check_storage, connected
+from search.cluster import check_storage, connected, forget_cache, ship_data
 from search.executor import (
     Job,
     SearchStoppedError,
@@ -340,6 +340,7 @@ def _run(
             with connected(options.address) as cluster:
                 interrupts.listen()
                 check_storage(folder)
+                job = _job(record, folder, cache, ship_data(data, cache, console.print))
                 slots = make_slots(
                     cluster,
                     concurrency=options.concurrency,
@@ -351,11 +352,13 @@ def _run(
                 with progress.showing():
                     run_trials(
                         study,
-                        _job(record, folder, cache),
+                        job,
                         slots,
                         should_stop=lambda: interrupts.requested() or over_budget(),
                         note=console.print,
                     )
+                if record.cache is None:
+                    forget_cache(cache)
         if study.num_finished < space.num_trials:
             status = "KILLED"
     except SearchStoppedError as stopped:
@@ -373,12 +376,14 @@ def _run(
     return status
 
 
-def _job(record: SearchRecord, folder: UPath, cache: Path) -> Job:
+def _job(record: SearchRecord, folder: UPath, cache: Path, shipped: Any) -> Job:
     return Job(
         folder=folder.absolute(),
         data=record.data,
         novel=record.novel,
+        fingerprint=record.data_fingerprint,
         cache=cache,
+        shipped=shipped,
         is_fast=record.cache is not None,
         weights=Path(record.weights) if record.weights else None,
     )

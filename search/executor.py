@@ -43,11 +43,15 @@ class Job:
     """`trials/NNNNN` go here."""
     data: str
     novel: str
+    fingerprint: str
+    """Of the data that the driver checked: trials train on no other."""
     cache: Path
     """Of decoded images, and of frozen features where trials are fast."""
     weights: Path | None
     is_fast: bool = True
     """False: no speed path that could change results (stored features, bf16, reused processes)."""
+    shipped: Any = None
+    """The data in Ray's object store, where a node does not see them: see `cluster.ship_data`."""
 
     def task(self, number: int, config: dict[str, Any], slots: Slots) -> dict[str, Any]:
         """Return what the worker of trial `number` needs, as plain values."""
@@ -57,6 +61,7 @@ class Job:
             "folder": str(trial_folder(self.folder, number)),
             "data": self.data,
             "novel": self.novel,
+            "fingerprint": self.fingerprint,
             "cache": str(self.cache),
             "weights": str(self.weights) if self.weights else None,
             "is_fast": self.is_fast,
@@ -170,13 +175,16 @@ def _fit(
     only_resumed: bool = False,
 ) -> None:
     """Run one Tune experiment; what it leaves on the disk is not needed afterwards."""
+    trainable = run_trial
+    if job.shipped is not None:
+        trainable = tune.with_parameters(run_trial, shipped=(job.shipped,))
     scratch = job.folder / ".tune"
     is_local = isinstance(scratch, Path)
     _remove(scratch)  # a killed driver leaves it behind
     try:
         tune.Tuner(
             tune.with_resources(
-                run_trial, {"cpu": slots.cpus_per_trial, "gpu": slots.gpus_per_trial}
+                trainable, {"cpu": slots.cpus_per_trial, "gpu": slots.gpus_per_trial}
             ),
             tune_config=tune.TuneConfig(
                 search_alg=_StudySearcher(study, job, slots, only_resumed),

@@ -8,26 +8,40 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+import ray
 import torch
 from ray import tune
 from upath import UPath
 
 from trainable.checkpoint import write_atomically
 from trainable.config import TrialConfig
-from trainable.data import Data, load_data
-from trainable.errors import TrialError, UserError
+from trainable.data import Data, find_data, load_data, store_data
+from trainable.errors import DataError, TrialError, UserError
 from trainable.train import train
 
 
 @functools.lru_cache(maxsize=1)
-def _data(source: str, novel: str, cache: Path) -> Data:
-    """Map the data set once per process: actors serve many trials."""
-    return load_data(source, novel, cache, note=_no_note)
+def _data(source: str, novel: str, cache: Path, fingerprint: str, shipped: Any) -> Data:
+    """Map the data set once per process: actors serve many trials.
+
+    Raises:
+        DataError: This node has other data, or none.
+    """
+    data = find_data(source, novel, cache, fingerprint)
+    if data is None and shipped is not None:
+        labels, images = ray.get(shipped)
+        store_data(labels, images, cache)
+        data = find_data(source, novel, cache, fingerprint)
+    data = data or load_data(source, novel, cache, note=_no_note)
+    if data.fingerprint != fingerprint:
+        raise DataError(f"{source} or {novel} on {os.uname().nodename} is not what was checked")
+    return data
 
 
-def run_trial(task: dict[str, Any]) -> None:
+def run_trial(task: dict[str, Any], shipped: tuple[Any, ...] = (None,)) -> None:
     """Train the trial in `task`; send started, an epoch each, then the result or why it failed.
 
+    `shipped` holds a reference to the data for nodes without; inside a tuple Ray leaves it alone.
     Only the death of this process reaches Tune as a failure, which it retries; a trial that
     raises would raise again.
     """
@@ -39,7 +53,7 @@ def run_trial(task: dict[str, Any]) -> None:
     try:
         result = train(
             TrialConfig.from_dict(task["config"]),
-            _data(task["data"], task["novel"], Path(task["cache"])),
+            _data(task["data"], task["novel"], Path(task["cache"]), task["fingerprint"], *shipped),
             lambda metrics: _send("epoch", metrics),
             folder=folder,
             cache=Path(task["cache"]) if task["is_fast"] else None,

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +30,8 @@ from trainable.sources import Source, decode_blocks, open_source, shorter_sides
 STORED_SIZE_MAX = 224
 CACHE_FORMAT = 1
 NOVEL = "novel"
+LABELS = ("superclass", "subclass", "borrowed_class")
+NAMES = ("superclasses", "subclasses", "borrowed_classes", "super_of_sub")
 
 TRAIN_CSV, TRAIN_IMAGES, TEST_IMAGES = "train_data.csv", "train_images/", "test_images/"
 SUPER_CSV, SUB_CSV = "superclass_mapping.csv", "subclass_mapping.csv"
@@ -115,7 +118,7 @@ def load_data(source: str, novel: str, cache: Path, *, note: Callable[[str], Non
         entry = cache / "data" / fingerprint
 
         def read() -> Data | None:
-            return _map(entry, source=source, novel_source=novel, fingerprint=fingerprint)
+            return find_data(source, novel, cache, fingerprint)
 
         def build(folder: Path) -> None:
             if entry.exists():
@@ -126,6 +129,36 @@ def load_data(source: str, novel: str, cache: Path, *, note: Callable[[str], Non
         data = read()
     assert data is not None, f"{entry} was made and cannot be read"
     return data
+
+
+def find_data(source: str, novel: str, cache: Path, fingerprint: str) -> Data | None:
+    """Return the data of that fingerprint if the cache has it, without a look at the sources."""
+    entry = cache / "data" / fingerprint
+    return _map(entry, source=source, novel_source=novel, fingerprint=fingerprint)
+
+
+def store_data(labels: Data, images: np.ndarray, cache: Path) -> None:
+    """Write what another machine decoded into this one's cache, by one of its processes.
+
+    Args:
+        labels: All but the images.
+        images: uint8 (N, S, S, 3).
+        cache: As in `load_data`.
+
+    Raises:
+        DataError: The cache cannot be written.
+    """
+
+    def write(folder: Path) -> None:
+        folder.mkdir()
+        np.save(folder / "images.npy", images)
+        meta = {name: getattr(labels, name).tolist() for name in LABELS}
+        meta |= {name: getattr(labels, name) for name in NAMES}
+        (folder / "meta.json").write_text(json.dumps(meta))
+
+    source = (labels.source, labels.novel_source, cache, labels.fingerprint)
+    entry = cache / "data" / labels.fingerprint
+    _make_once(entry, write, is_whole=lambda: find_data(*source) is not None)
 
 
 def load_images(source: str, size: int) -> tuple[list[str], torch.Tensor]:
@@ -300,23 +333,18 @@ def _map(entry: Path, *, source: str, novel_source: str, fingerprint: str) -> Da
         meta = json.loads((entry / "meta.json").read_text())
         # Copy-on-write: torch gets a writable array, and unwritten pages stay shared.
         images = torch.from_numpy(np.load(entry / "images.npy", mmap_mode="c"))
+        fields: dict[str, Any] = {name: torch.tensor(meta[name]) for name in LABELS}
+        fields |= {name: tuple(meta[name]) for name in NAMES}
         data = Data(
             images=images,
-            superclass=torch.tensor(meta["superclass"]),
-            subclass=torch.tensor(meta["subclass"]),
-            borrowed_class=torch.tensor(meta["borrowed_class"]),
-            superclasses=tuple(meta["superclasses"]),
-            subclasses=tuple(meta["subclasses"]),
-            borrowed_classes=tuple(meta["borrowed_classes"]),
-            super_of_sub=tuple(meta["super_of_sub"]),
+            **fields,
             fingerprint=fingerprint,
             source=source,
             novel_source=novel_source,
         )
     except (OSError, EOFError, ValueError, TypeError, KeyError):
         return None
-    labels = (data.superclass, data.subclass, data.borrowed_class)
-    is_whole = all(label.shape == images.shape[:1] for label in labels)
+    is_whole = all(getattr(data, name).shape == images.shape[:1] for name in LABELS)
     return data if is_whole else None
 
 

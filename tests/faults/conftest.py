@@ -10,11 +10,12 @@ import pytest
 from upath import UPath
 
 from search import executor
-from search.cluster import connected
+from search.cluster import connected, ship_data
 from search.executor import Job, Slots, run_trials
 from search.space import load_space
 from search.study import Observer, Study, create_study, open_study
 from tests.faults.faulty import Fault, with_faults
+from trainable.data import load_data
 
 SPACE = """
 NUM_TRIALS = 4
@@ -56,14 +57,18 @@ class SmallSearch:
         space = load_space(file, num_trials=trials)
         raw = open_study(self.url, "s") if resume else create_study(self.url, "s", space.metrics)
         study = Study(raw, space, seed=0, observers=observers or [])
+        source, novel = str(self.data), str(self.data / "novel_images")
+        loaded = load_data(source, novel, self.cache)
         run_trials(
             study,
             Job(
                 folder=self.folder,
-                data=str(self.data),
-                novel=str(self.data / "novel_images"),
+                data=source,
+                novel=novel,
+                fingerprint=loaded.fingerprint,
                 cache=self.cache,
                 weights=None,
+                shipped=ship_data(loaded, self.cache, note),
                 **job,
             ),
             Slots(cpus_per_trial=1, gpus_per_trial=0, concurrency=concurrency),

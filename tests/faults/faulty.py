@@ -76,10 +76,10 @@ def record_node(_trainer: Trainer, epoch: int, folder: Path) -> None:
 def with_faults(faults: dict[int, Fault]) -> Callable[[dict[str, Any]], None]:
     """Return a trainable that befalls trial N with `faults[N]` at the start of every epoch."""
 
-    def trial(task: dict[str, Any]) -> None:
+    def trial(task: dict[str, Any], **shipped: Any) -> None:
         fault = faults.get(task["number"])
         if fault is None:
-            run_trial(task)
+            run_trial(task, **shipped)
             return
         folder = Path(task["folder"])
         folder.mkdir(parents=True, exist_ok=True)
@@ -89,6 +89,6 @@ def with_faults(faults: dict[int, Fault]) -> Callable[[dict[str, Any]], None]:
             return REAL_EPOCH(trainer, epoch)
 
         with mock.patch.object(Trainer, "train_epoch", train_epoch):
-            run_trial(task)
+            run_trial(task, **shipped)
 
     return trial

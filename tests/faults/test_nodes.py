@@ -5,6 +5,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -55,19 +57,14 @@ def test_a_dead_node_costs_only_time_and_a_joining_node_is_used(
     assert joined[0] in used
 
 
-def test_storage_that_another_node_does_not_see_is_refused(
-    tmp_path: Path, cluster: Cluster
-) -> None:
-    """The second node gets a mount namespace in which the storage is an empty file system."""
-    storage = tmp_path / "runs" / "search"
-    storage.mkdir(parents=True)
-    ray_command = Path(sys.executable).parent / "ray"
-    start = (
-        f"mount -t tmpfs tmpfs {storage.parent} && exec {ray_command} start --block "
-        f"--address {cluster.address} --num-cpus 1"
-    )
+@contextmanager
+def joined_by_node_without(cluster: Cluster, *folders: Path) -> Iterator[None]:
+    """Connect, when a second node has joined to which each of `folders` is empty and its own."""
     if shutil.which("unshare") is None or _cannot_unshare():
         pytest.skip("a mount namespace of one's own needs root")
+    ray_command = Path(sys.executable).parent / "ray"
+    hide = " && ".join(f"mount -t tmpfs tmpfs {folder}" for folder in folders)
+    start = f"{hide} && exec {ray_command} start --block --address {cluster.address} --num-cpus 1"
     with subprocess.Popen(
         ["unshare", "--mount", "sh", "-c", start], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     ) as node:
@@ -78,12 +75,40 @@ def test_storage_that_another_node_does_not_see_is_refused(
                     assert time.monotonic() < deadline, "the second node did not join"
                     assert node.poll() is None
                     time.sleep(0.2)
-                with pytest.raises(ClusterError, match=r"not the same folder on .*all nodes share"):
-                    check_storage(UPath(storage))
+                yield
         finally:
             node.terminate()
             node.wait(30)
+
+
+def test_storage_that_another_node_does_not_see_is_refused(
+    tmp_path: Path, cluster: Cluster
+) -> None:
+    storage = tmp_path / "runs" / "search"
+    storage.mkdir(parents=True)
+    with (
+        joined_by_node_without(cluster, storage.parent),
+        pytest.raises(ClusterError, match=r"not the same folder on .*all nodes share"),
+    ):
+        check_storage(UPath(storage))
     assert list(storage.iterdir()) == []
+
+
+def test_node_without_the_data_gets_them_from_the_driver(
+    small_search: SmallSearch, cluster: Cluster, tmp_path: Path
+) -> None:
+    search = replace(small_search, cache=tmp_path / "cache")
+    search.cache.mkdir()
+    lines: list[str] = []
+    trials = 4
+    with joined_by_node_without(cluster, search.data, search.cache):
+        search.run(
+            trials, dict.fromkeys(range(trials), faulty.record_node), concurrency=2,
+            note=lines.append,
+        )  # fmt: skip
+    assert "1 of 2 nodes do not see the data: they get them from here" in lines
+    assert search.states() == ["COMPLETE"] * trials
+    assert len({file.name for file in search.folder.rglob("node_*")}) == 2
 
 
 def test_storage_that_every_node_sees_is_accepted(tmp_path: Path, cluster: Cluster) -> None:

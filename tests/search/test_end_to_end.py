@@ -652,7 +652,7 @@ def test_speed_paths_change_no_result(folder: Path, arguments: list[str]) -> Non
     resumed = ["-m", "search.run", "--resume", "--name", "slow", "--trials", "3"]
     assert run(folder, *resumed, **own).code == 0
     assert load_record(folder / "runs/slow").cache is None
-    assert not (folder / "unused").exists()
+    assert not (folder / "unused" / "noveltune").exists()
     assert [*(folder / "temporary").glob("noveltune-*")] == []
     fast = results_of(folder, "fast")
     assert [each["state"] for each in fast] == ["COMPLETE"] * 3
