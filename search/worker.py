@@ -1,6 +1,7 @@
 """What a worker process does with one trial: load the data once, train, report, never raise."""
 
 import contextlib
+import ctypes
 import functools
 import gc
 import os
@@ -71,9 +72,16 @@ def run_trial(task: dict[str, Any], shipped: tuple[Any, ...] = (None,)) -> None:
     finally:
         # The process lives on for the next trial.
         gc.collect()
+        _trim()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
     _send(*last)
+
+
+def _trim() -> None:
+    """Give freed memory back to the system: glibc keeps it, and each trial's thread its own."""
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
 
 
 def _send(kind: str, content: Any) -> None:
