@@ -2,31 +2,36 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import safetensors
 import safetensors.torch
 import torch
 from upath import UPath
 
+from trainable.calibration import Outputs
 from trainable.checkpoint import write_atomically
-from trainable.config import Task, TrialConfig
+from trainable.config import FEATURE_SCORES, Task, TrialConfig
 from trainable.data import Data
 from trainable.errors import DataError, WeightsError
-from trainable.metrics import Outputs
+from trainable.feature_scores import FeatureBank
+from trainable.metrics import score_table
 from trainable.models import BranchModel
-from trainable.novelty import acceptance, decide, novelty_score
+from trainable.novelty import Response, Rule, decide
 from trainable.splits import Pools
 
-MODEL_FILE, INFO_FILE, OUTPUTS_FILE = "model.safetensors", "model.json", "outputs.safetensors"
-FORMAT = 1
+MODEL_FILE, INFO_FILE = "model.safetensors", "model.json"
+OUTPUTS_FILE, TABLE_FILE = "outputs.safetensors", "scores.csv"
+FORMAT = 2
 KEYS = (
-    "config", "superclasses", "subclasses", "subclass_of_output", "stored_size", "tau_super",
-    "tau_sub", "self_contained", "frozen_fingerprints",
+    "config", "superclasses", "subclasses", "subclass_of_output", "super_of_output", "stored_size",
+    "rule", "self_contained", "frozen_fingerprints",
 )  # fmt: skip
 PREDICTION_BATCH = 256
+_BANK = "bank."
 
 
 def save_classifier(
@@ -36,6 +41,8 @@ def save_classifier(
     pools: Pools,
     branches: Sequence[BranchModel],
     metrics: dict[str, float],
+    rule: Rule,
+    banks: Sequence[FeatureBank | None],
     *,
     self_contained: bool = False,
 ) -> None:
@@ -47,13 +54,18 @@ def save_classifier(
         data: Its labels are kept.
         pools: Which subclasses have an output.
         branches: The models, in the order of `config.branches()`.
-        metrics: Kept as they are; `tau_super` and `tau_sub` are the thresholds.
+        metrics: Kept as they are.
+        rule: Scores and thresholds by which it answers.
+        banks: Of each branch; kept where the rule scores by features.
         self_contained: Store frozen stages too, so that no pretrained weights are needed. Without
             it they are named by their fingerprint.
     """
     tensors: dict[str, torch.Tensor] = {}
     for number, model in enumerate(branches):
         state = model.state_dict() if self_contained else model.trained_state()
+        bank = banks[number]
+        if bank is not None and _scores_by_features(model, rule):
+            state |= {f"{_BANK}{key}": tensor for key, tensor in bank.tensors().items()}
         tensors |= {f"{number}.{key}": t.detach().contiguous() for key, t in state.items()}
     info = {
         "format": FORMAT,
@@ -62,8 +74,8 @@ def save_classifier(
         "subclasses": data.subclasses,
         "subclass_of_output": pools.subclasses,
         "stored_size": data.images.shape[1],
-        "tau_super": metrics["tau_super"],
-        "tau_sub": metrics["tau_sub"],
+        "super_of_output": pools.super_of_sub,
+        "rule": asdict(rule),
         "metrics": metrics,
         "self_contained": self_contained,
         "frozen_fingerprints": [model.frozen_fingerprint for model in branches],
@@ -72,10 +84,38 @@ def save_classifier(
     write_atomically(folder / INFO_FILE, json.dumps(info, indent=2).encode())
 
 
+def _scores_by_features(model: BranchModel, rule: Rule) -> bool:
+    used = {"super": rule.super_score, "sub": rule.sub_score}
+    return any(used[task] in FEATURE_SCORES for task in model.branch.tasks)
+
+
+def load_weights(folder: UPath, branches: Sequence[BranchModel]) -> None:
+    """Load what was trained into `branches` from the classifier that this process saved."""
+    tensors = safetensors.torch.load((folder / MODEL_FILE).read_bytes())
+    for number, model in enumerate(branches):
+        model.load_trained_state(_of_branch(tensors, number)[0])
+
+
+def _of_branch(
+    tensors: dict[str, torch.Tensor], number: int
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Return the state and the bank of one branch."""
+    prefix = f"{number}."
+    own = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
+    state = {k: t for k, t in own.items() if not k.startswith(_BANK)}
+    return state, {k.removeprefix(_BANK): t for k, t in own.items() if k.startswith(_BANK)}
+
+
 def save_outputs(folder: UPath, outputs: Outputs) -> None:
     """Write the validation outputs, from which every threshold and score can be evaluated."""
     tensors = {name: tensor.contiguous() for name, tensor in vars(outputs).items()}
     write_atomically(folder / OUTPUTS_FILE, safetensors.torch.save(tensors))
+
+
+def save_table(folder: UPath, outputs: Outputs, config: TrialConfig) -> None:
+    """Write what every score, kind of threshold and decision option gives, see `score_table`."""
+    table = pd.DataFrame(score_table(outputs, config))
+    write_atomically(folder / TABLE_FILE, table.to_csv(index=False).encode())
 
 
 def load_outputs(folder: UPath) -> Outputs:
@@ -100,8 +140,14 @@ class Predictions:
 class Classifier:
     """A saved classifier, ready to answer."""
 
-    def __init__(self, info: dict[str, Any], branches: Sequence[BranchModel]) -> None:
+    def __init__(
+        self,
+        info: dict[str, Any],
+        branches: Sequence[BranchModel],
+        banks: Sequence[FeatureBank | None],
+    ) -> None:
         self.info = info
+        self.rule = _rule(info)
         self.config = TrialConfig.from_dict(info["config"])
         self.superclasses: tuple[str, ...] = (*info["superclasses"], "novel")
         self.subclasses: tuple[str, ...] = (*info["subclasses"], "novel")
@@ -110,7 +156,8 @@ class Classifier:
         self._subclass_of_output = torch.tensor(
             [*info["subclass_of_output"], len(info["subclasses"])]
         )
-        self._branches = branches
+        self._super_of_output = torch.tensor(info["super_of_output"])
+        self._branches, self._banks = branches, banks
 
     @classmethod
     def load(cls, folder: UPath, weights: Path | None = None) -> "Classifier":
@@ -130,10 +177,9 @@ class Classifier:
             "super": len(info["superclasses"]) + 1,
             "sub": len(info["subclass_of_output"]) + 1,
         }
-        branches = []
+        branches, banks = [], []
         for number, branch in enumerate(config.branches()):
-            prefix = f"{number}."
-            state = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
+            state, bank = _of_branch(tensors, number)
             pretrained = not info["self_contained"]
             model = BranchModel.build(
                 branch, num_classes, config.seed, weights, pretrained=pretrained
@@ -149,41 +195,51 @@ class Classifier:
                     model.load_trained_state(state)
                 else:
                     model.load_state_dict(state)
-            except (ValueError, RuntimeError) as error:
+                is_needed = _scores_by_features(model, _rule(info))
+                banks.append(FeatureBank.from_tensors(bank) if is_needed else None)
+            except (ValueError, RuntimeError, TypeError) as error:
                 reason = " ".join(str(error).split())[:300]
                 raise WeightsError(
                     f"{folder / MODEL_FILE} does not fit its {INFO_FILE}: {reason}"
                 ) from error
             branches.append(model.eval())
-        return cls(info, branches)
+        return cls(info, branches, banks)
 
     @torch.inference_mode()
     def predict(self, images_NHWC: torch.Tensor) -> Predictions:
         """Return the answers for square uint8 images (N, S, S, 3) of any size S."""
-        logits: dict[Task, torch.Tensor] = {}
-        for model in self._branches:
-            parts = [
-                model(model.encode(model.prepare(batch)))
-                for batch in images_NHWC.split(PREDICTION_BATCH)
-            ]
-            for task in model.branch.tasks:
-                logits[task] = torch.cat([part[task] for part in parts]).float().cpu()
-        names = {task: self.config.of(task, "novelty_score") for task in logits}
-        superclass, output = decide(
-            logits["super"],
-            logits["sub"],
-            acceptance(logits["super"], names["super"]),
-            acceptance(logits["sub"], names["sub"]),
-            tau_super=self.info["tau_super"],
-            tau_sub=self.info["tau_sub"],
-            couple_novel=self.config.couple_novel,
-        )
+        response = self._response(images_NHWC)
+        superclass, output = decide(response, self.rule)
         return Predictions(
             superclass=superclass,
             subclass=self._subclass_of_output[output],
-            super_score=novelty_score(logits["super"], names["super"]),
-            sub_score=novelty_score(logits["sub"], names["sub"]),
+            super_score=response.score("super", self.rule.super_score),
+            sub_score=response.score("sub", self.rule.sub_score),
         )
+
+    def _response(self, images_NHWC: torch.Tensor) -> Response:
+        logits: dict[Task, list[torch.Tensor]] = {"super": [], "sub": []}
+        scores: dict[Task, list[torch.Tensor]] = {"super": [], "sub": []}
+        for batch in images_NHWC.split(PREDICTION_BATCH):
+            for model, bank in zip(self._branches, self._banks, strict=True):
+                pooled = model.tuned(model.encode(model.prepare(batch)))
+                answers = model.classify(pooled)
+                nothing = torch.full((len(batch), len(FEATURE_SCORES)), torch.nan)
+                score = nothing if bank is None else bank.scores(pooled).cpu()
+                for task in model.branch.tasks:
+                    logits[task].append(answers[task].float().cpu())
+                    scores[task].append(score)
+        return Response(
+            super_logits=torch.cat(logits["super"]),
+            sub_logits=torch.cat(logits["sub"]),
+            super_feature_scores=torch.cat(scores["super"]),
+            sub_feature_scores=torch.cat(scores["sub"]),
+            super_of_sub=self._super_of_output,
+        )
+
+
+def _rule(info: dict[str, Any]) -> Rule:
+    return Rule(**info["rule"] | {"tau_sub": tuple(info["rule"]["tau_sub"])})
 
 
 def _read_info(folder: UPath) -> dict[str, Any]:

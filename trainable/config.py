@@ -17,9 +17,13 @@ TASKS: tuple[Task, ...] = ("super", "sub")
 ARCHITECTURES = ("two_heads", "two_models")
 HEADS = ("linear", "cosine")
 OPTIMIZERS = ("adam", "adamw")
-SCHEDULES = ("constant", "one_cycle")
-AUGMENTS = ("none", "flip_rotate")
-NOVELTY_SCORES = ("msp", "max_logit", "energy", "gen")
+SCHEDULES = ("constant", "one_cycle", "cosine")
+AUGMENTS = ("none", "flip_rotate", "strong")
+LOGIT_SCORES = ("msp", "max_logit", "energy", "gen")
+FEATURE_SCORES = ("knn", "knn_difference", "rmds")
+NOVELTY_SCORES = (*LOGIT_SCORES, *FEATURE_SCORES)
+BEST = "best"
+"""As novelty_score: the one that is best on the calibration half."""
 
 # Keys that hold for both branches, and which super_KEY or sub_KEY overrides for one.
 BRANCH_KEYS = ("backbone", "image_size", "fine_tune", "lr", "head_lr")
@@ -94,7 +98,23 @@ class TrialConfig:
     """adam or adamw."""
 
     schedule: str = "constant"
-    """constant, or one_cycle (Smith and Topin, 2018; peak at lr)."""
+    """constant; one_cycle (Smith and Topin, 2018; peak at lr); cosine, from lr to 0 without
+    restarts (Loshchilov and Hutter, ICLR 2017)."""
+
+    label_smoothing: float = 0.0
+    """Share of the target spread over all outputs (Szegedy et al., CVPR 2016), 0 to 0.5."""
+
+    mixup: float = 0.0
+    """Beta parameter of mixup (Zhang et al., ICLR 2018), 0 to 10; 0: off. A branch with a frozen
+    part mixes its features (manifold mixup, Verma et al., ICML 2019)."""
+
+    outlier_exposure: float = 0.0
+    """Weight of a uniform target over the known subclasses for borrowed images, in place of the
+    novel class (Hendrycks, Mazeika and Dietterich, ICLR 2019), 0 to 10; 0: the novel class."""
+
+    ema: float = 0.0
+    """Decay per step of the moving average of the weights that is evaluated and kept (Polyak and
+    Juditsky, 1992), 0 to 0.9999; 0: the weights themselves."""
 
     alpha: float = 0.1
     """Weight of the interaction loss of a branch with two heads, 0 or more."""
@@ -103,7 +123,8 @@ class TrialConfig:
     """Temperature of both distributions in the interaction loss, above 0."""
 
     novelty_score: str = "msp"
-    """How known an image looks: msp, max_logit, energy, gen."""
+    """How known an image looks: msp, max_logit, energy, gen (from logits); knn, knn_difference,
+    rmds (from features); or best, the best of them on the calibration half."""
 
     tau_super: float | None = None
     """Superclass threshold on the novelty score; null: calibrated."""
@@ -111,20 +132,44 @@ class TrialConfig:
     tau_sub: float | None = None
     """Subclass threshold on the novelty score; null: calibrated."""
 
+    known_rejection_super: float | None = None
+    """Calibrate tau_super so that at most this fraction of known images is called novel
+    (conformal, 0.001 to 0.5); null: for the highest harmonic mean."""
+
+    known_rejection_sub: float | None = None
+    """The same for tau_sub."""
+
+    tau_sub_per_superclass: bool = False
+    """Calibrate tau_sub for each superclass that a subclass is predicted in, on its own."""
+
     couple_novel: bool = False
     """A novel superclass implies a novel subclass."""
 
+    restrict_sub: bool = False
+    """The subclass is one of the predicted superclass."""
+
     pseudo_novel_fraction: float = 0.15
     """Fraction of the subclasses held out whole, 0 to 0.5."""
+
+    second_pseudo_novel_fraction: float = 0.0
+    """Fraction of other subclasses held out whole that nothing is tuned on: they are reported
+    apart (`unseen_sub_second`), 0 to 0.5."""
 
     val_fraction: float = 0.10
     """Fraction of each seen subclass held out for validation, above 0 to 0.5."""
 
     augment: str = "flip_rotate"
-    """none, or flip_rotate: horizontal flip and rotation by up to 10 degrees."""
+    """none; flip_rotate: horizontal flip and rotation by up to 10 degrees; strong: after these two
+    random ones of brightness, contrast, saturation, zoom, shift and erasing (in the manner of
+    RandAugment, Cubuk et al., NeurIPS 2020)."""
+
+    match_resolution: float = 0.0
+    """Probability that a known training image is scaled down to a borrowed one's size and up
+    again, so that being coarse is not what novel means, 0 to 1."""
 
     feature_views: int = 2
-    """Augmented views per image whose frozen features are cached, 1 to 32; each epoch draws one."""
+    """Views per image whose frozen features are cached, 1 to 32: the image as it is, and augmented
+    ones; each epoch draws one of them."""
 
     seed: int = 0
     """Fixes the pools, the initial heads, the order and the augmentation."""
@@ -156,9 +201,7 @@ class TrialConfig:
                         f"{self.architecture!r}: drop it, or set `{key}` for the shared branch"
                     )
             _check_choice(self._set_as(task, "head"), self.of(task, "head"), HEADS)
-            _check_choice(
-                self._set_as(task, "novelty_score"), self.of(task, "novelty_score"), NOVELTY_SCORES
-            )
+            self._check_decision(task)
             _check_range(self._set_as(task, "image_size"), self.of(task, "image_size"), 32, 224)
             _check_range(self._set_as(task, "lr"), self.of(task, "lr"), 1e-8, 10.0)
             if self.of(task, "head_lr") is not None:
@@ -168,9 +211,6 @@ class TrialConfig:
                     f"`{self._set_as(task, 'fine_tune')}` must be full, frozen or last_N with "
                     f"N of 1 to 99, but got {self.of(task, 'fine_tune')!r}"
                 )
-            tau = getattr(self, f"tau_{task}")
-            if tau is not None and not math.isfinite(tau):
-                raise ConfigError(f"`tau_{task}` must be a finite number or null, but got {tau}")
         _check_choice("optimizer", self.optimizer, OPTIMIZERS)
         _check_choice("schedule", self.schedule, SCHEDULES)
         _check_choice("augment", self.augment, AUGMENTS)
@@ -181,9 +221,33 @@ class TrialConfig:
         _check_range("alpha", self.alpha, 0.0, 1000.0)
         _check_range("temperature", self.temperature, 0.01, 1000.0)
         _check_range("pseudo_novel_fraction", self.pseudo_novel_fraction, 0.0, 0.5)
+        _check_range("second_pseudo_novel_fraction", self.second_pseudo_novel_fraction, 0.0, 0.5)
         _check_range("val_fraction", self.val_fraction, 0.001, 0.5)
+        _check_range("label_smoothing", self.label_smoothing, 0.0, 0.5)
+        _check_range("mixup", self.mixup, 0.0, 10.0)
+        _check_range("outlier_exposure", self.outlier_exposure, 0.0, 10.0)
+        _check_range("ema", self.ema, 0.0, 0.9999)
+        _check_range("match_resolution", self.match_resolution, 0.0, 1.0)
         _check_range("feature_views", self.feature_views, 1, 32)
         _check_range("seed", self.seed, 0, 2**31 - 1)
+
+    def _check_decision(self, task: Task) -> None:
+        """Check the keys that say when `task` answers novel."""
+        score = self.of(task, "novelty_score")
+        _check_choice(self._set_as(task, "novelty_score"), score, (*NOVELTY_SCORES, BEST))
+        if score == "knn_difference" and self.novel_images == 0:
+            raise ConfigError(
+                f"`{self._set_as(task, 'novelty_score')}` knn_difference measures the distance to "
+                "borrowed images, but novel_images is 0: take knn, or borrow some"
+            )
+        tau, rejection = getattr(self, f"tau_{task}"), getattr(self, f"known_rejection_{task}")
+        if tau is not None and not math.isfinite(tau):
+            raise ConfigError(f"`tau_{task}` must be a finite number or null, but got {tau}")
+        if rejection is not None:
+            _check_range(f"known_rejection_{task}", rejection, 0.001, 0.5)
+        if tau is not None and (rejection is not None or score == BEST):
+            other = f"known_rejection_{task}" if rejection is not None else "novelty_score best"
+            raise ConfigError(f"`tau_{task}` fixes the threshold, and {other} chooses it: drop one")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:

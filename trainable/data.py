@@ -28,9 +28,9 @@ from trainable.errors import DataError
 from trainable.sources import Source, decode_blocks, open_source, shorter_sides
 
 STORED_SIZE_MAX = 224
-CACHE_FORMAT = 1
+CACHE_FORMAT = 2
 NOVEL = "novel"
-LABELS = ("superclass", "subclass", "borrowed_class")
+LABELS = ("superclass", "subclass", "borrowed_class", "native_side")
 NAMES = ("superclasses", "subclasses", "borrowed_classes", "super_of_sub")
 
 TRAIN_CSV, TRAIN_IMAGES, TEST_IMAGES = "train_data.csv", "train_images/", "test_images/"
@@ -51,6 +51,7 @@ class Data:
     superclass: torch.Tensor  # int64 (N,), 0..K_super-1; borrowed images carry K_super (novel)
     subclass: torch.Tensor  # int64 (N,), 0..K_sub-1; borrowed images carry K_sub (novel)
     borrowed_class: torch.Tensor  # int64 (N,), -1 for known images and for pools without classes
+    native_side: torch.Tensor  # int64 (N,), shorter side in pixels that each image came with
     superclasses: tuple[str, ...]  # K_super names, without novel
     subclasses: tuple[str, ...]  # K_sub names, without novel
     borrowed_classes: tuple[str, ...]  # what `borrowed_class` counts; empty without classes
@@ -302,7 +303,8 @@ def _build(folder: Path, known: Source, pool: Source, note: Callable[[str], None
     labels = _read_tree(known) if root is None else _read_course(known, root)
     super_of_sub = _check_labels(labels, known.name)
     borrowed, borrowed_class, borrowed_classes = _read_pool(pool)
-    size = min(STORED_SIZE_MAX, max(shorter_sides(known, labels.images)))
+    sides = shorter_sides(known, labels.images)
+    size = min(STORED_SIZE_MAX, max(sides))
     num_known, num_borrowed = len(labels.images), len(borrowed)
     note(f"decoding {num_known:,} known and {num_borrowed:,} borrowed images to {size} px, once")
     folder.mkdir()
@@ -317,6 +319,7 @@ def _build(folder: Path, known: Source, pool: Source, note: Callable[[str], None
         "superclass": labels.superclass + [len(labels.superclasses)] * num_borrowed,
         "subclass": labels.subclass + [len(labels.subclasses)] * num_borrowed,
         "borrowed_class": [-1] * num_known + borrowed_class,
+        "native_side": sides + shorter_sides(pool, borrowed),
         "superclasses": labels.superclasses,
         "subclasses": labels.subclasses,
         "borrowed_classes": borrowed_classes,

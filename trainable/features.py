@@ -11,7 +11,7 @@ import filelock
 import numpy as np
 import torch
 
-from trainable.augment import Augmentation
+from trainable.augment import Augmentation, matched_sides
 from trainable.checkpoint import write_atomically
 from trainable.config import TrialConfig
 from trainable.data import Data
@@ -26,6 +26,20 @@ PLAIN_VIEW = 0
 """The image as it is; views from 1 up are augmented."""
 
 
+def draw_augmentation(data: Data, config: TrialConfig, rng: torch.Generator) -> Augmentation | None:
+    """Return an augmentation of every image as `config` says, or None where it says none."""
+    if not _is_augmented(config):
+        return None
+    side_N = None
+    if config.match_resolution > 0:
+        side_N = matched_sides(data.native_side, data.num_known, config.match_resolution, rng)
+    return Augmentation.draw(len(data.images), rng, kind=config.augment, side_N=side_N)
+
+
+def _is_augmented(config: TrialConfig) -> bool:
+    return config.augment != "none" or config.match_resolution > 0
+
+
 class ImageInputs:
     """Images for a branch that trains its whole backbone, augmented afresh every epoch."""
 
@@ -35,9 +49,8 @@ class ImageInputs:
 
     def start_epoch(self, epoch: int) -> None:
         """Draw this epoch's augmentation of every image."""
-        if self._config.augment != "none":
-            purpose = (self._config.seed, "augment", epoch, *self._model.branch.tasks)
-            self._augmentation = Augmentation.draw(len(self._data.images), generator(*purpose))
+        purpose = (self._config.seed, "augment", epoch, *self._model.branch.tasks)
+        self._augmentation = draw_augmentation(self._data, self._config, generator(*purpose))
 
     def training(self, rows: torch.Tensor) -> torch.Tensor:
         """Return this epoch's augmented images (N, 3, S, S)."""
@@ -50,7 +63,9 @@ class ImageInputs:
 
 
 class FeatureInputs:
-    """Frozen features of K fixed augmented views per image; every epoch draws one of them.
+    """Frozen features of K fixed views per image; every epoch draws one of them.
+
+    The first view is the image as it is, so that training, validation and a bank share it.
 
     With a cache folder each (view, image) passes the frozen part once per machine, for all trials
     and after a resume; without one, in every epoch, with the same values.
@@ -68,28 +83,22 @@ class FeatureInputs:
         note: Callable[[str], None],
     ) -> None:
         self._model, self._data, self._config = model, data, config
-        self._views = [PLAIN_VIEW]
-        if config.augment != "none":
-            self._views = list(range(1, config.feature_views + 1))
+        self._num_views = config.feature_views if _is_augmented(config) else 1
         self._view_of_row = torch.zeros(0, dtype=torch.int64)
         self._cached: dict[int, torch.Tensor] | None = None
         if cache is not None:
-            folder = cache / "features" / _key(model, data)
-            wanted = dict.fromkeys(self._views, train_rows)
-            wanted[PLAIN_VIEW] = torch.cat([wanted.get(PLAIN_VIEW, val_rows), val_rows]).unique()
-            self._cached = {
-                view: _extract(model, data, view, rows, folder, note)
-                for view, rows in wanted.items()
-                if len(rows)  # a refit judges nothing
-            }
+            self._cached = {}
+            for view in range(self._num_views):
+                rows = torch.cat([train_rows, val_rows]) if view == PLAIN_VIEW else train_rows
+                folder = cache / "features" / _key(model, data, config, view)
+                self._cached[view] = _extract(model, data, config, view, rows, folder, note)
 
     def start_epoch(self, epoch: int) -> None:
         """Draw which view of every image this epoch trains on."""
         purpose = (self._config.seed, "view", epoch, *self._model.branch.tasks)
-        drawn = torch.randint(
-            len(self._views), (len(self._data.images),), generator=generator(*purpose)
+        self._view_of_row = torch.randint(
+            self._num_views, (len(self._data.images),), generator=generator(*purpose)
         )
-        self._view_of_row = torch.tensor(self._views)[drawn]
 
     def training(self, rows: torch.Tensor) -> torch.Tensor:
         """Return this epoch's features (N, ...)."""
@@ -107,7 +116,7 @@ class FeatureInputs:
             if self._cached is not None:
                 parts.append(self._cached[view][rows[place]])
             else:
-                parts.append(_encode(self._model, self._data, view, rows[place]))
+                parts.append(_encode(self._model, self._data, self._config, view, rows[place]))
         features = torch.cat(parts)[torch.cat(places).argsort()]
         return features.to(self._model.mean.device, non_blocking=True)
 
@@ -140,15 +149,17 @@ def inputs_for(
     )
 
 
-def _view(data: Data, view: int) -> Augmentation | None:
+def _view(data: Data, config: TrialConfig, view: int) -> Augmentation | None:
     """Return the fixed augmentation of every image that defines `view`, the same for all trials."""
     if view == PLAIN_VIEW:
         return None
-    return Augmentation.draw(len(data.images), generator("feature view", view))
+    return draw_augmentation(data, config, generator("feature view", view))
 
 
-def _encode(model: BranchModel, data: Data, view: int, rows: torch.Tensor) -> torch.Tensor:
-    augmentation = _view(data, view)
+def _encode(
+    model: BranchModel, data: Data, config: TrialConfig, view: int, rows: torch.Tensor
+) -> torch.Tensor:
+    augmentation = _view(data, config, view)
     parts = []
     for batch in rows.split(EXTRACTION_BATCH):
         padded = torch.cat([batch, batch[-1:].expand(EXTRACTION_BATCH - len(batch))])
@@ -157,9 +168,12 @@ def _encode(model: BranchModel, data: Data, view: int, rows: torch.Tensor) -> to
     return torch.cat(parts).float()
 
 
-def _key(model: BranchModel, data: Data) -> str:
-    """Name a cache entry by all that its values depend on; the view is in the file name."""
+def _key(model: BranchModel, data: Data, config: TrialConfig, view: int) -> str:
+    """Name a cache entry by all that its values depend on; which view is in the file name."""
+    is_plain = view == PLAIN_VIEW
     what = {
+        "augment": "" if is_plain else config.augment,
+        "match_resolution": 0.0 if is_plain else config.match_resolution,
         "data": data.fingerprint,
         "backbone": model.branch.backbone,
         "frozen_stages": len(model.frozen),
@@ -175,6 +189,7 @@ def _key(model: BranchModel, data: Data) -> str:
 def _extract(
     model: BranchModel,
     data: Data,
+    config: TrialConfig,
     view: int,
     rows: torch.Tensor,
     folder: Path,
@@ -194,7 +209,7 @@ def _extract(
         if len(missing):
             # A writer killed before its first mask may have left less than a file's header.
             mode: Literal["r+", "w+"] = "r+" if done.any() else "w+"
-            _fill(model, data, view, missing, values_file, mode, note)
+            _fill(model, data, config, view, missing, values_file, mode, note)
             done[missing] = True
             write_atomically(done_file, np.packbits(done.numpy()).tobytes())
     return torch.from_numpy(np.load(values_file, mmap_mode="c"))
@@ -210,6 +225,7 @@ def _read_mask(file: Path, num_rows: int) -> torch.Tensor:
 def _fill(
     model: BranchModel,
     data: Data,
+    config: TrialConfig,
     view: int,
     rows: torch.Tensor,
     file: Path,
@@ -221,7 +237,7 @@ def _fill(
     note(f"{what}: {len(rows):,} images")
     for start in range(0, len(rows), EXTRACTION_BATCH):
         batch = rows[start : start + EXTRACTION_BATCH]
-        features = _encode(model, data, view, batch).cpu().numpy()
+        features = _encode(model, data, config, view, batch).cpu().numpy()
         if values is None:
             shape = (len(data.images), *features.shape[1:])
             values = np.lib.format.open_memmap(file, mode, features.dtype, shape)

@@ -34,3 +34,29 @@ def interaction_loss(
     implied_NK = implied_super_log_probs(sub_logits_NC, super_of_sub_C, temperature)
     log_p_NK = F.log_softmax(super_logits_NK / temperature, dim=1)
     return F.kl_div(log_p_NK, implied_NK, reduction="batchmean", log_target=True)
+
+
+def soft_targets(
+    target_N: torch.Tensor,
+    num_classes: int,
+    *,
+    label_smoothing: float = 0.0,
+    outlier_exposure: float = 0.0,
+) -> torch.Tensor:
+    """Return what a head should say, (N, C): cross-entropy with it is the loss of each image.
+
+    Args:
+        target_N: int64, outputs of the head, novel last.
+        num_classes: C, novel included.
+        label_smoothing: Share of each target spread evenly over all outputs.
+        outlier_exposure: Above 0, novel images are to look like every known class alike, with
+            this weight (their rows sum to it), instead of like the novel class.
+    """
+    novel = num_classes - 1
+    target_NC = F.one_hot(target_N, num_classes).float()
+    target_NC = target_NC * (1 - label_smoothing) + label_smoothing / num_classes
+    if outlier_exposure > 0:
+        uniform_C = torch.full((num_classes,), outlier_exposure / novel, device=target_N.device)
+        uniform_C[novel] = 0.0
+        target_NC = torch.where((target_N == novel)[:, None], uniform_C, target_NC)
+    return target_NC

@@ -1,15 +1,20 @@
-"""What a trial reports: accuracies at its thresholds, and threshold-free curves."""
+"""What a trial reports: accuracies by its rule, and threshold-free curves."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-from typing import Literal
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 
-from trainable.config import TASKS, Task, TrialConfig
-from trainable.novelty import acceptance, calibrate, decide, harmonic_mean, novelty_score
-from trainable.splits import NOVEL, PSEUDO_NOVEL, SEEN
+from trainable.calibration import Outputs, Threshold, available_scores, choose_rule
+from trainable.config import TASKS, TrialConfig
+from trainable.novelty import Rule, acceptance, decide, harmonic_mean
+from trainable.splits import NOVEL, PSEUDO_NOVEL, SECOND, SEEN
+
+CONFORMAL_REJECTION = 0.05
+"""Known images that the table's conformal thresholds may reject, where the config says nothing."""
+ECE_BINS = 15
 
 METRICS: dict[str, Literal["maximize", "minimize"]] = {
     "score": "maximize",
@@ -18,114 +23,56 @@ METRICS: dict[str, Literal["maximize", "minimize"]] = {
     "unseen_super": "maximize",
     "overall_super": "maximize",
     "hmean_super": "maximize",
+    "known_rejected_super": "minimize",
     "seen_sub": "maximize",
     "unseen_sub": "maximize",
     "unseen_sub_near": "maximize",
     "unseen_sub_far": "maximize",
+    "unseen_sub_second": "maximize",
     "overall_sub": "maximize",
     "hmean_sub": "maximize",
+    "known_rejected_sub": "minimize",
     "ce_super": "minimize",
     "ce_sub": "minimize",
+    "ece_super": "minimize",
+    "ece_sub": "minimize",
     "auroc_super": "maximize",
     "auroc_sub": "maximize",
+    "auroc_sub_second": "maximize",
+    "aupr_super": "maximize",
+    "aupr_sub": "maximize",
     "oscr_sub": "maximize",
+    "hierarchy_area": "maximize",
     "fpr95_super": "minimize",
     "fpr95_sub": "minimize",
+    "known_rejected95_super": "minimize",
+    "known_rejected95_sub": "minimize",
 }
-"""What a search may optimise, and in which direction. All but the ce_* are fractions, 0 to 1."""
+"""What a search may optimise, and in which direction. All but the ce_* are fractions, 0 to 1.
+
+fpr95: novel images accepted where 95% of the known ones are. known_rejected95, its mirror: known
+images rejected where 95% of the novel ones are. aupr: novel is the positive class.
+"""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Outputs:
-    """What a model says about the validation images: every threshold and score follows from it."""
-
-    super_logits: torch.Tensor
-    """float (N, K + 1), novel last."""
-    sub_logits: torch.Tensor
-    """float (N, C + 1), novel last."""
-    super_target: torch.Tensor
-    """int64 (N,)."""
-    sub_target: torch.Tensor
-    """int64 (N,): held-out subclasses and borrowed images are novel."""
-    kind: torch.Tensor
-    """int64 (N,): SEEN, PSEUDO_NOVEL or NOVEL."""
-    is_calibration: torch.Tensor
-    """bool (N,)."""
-    rows: torch.Tensor
-    """int64 (N,): the images, as rows of the data set."""
-
-    def half(self, *, calibration: bool) -> "Outputs":
-        """Return the images that choose thresholds, or those that are reported on."""
-        keep = self.is_calibration == calibration
-        return replace(self, **{f.name: getattr(self, f.name)[keep] for f in fields(self)})
-
-    def of(self, task: Task) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return logits, targets and which images are known to `task`."""
-        if task == "super":
-            return self.super_logits, self.super_target, self.kind != NOVEL
-        return self.sub_logits, self.sub_target, self.kind == SEEN
-
-
-@dataclass(frozen=True)
-class Thresholds:
-    """The novelty-score values from which a class is accepted."""
-
-    super: float
-    sub: float
-
-
-def calibrated_thresholds(outputs: Outputs, config: TrialConfig) -> Thresholds:
-    """Return both taus chosen on the calibration half of `outputs`."""
-    return _thresholds(outputs, config, {"super": None, "sub": None})
-
-
-def thresholds(outputs: Outputs, config: TrialConfig) -> Thresholds:
-    """Return the config's fixed taus, and calibrated ones where the config has null."""
-    return _thresholds(outputs, config, {"super": config.tau_super, "sub": config.tau_sub})
-
-
-def _thresholds(
-    outputs: Outputs, config: TrialConfig, fixed: Mapping[Task, float | None]
-) -> Thresholds:
-    """With `couple_novel` the subclass threshold is chosen given the superclass decision."""
-    half = outputs.half(calibration=True)
-    tau: dict[Task, float] = {}
-    rejected = torch.zeros(len(half.rows), dtype=torch.bool)
-    for task in TASKS:
-        logits, target, known = half.of(task)
-        score = acceptance(logits, config.of(task, "novelty_score"))
-        score = score.masked_fill(rejected, -torch.inf)
-        correct = (logits.argmax(1) == target) & ~rejected
-        given = fixed[task]
-        tau[task] = calibrate(score, correct, known) if given is None else given
-        if config.couple_novel:
-            rejected = ~(score >= tau[task])
-    return Thresholds(tau["super"], tau["sub"])
-
-
-def accuracies(outputs: Outputs, config: TrialConfig, tau: Thresholds) -> dict[str, float]:
+def accuracies(outputs: Outputs, rule: Rule) -> dict[str, float]:
     """Return the metrics that depend on thresholds, as fractions; empty groups are left out."""
-    superclass, subclass = decide(
-        outputs.super_logits,
-        outputs.sub_logits,
-        acceptance(outputs.super_logits, config.of("super", "novelty_score")),
-        acceptance(outputs.sub_logits, config.of("sub", "novelty_score")),
-        tau_super=tau.super,
-        tau_sub=tau.sub,
-        couple_novel=config.couple_novel,
-    )
+    superclass, subclass = decide(outputs, rule)
     right_super = superclass == outputs.super_target
     right_sub = subclass == outputs.sub_target
+    novel_super, novel_sub = outputs.super_logits.shape[1] - 1, outputs.sub_logits.shape[1] - 1
     kind = outputs.kind
     groups = {
         "seen_super": right_super[kind != NOVEL],
         "unseen_super": right_super[kind == NOVEL],
         "overall_super": right_super,
+        "known_rejected_super": superclass[kind != NOVEL] == novel_super,
         "seen_sub": right_sub[kind == SEEN],
         "unseen_sub": right_sub[kind != SEEN],
         "unseen_sub_near": right_sub[kind == PSEUDO_NOVEL],
         "unseen_sub_far": right_sub[kind == NOVEL],
         "overall_sub": right_sub,
+        "known_rejected_sub": subclass[kind == SEEN] == novel_sub,
     }
     result = {name: float(r.double().mean()) for name, r in groups.items() if len(r)}
     for task in TASKS:
@@ -139,26 +86,94 @@ def evaluate(outputs: Outputs, config: TrialConfig) -> dict[str, float]:
     """Return every metric of the evaluation half, and the thresholds used (`tau_*`).
 
     `score_calibration` is the score on the calibration half: it chooses epochs, and is never
-    a result. `score_calibrated` is the score with calibrated thresholds, whatever the config's.
+    a result. `score_calibrated` is the score with thresholds for the highest harmonic mean,
+    whatever the config's. `tau_sub` is the mean where each superclass has its own.
     """
-    tau = thresholds(outputs, config)
-    half = outputs.half(calibration=False)
-    result = accuracies(half, config, tau)
-    result["score_calibrated"] = accuracies(half, config, calibrated_thresholds(outputs, config))[
-        "score"
-    ]
-    result["score_calibration"] = accuracies(outputs.half(calibration=True), config, tau)["score"]
+    rule = choose_rule(outputs, config)
+    free = Threshold()
+    calibrated = choose_rule(outputs, config, super_threshold=free, sub_threshold=free)
+    everything = outputs.half(calibration=False)
+    half = everything.where(everything.kind != SECOND)
+    result = accuracies(half, rule)
+    result["score_calibrated"] = accuracies(half, calibrated)["score"]
+    result["score_calibration"] = accuracies(outputs.half(calibration=True), rule)["score"]
     for task in TASKS:
-        logits, target, known = half.of(task)
-        score = novelty_score(logits, config.of(task, "novelty_score"))
-        result[f"ce_{task}"] = float(F.cross_entropy(logits.double(), target))
-        result[f"auroc_{task}"] = auroc(score[known], score[~known])
-        result[f"fpr95_{task}"] = fpr_at_tpr(score[known], score[~known], 0.95)
+        score = half.score(task, rule.super_score if task == "super" else rule.sub_score)
+        known = half.is_known(task)
+        logits, target = half.logits(task).double(), half.target(task)
+        result |= {
+            f"ce_{task}": float(F.cross_entropy(logits, target)),
+            f"ece_{task}": expected_calibration_error(logits, target),
+        }
+        for metric, value in separation(score[known], score[~known]).items():
+            result[f"{metric}_{task}"] = value
+    score = half.score("sub", rule.sub_score)
     correct = half.sub_logits[:, :-1].argmax(1) == half.sub_target
-    score = novelty_score(half.sub_logits, config.of("sub", "novelty_score"))
-    known = half.kind == SEEN
-    result["oscr_sub"] = oscr(score[known], correct[known], score[~known])
-    return result | {"tau_super": tau.super, "tau_sub": tau.sub}
+    is_seen = half.kind == SEEN
+    result["oscr_sub"] = oscr(score[is_seen], correct[is_seen], score[~is_seen])
+    result["hierarchy_area"] = hierarchy_area(half, rule)
+    second = everything.where(everything.kind == SECOND)
+    if len(second.rows):
+        novel_sub = second.sub_logits.shape[1] - 1
+        result["unseen_sub_second"] = float((decide(second, rule)[1] == novel_sub).double().mean())
+        result["auroc_sub_second"] = auroc(score[is_seen], second.score("sub", rule.sub_score))
+    tau_sub = sum(rule.tau_sub) / len(rule.tau_sub)
+    return result | {"tau_super": rule.tau_super, "tau_sub": tau_sub}
+
+
+def score_table(outputs: Outputs, config: TrialConfig) -> Iterator[dict[str, Any]]:
+    """Yield the evaluation half's result of every novelty score, kind of threshold and decision
+    option that could have been chosen after the same training; one task at a time is varied.
+    """
+    everything = outputs.half(calibration=False)
+    half = everything.where(everything.kind != SECOND)
+    for task in TASKS:
+        rejection = getattr(config, f"known_rejection_{task}") or CONFORMAL_REJECTION
+        thresholds = [Threshold(), Threshold(known_rejection=rejection)]
+        if getattr(config, f"tau_{task}") is not None:
+            thresholds.append(Threshold.of(config, task))
+        options = [(config.couple_novel, config.restrict_sub)]
+        if task == "sub":
+            options = [(couple, restrict) for couple in (False, True) for restrict in (False, True)]
+        for name in available_scores(outputs, task):
+            score, known = half.score(task, name), half.is_known(task)
+            curves = separation(score[known], score[~known])
+            for threshold in thresholds:
+                for couple, restrict in options:
+                    changed: dict[str, Any] = {
+                        f"{task}_novelty_score": name,
+                        f"tau_{task}": None,
+                        "couple_novel": couple,
+                        "restrict_sub": restrict,
+                    }
+                    variant = replace(config, **changed)
+                    rule = choose_rule(outputs, variant, **{f"{task}_threshold": threshold})
+                    rates = accuracies(half, rule)
+                    tau = [rule.tau_super] if task == "super" else rule.tau_sub
+                    yield {
+                        "task": task,
+                        "novelty_score": name,
+                        "threshold": threshold.describe(),
+                        "couple_novel": couple,
+                        "restrict_sub": restrict,
+                        "tau": " ".join(f"{each:.6g}" for each in dict.fromkeys(tau)),
+                        **{
+                            kind: rates[f"{kind}_{task}"]
+                            for kind in ("hmean", "seen", "unseen", "known_rejected", "overall")
+                        },
+                        "score": rates["score"],
+                        **curves,
+                    }
+
+
+def separation(known_N: torch.Tensor, novel_M: torch.Tensor) -> dict[str, float]:
+    """Return how well scores tell known images from novel ones, without a threshold."""
+    return {
+        "auroc": auroc(known_N, novel_M),
+        "aupr": average_precision(-novel_M, -known_N),
+        "fpr95": fpr_at_tpr(known_N, novel_M, 0.95),
+        "known_rejected95": fpr_at_tpr(-novel_M, -known_N, 0.95),
+    }
 
 
 def auroc(known_N: torch.Tensor, novel_M: torch.Tensor) -> float:
@@ -185,3 +200,47 @@ def oscr(known_N: torch.Tensor, correct_N: torch.Tensor, novel_M: torch.Tensor) 
     if not correct_N.any():
         return 0.0
     return auroc(known_N[correct_N], novel_M) * float(correct_N.double().mean())
+
+
+def average_precision(positive_N: torch.Tensor, negative_M: torch.Tensor) -> float:
+    """Return the area under the precision-recall curve as a sum over its steps.
+
+    Images of one score come together, as in scikit-learn's `average_precision_score`.
+    """
+    positive, negative = positive_N.sort().values, negative_M.sort().values
+    values, counts = positive.unique(return_counts=True)
+    true = len(positive) - torch.searchsorted(positive, values)
+    false = len(negative) - torch.searchsorted(negative, values)
+    precision = true.double() / (true + false)
+    return float((precision * counts).sum() / len(positive))
+
+
+def expected_calibration_error(logits_NC: torch.Tensor, target_N: torch.Tensor) -> float:
+    """Return the mean gap between confidence and accuracy (Naeini et al., AAAI 2015).
+
+    Confidence is the largest softmax probability, novel included, in 15 bins of equal width.
+    """
+    confidence_N, answer_N = logits_NC.double().softmax(1).max(1)
+    bin_N = (confidence_N * ECE_BINS).ceil().long().clamp(1, ECE_BINS) - 1
+    gap_N = confidence_N - (answer_N == target_N).double()
+    return float(gap_N.new_zeros(ECE_BINS).index_add(0, bin_N, gap_N).abs().sum() / len(gap_N))
+
+
+def hierarchy_area(outputs: Outputs, rule: Rule) -> float:
+    """Return the area under known accuracy against novel accuracy as the subclass's tau is swept.
+
+    After Lee et al., Hierarchical Novelty Detection for Visual Object Recognition (CVPR 2018): a
+    known image is right where superclass and subclass are; a novel one where its superclass is
+    (novel, for borrowed images) and its subclass is called novel. The superclass's tau stays.
+    """
+    superclass, _ = decide(outputs, rule)
+    right_super = superclass == outputs.super_target
+    score = acceptance(outputs.sub_logits, outputs.score("sub", rule.sub_score))
+    is_seen = outputs.kind == SEEN
+    right_sub = outputs.sub_logits[:, :-1].argmax(1) == outputs.sub_target
+    known = is_seen & right_super & right_sub
+    novel = ~is_seen & right_super
+    if not known.any() or not novel.any():
+        return 0.0
+    share = known.sum() / is_seen.sum() * (novel.sum() / (~is_seen).sum())
+    return auroc(score[known], score[novel]) * float(share)

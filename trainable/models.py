@@ -1,5 +1,6 @@
 """A branch: the frozen part of a backbone, its trained part, and the heads on top."""
 
+import copy
 import functools
 import math
 from collections.abc import Mapping
@@ -106,6 +107,11 @@ class BranchModel(nn.Module):
         """Whether features at the boundary can be computed once."""
         return len(self.frozen) > 0
 
+    @property
+    def is_frozen(self) -> bool:
+        """Whether nothing below the heads is trained."""
+        return len(self.tuned) == 0
+
     def train(self, mode: bool = True) -> Self:
         """Set training mode on what is trained; the frozen part always evaluates."""
         super().train(mode)
@@ -118,6 +124,8 @@ class BranchModel(nn.Module):
         """Return uint8 images resized, augmented and normalised: float (N, 3, S, S)."""
         size = self.branch.image_size
         x = images_NHWC.to(self.mean.device, non_blocking=True).permute(0, 3, 1, 2).float()
+        if augmentation is not None:
+            x = augmentation.match(x)
         if x.shape[-1] != size:
             x = F.interpolate(
                 x, (size, size), mode="bilinear", align_corners=False, antialias=size < x.shape[-1]
@@ -134,8 +142,18 @@ class BranchModel(nn.Module):
 
     def forward(self, features: torch.Tensor) -> dict[Task, torch.Tensor]:
         """Return each task's logits (N, C + 1) from the frozen part's output."""
-        pooled_ND = self.tuned(features)
+        return self.classify(self.tuned(features))
+
+    def classify(self, pooled_ND: torch.Tensor) -> dict[Task, torch.Tensor]:
+        """Return each task's logits (N, C + 1) from the whole backbone's output."""
         return {task: self.heads[task](pooled_ND) for task in self.branch.tasks}
+
+    def with_own_weights(self) -> Self:
+        """Return the same branch with a copy of what is trained; the frozen part is shared."""
+        twin = copy.copy(self)
+        twin._modules = dict(self._modules)
+        twin.tuned, twin.heads = copy.deepcopy(self.tuned), copy.deepcopy(self.heads)
+        return twin
 
     def trained_state(self) -> dict[str, torch.Tensor]:
         """Return what training changes: parameters and batch-norm statistics."""

@@ -1,8 +1,13 @@
 """When to say novel: how known an image looks, the decision rule, and exact thresholds."""
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
+
+from trainable.config import FEATURE_SCORES, Task
 
 GEN_GAMMA, GEN_TOP = 0.1, 100
 """Liu, Lochman and Zach, GEN (CVPR 2023): the values its authors use for ImageNet."""
@@ -29,12 +34,57 @@ def _gen(logits_NC: torch.Tensor) -> torch.Tensor:
     return -(top**GEN_GAMMA * (1 - top) ** GEN_GAMMA).sum(1)
 
 
-_SCORES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+_LOGIT_SCORES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "msp": _msp,
     "max_logit": _max_logit,
     "energy": _energy,
     "gen": _gen,
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Response:
+    """What a model says about N images: every answer, score and threshold follows from it."""
+
+    super_logits: torch.Tensor
+    """float (N, K + 1), novel last."""
+    sub_logits: torch.Tensor
+    """float (N, C + 1), novel last."""
+    super_feature_scores: torch.Tensor
+    """float64 (N, 3), see `FeatureBank.scores`; NaN where no bank was fitted."""
+    sub_feature_scores: torch.Tensor
+    """float64 (N, 3), the same from the features below the subclass head."""
+    super_of_sub: torch.Tensor
+    """int64 (C + 1,): superclass output of each subclass output."""
+
+    def logits(self, task: Task) -> torch.Tensor:
+        """Return the logits of `task`."""
+        return self.super_logits if task == "super" else self.sub_logits
+
+    def score(self, task: Task, name: str) -> torch.Tensor:
+        """Return how known each image looks to `task`: float64 (N,), higher is more known."""
+        if name in FEATURE_SCORES:
+            all_N3 = self.super_feature_scores if task == "super" else self.sub_feature_scores
+            return all_N3[:, FEATURE_SCORES.index(name)].double()
+        return novelty_score(self.logits(task), name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """How a response becomes an answer. Nothing is trained for it, so it can be chosen after."""
+
+    super_score: str
+    """Novelty score of the superclass, one of `NOVELTY_SCORES`."""
+    sub_score: str
+    """Novelty score of the subclass."""
+    tau_super: float
+    """The superclass is novel below it."""
+    tau_sub: tuple[float, ...]
+    """The subclass is novel below it; one for each superclass that it may belong to."""
+    couple_novel: bool
+    """A novel superclass makes the subclass novel."""
+    restrict_sub: bool
+    """The subclass is one of the likeliest known superclass."""
 
 
 def novelty_score(logits_NC: torch.Tensor, name: str) -> torch.Tensor:
@@ -43,42 +93,48 @@ def novelty_score(logits_NC: torch.Tensor, name: str) -> torch.Tensor:
     Args:
         logits_NC: Logits with novel as the last column. Only known classes can look known, so
             every score is over the other columns (msp keeps novel in the denominator).
-        name: One of `trainable.config.NOVELTY_SCORES`.
+        name: One of `trainable.config.LOGIT_SCORES`.
     """
-    return _SCORES[name](logits_NC.double())
+    return _LOGIT_SCORES[name](logits_NC.double())
 
 
-def acceptance(logits_NC: torch.Tensor, name: str) -> torch.Tensor:
+def candidates(response: Response, task: Task, *, restrict_sub: bool) -> torch.Tensor:
+    """Return the logits that the answer of `task` is the argmax of: (N, C + 1).
+
+    With `restrict_sub` those of subclasses outside the likeliest known superclass are -inf.
+    """
+    logits_NC = response.logits(task)
+    if task == "super" or not restrict_sub:
+        return logits_NC
+    superclass_N = response.super_logits[:, :-1].argmax(1)
+    is_outside_NC = response.super_of_sub[None, :-1] != superclass_N[:, None]
+    is_outside_NC = F.pad(is_outside_NC, (0, 1), value=False)  # novel is always possible
+    return logits_NC.masked_fill(is_outside_NC, -torch.inf)
+
+
+def acceptance(logits_NC: torch.Tensor, score_N: torch.Tensor) -> torch.Tensor:
     """Return the score that decides: -inf where novel is itself the argmax, float64 (N,)."""
     is_novel_N = logits_NC.argmax(1) == logits_NC.shape[1] - 1
-    return novelty_score(logits_NC, name).masked_fill(is_novel_N, -torch.inf)
+    return score_N.masked_fill(is_novel_N, -torch.inf)
 
 
-def decide(
-    super_logits: torch.Tensor,
-    sub_logits: torch.Tensor,
-    super_score: torch.Tensor,
-    sub_score: torch.Tensor,
-    *,
-    tau_super: float,
-    tau_sub: float,
-    couple_novel: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return both predictions, int64 (N,): the argmax where its acceptance reaches tau, else novel.
+def superclass_of_candidate(response: Response, sub_logits_NC: torch.Tensor) -> torch.Tensor:
+    """Return the superclass of the likeliest known subclass: int64 (N,), it names the tau."""
+    return response.super_of_sub[sub_logits_NC[:, :-1].argmax(1)]
 
-    Args:
-        super_logits: (N, K + 1), novel last.
-        sub_logits: (N, C + 1), novel last.
-        super_score: `acceptance` of the superclass logits.
-        sub_score: `acceptance` of the subclass logits.
-        tau_super: Superclass threshold.
-        tau_sub: Subclass threshold.
-        couple_novel: A novel superclass makes the subclass novel.
-    """
+
+def decide(response: Response, rule: Rule) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return both answers, int64 (N,): the argmax where its acceptance reaches tau, else novel."""
+    super_logits = response.super_logits
+    sub_logits = candidates(response, "sub", restrict_sub=rule.restrict_sub)
     novel_super, novel_sub = super_logits.shape[1] - 1, sub_logits.shape[1] - 1
-    superclass = super_logits.argmax(1).masked_fill(~(super_score >= tau_super), novel_super)
-    subclass = sub_logits.argmax(1).masked_fill(~(sub_score >= tau_sub), novel_sub)
-    if couple_novel:
+    accept_super = acceptance(super_logits, response.score("super", rule.super_score))
+    accept_sub = acceptance(sub_logits, response.score("sub", rule.sub_score))
+    tau_sub = torch.tensor(rule.tau_sub, dtype=torch.float64)
+    tau_sub_N = tau_sub[superclass_of_candidate(response, sub_logits)]
+    superclass = super_logits.argmax(1).masked_fill(~(accept_super >= rule.tau_super), novel_super)
+    subclass = sub_logits.argmax(1).masked_fill(~(accept_sub >= tau_sub_N), novel_sub)
+    if rule.couple_novel:
         subclass = subclass.masked_fill(superclass == novel_super, novel_sub)
     return superclass, subclass
 
@@ -112,9 +168,36 @@ def calibrate(score_N: torch.Tensor, correct_N: torch.Tensor, known_N: torch.Ten
     caught = torch.searchsorted(rejected_novel, values)
     # Half the harmonic mean as a ratio of whole numbers, so that equal ones are equal floats.
     parts = right * (~known_N).sum() + caught * known_N.sum()
-    best = int(((right * caught).double() / parts.clamp_min(1)).argmax())
-    if best == 0:
-        # Below all scores but not on one: rounding differs between a trial and its saved model.
+    return _just_below(values, int(((right * caught).double() / parts.clamp_min(1)).argmax()))
+
+
+def conformal_threshold(score_N: torch.Tensor, rejection: float) -> float:
+    """Return the highest tau that rejects at most a fraction `rejection` of known images.
+
+    Split conformal prediction (Vovk, Gammerman and Shafer, 2005): of n calibration scores and a
+    new one, exchangeable with them, the new one is among the k lowest with a probability of at
+    most k / (n + 1). So tau lies just below the (k + 1)-th lowest, k = floor(rejection (n + 1)).
+
+    Args:
+        score_N: `acceptance` of known images. The bound is on what a threshold can decide: where
+            more than k of them are -inf, all finite ones are accepted.
+        rejection: 0 to 1.
+    """
+    ranked = score_N.double().sort().values
+    values = ranked[ranked.isfinite()].unique(sorted=True)
+    if len(values) == 0:
+        return 0.0
+    num_rejected = math.floor(rejection * (len(ranked) + 1) + 1e-9)
+    if num_rejected >= len(ranked):
+        return float(values[-1]) + 1.0
+    return _just_below(values, int(torch.searchsorted(values, ranked[num_rejected])))
+
+
+def _just_below(values: torch.Tensor, place: int) -> float:
+    """Return a threshold that accepts the sorted unique `values` from `place` up, on none of them:
+    rounding differs between a trial and its saved model.
+    """
+    if place == 0:
         return float(values[0] - (1e-3 * (values[-1] - values[0]) or 1e-3))
-    middle = float((values[best - 1] + values[best]) / 2)
-    return middle if middle > values[best - 1] else float(values[best])
+    middle = float((values[place - 1] + values[place]) / 2)
+    return middle if middle > values[place - 1] else float(values[place])

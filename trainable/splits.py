@@ -9,8 +9,9 @@ from trainable.data import Data
 from trainable.errors import DataError
 from trainable.rng import generator
 
-SEEN, PSEUDO_NOVEL, NOVEL = 0, 1, 2
-"""Kind of a validation image: seen subclass, held-out subclass, borrowed image."""
+SEEN, PSEUDO_NOVEL, NOVEL, SECOND = 0, 1, 2, 3
+"""Kind of a validation image: seen subclass, held-out subclass, borrowed image, and a subclass
+of the second hold-out, which is only reported on."""
 
 NOVEL_VAL_CLASS_FRACTION = 0.25
 """Fraction of the borrowed classes (or images, in a pool without classes) kept from training."""
@@ -29,9 +30,9 @@ class Pools:
     train: torch.Tensor
     """int64 (num_train,): rows of seen subclasses and borrowed images."""
     val: torch.Tensor
-    """int64 (num_val,): rows of V_seen, V_pseudo and V_novel."""
+    """int64 (num_val,): rows of V_seen, V_pseudo and V_novel, and of the second hold-out."""
     val_kind: torch.Tensor
-    """int64 (num_val,): SEEN, PSEUDO_NOVEL or NOVEL."""
+    """int64 (num_val,): SEEN, PSEUDO_NOVEL, NOVEL or SECOND."""
     val_is_calibration: torch.Tensor
     """bool (num_val,): chooses thresholds and epochs; the others are reported on."""
     super_target: torch.Tensor
@@ -55,22 +56,26 @@ def make_pools(data: Data, config: TrialConfig) -> Pools:
     Raises:
         DataError: A pool would have no image in one of its halves.
     """
-    held_out = _held_out_subclasses(data, config)
+    first, second = _held_out_subclasses(data, config)
     known = torch.arange(data.num_known)
-    is_held_out = torch.isin(data.subclass[: data.num_known], torch.tensor(held_out).long())
-    train_known, seen = _validation_of_each_class(data, known[~is_held_out], config)
-    pseudo = _shuffled(known[is_held_out], config.seed, "pseudo")
+    subclass = data.subclass[: data.num_known]
+    is_first = torch.isin(subclass, torch.tensor(first).long())
+    is_second = torch.isin(subclass, torch.tensor(second).long())
+    train_known, seen = _validation_of_each_class(data, known[~is_first & ~is_second], config)
+    pseudo = _shuffled(known[is_first], config.seed, "pseudo")
     train_novel, novel = _novel_pools(data, config)
     if len(seen) < 2 or len(novel) < 2:
         raise DataError(
             "each validation pool needs at least 2 images, one to calibrate and one to evaluate, "
             f"but got {len(seen)} of seen subclasses and {len(novel)} borrowed: add images"
         )
-    val = torch.cat([seen, pseudo, novel])
-    kinds = [torch.full((len(rows),), k) for k, rows in enumerate((seen, pseudo, novel))]
-    halves = [torch.arange(len(rows)) % 2 == 0 for rows in (seen, pseudo, novel)]
+    groups = (seen, pseudo, novel, known[is_second])
+    val = torch.cat(groups)
+    kinds = [torch.full((len(rows),), k) for k, rows in enumerate(groups)]
+    halves = [torch.arange(len(rows)) % 2 == 0 for rows in groups]
+    halves[SECOND][:] = False  # nothing is chosen on it
     return _pools(
-        data, held_out, torch.cat([train_known, train_novel]), len(train_novel),
+        data, (*first, *second), torch.cat([train_known, train_novel]), len(train_novel),
         val=val, val_kind=torch.cat(kinds), val_is_calibration=torch.cat(halves),
     )  # fmt: skip
 
@@ -108,12 +113,15 @@ def _pools(
     )
 
 
-def _held_out_subclasses(data: Data, config: TrialConfig) -> tuple[int, ...]:
-    """Return the held-out subclasses: a superclass with k of them gives about fraction x k.
+def _held_out_subclasses(
+    data: Data, config: TrialConfig
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the subclasses of both hold-outs: a superclass with k gives about fraction x k.
 
     Each superclass's shuffled subclasses get the positions (rank + 0.5) / k; the lowest positions
-    over all superclasses are held out, so the share is even without quotas. The last of each
-    superclass stays, as without it nothing would train that superclass.
+    over all superclasses are held out, so the share is even without quotas, and the next ones
+    make the second hold-out. The last of each superclass stays, as without it nothing would train
+    that superclass.
     """
     position: dict[int, float] = {}
     for superclass in range(len(data.superclasses)):
@@ -123,8 +131,12 @@ def _held_out_subclasses(data: Data, config: TrialConfig) -> tuple[int, ...]:
         )
         for rank, which in enumerate(order.tolist()[:-1]):
             position[members[which]] = (rank + 0.5) / len(members)
-    count = round(config.pseudo_novel_fraction * len(data.subclasses))
-    return tuple(sorted(sorted(position, key=lambda i: (position[i], i))[:count]))
+    order_of_subclasses = sorted(position, key=lambda i: (position[i], i))
+    first = round(config.pseudo_novel_fraction * len(data.subclasses))
+    second = first + round(config.second_pseudo_novel_fraction * len(data.subclasses))
+    return tuple(sorted(order_of_subclasses[:first])), tuple(
+        sorted(order_of_subclasses[first:second])
+    )
 
 
 def _validation_of_each_class(

@@ -13,18 +13,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from upath import UPath
 
+from trainable.calibration import Outputs, choose_rule
 from trainable.checkpoint import load_checkpoint, save_checkpoint
-from trainable.classifier import save_classifier, save_outputs
-from trainable.config import Task, TrialConfig, parse_settings
+from trainable.classifier import load_weights, save_classifier, save_outputs, save_table
+from trainable.config import BEST, FEATURE_SCORES, Task, TrialConfig, parse_settings
 from trainable.data import Data, default_cache, folder_for_images, load_data
 from trainable.errors import TrialError, UserError, WeightsError
+from trainable.feature_scores import FeatureBank
 from trainable.features import inputs_for
-from trainable.losses import interaction_loss
-from trainable.metrics import Outputs, evaluate
+from trainable.losses import interaction_loss, soft_targets
+from trainable.metrics import evaluate
 from trainable.models import BranchModel
 from trainable.rng import generator
 from trainable.splits import Pools, make_pools
@@ -32,6 +35,9 @@ from trainable.splits import Pools, make_pools
 VAL_BATCH = {"cpu": 64, "cuda": 256}
 """Images at once in validation. On a CPU more would be the trial's peak of memory: with 256, at
 64 px, it was 180 MB above that of training steps of 64."""
+
+BANK_KNOWN_MAX, BANK_BORROWED_MAX = 8192, 4096
+"""Training images in a bank of features; of more, as many are drawn."""
 
 Metrics = dict[str, float]
 
@@ -44,7 +50,9 @@ class TrialResult:
     """Of the best epoch (`epoch`), on the evaluation half, with the thresholds used
     (`tau_super`, `tau_sub`); only `epoch` and training figures where nothing was held out."""
     branches: tuple[BranchModel, ...]
-    """The models as they are after the last epoch."""
+    """The models: of the best epoch where it was kept in a folder, else of the last one."""
+    banks: tuple[FeatureBank | None, ...]
+    """Of each branch whose novelty score is of features."""
 
 
 def train(
@@ -100,18 +108,31 @@ def train(
         metrics = trainer.train_epoch(epoch) if epoch else {"epoch": 0}
         metrics["novel_images_used"] = pools.novel_images_used
         if len(pools.val):
-            outputs = trainer.outputs()
+            outputs, banks = trainer.outputs()
             metrics |= evaluate(outputs, config)
             if not math.isfinite(metrics["ce_super"] + metrics["ce_sub"]):
                 raise TrialError(f"the outputs are not finite after epoch {epoch}")
         history.append(metrics)
         if folder is not None:
             if len(pools.val) and best_epoch(history) is metrics:
-                save_classifier(folder, config, data, pools, trainer.branches, metrics)
+                rule = choose_rule(outputs, config)
+                save_classifier(
+                    folder, config, data, pools, trainer.evaluated, metrics, rule, banks
+                )
                 save_outputs(folder, outputs)
             save_checkpoint(folder, epoch, trainer.state() | {"history": history})
         report(metrics)
-    return TrialResult(metrics=best_epoch(history), branches=tuple(trainer.branches))
+    if folder is not None and len(pools.val) and config.epochs:
+        # The best model once more, with every score that could be chosen after the fact.
+        load_weights(folder, trainer.evaluated)
+        outputs, _ = trainer.outputs(all_scores=True)
+        save_outputs(folder, outputs)
+        save_table(folder, outputs, config)
+    return TrialResult(
+        metrics=best_epoch(history),
+        branches=tuple(trainer.evaluated),
+        banks=tuple(trainer.banks()),
+    )
 
 
 def best_epoch(history: list[Metrics]) -> Metrics:
@@ -164,6 +185,12 @@ class Trainer:
         self.steps_per_epoch = max(
             1, min(math.ceil(len(pools.train) / config.batch_size), len(pools.train) // 2)
         )
+        self.evaluated = self.branches
+        """The models that are judged and kept: the trained ones, or their moving averages."""
+        if config.ema:
+            self.evaluated = [model.with_own_weights() for model in self.branches]
+        self._num_steps = 0
+        self._frozen_banks: dict[int, FeatureBank] = {}
         self.optimizer = self._optimizer()
         self.schedule = self._schedule()
         self.super_of_sub = torch.tensor(pools.super_of_sub, device=self.device)
@@ -183,10 +210,15 @@ class Trainer:
     def _schedule(self) -> torch.optim.lr_scheduler.LRScheduler:
         if self.config.schedule == "constant" or self.config.epochs == 0:
             return torch.optim.lr_scheduler.ConstantLR(self.optimizer, factor=1.0)
+        total_steps = self.steps_per_epoch * self.config.epochs
+        if self.config.schedule == "cosine":
+            return torch.optim.lr_scheduler.LambdaLR(
+                self.optimizer, lambda step: (1 + math.cos(math.pi * step / total_steps)) / 2
+            )
         return torch.optim.lr_scheduler.OneCycleLR(
             self.optimizer,
             max_lr=[group["lr"] for group in self.optimizer.param_groups],
-            total_steps=self.steps_per_epoch * self.config.epochs,
+            total_steps=total_steps,
         )
 
     def train_epoch(self, epoch: int) -> Metrics:
@@ -212,6 +244,7 @@ class Trainer:
                 total_loss += loss.detach() * len(rows)
             self.optimizer.step()
             self.schedule.step()
+            self._average()
         train_loss = float(total_loss) / len(self.pools.train)
         if not math.isfinite(train_loss):
             raise TrialError(f"the loss is {train_loss} in epoch {epoch}: lower lr")
@@ -227,50 +260,156 @@ class Trainer:
             "super": self.pools.super_target[rows].to(self.device, non_blocking=True),
             "sub": self.pools.sub_target[rows].to(self.device, non_blocking=True),
         }
+        mixed = None
+        if self.config.mixup:
+            mixed = Mixup.draw(len(rows), self.config.mixup, self.config.seed, epoch, step)
         for model, inputs in zip(self.branches, self.inputs, strict=True):
             # Layers that draw (dropout) have no generator of their own.
             purpose = (self.config.seed, "layers", epoch, step, *model.branch.tasks)
             torch.manual_seed(generator(*purpose).initial_seed())
-            logits = self._logits(model, inputs.training(rows))
+            x = inputs.training(rows)
+            if mixed is not None:
+                x = mixed.of(x)
+            logits = self._logits(model, x)
             loss = torch.zeros((), device=self.device)
             for task in model.branch.tasks:
-                loss = loss + F.cross_entropy(logits[task], target[task])
+                wanted = self._wanted(task, target[task], logits[task].shape[1])
+                wanted = wanted if mixed is None else mixed.of(wanted)
+                loss = loss + F.cross_entropy(logits[task], wanted)
             if len(model.branch.tasks) == 2 and self.config.alpha > 0:
                 loss = loss + self.config.alpha * interaction_loss(
                     logits["super"], logits["sub"], self.super_of_sub, self.config.temperature
                 )
             yield loss
 
-    def _logits(self, model: BranchModel, features: torch.Tensor) -> dict[Task, torch.Tensor]:
-        with torch.autocast("cuda", torch.bfloat16, enabled=self.is_autocast):
-            logits = model(features)
-        return {task: each.float() for task, each in logits.items()}
+    def _wanted(self, task: Task, target_N: torch.Tensor, num_classes: int) -> torch.Tensor:
+        """Return the targets of `task`: class indices, or (N, C) where an option softens them."""
+        exposure = self.config.outlier_exposure if task == "sub" else 0.0
+        if not (self.config.label_smoothing or exposure or self.config.mixup):
+            return target_N
+        return soft_targets(
+            target_N,
+            num_classes,
+            label_smoothing=self.config.label_smoothing,
+            outlier_exposure=exposure,
+        )
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        """Move the averaged weights towards the trained ones; faster in the first steps."""
+        if self.evaluated is self.branches:
+            return
+        self._num_steps += 1
+        decay = min(self.config.ema, (1 + self._num_steps) / (10 + self._num_steps))
+        for averaged, model in zip(self.evaluated, self.branches, strict=True):
+            state = model.trained_state()
+            for name, average in averaged.trained_state().items():
+                if average.is_floating_point():
+                    average.lerp_(state[name], 1 - decay)
+                else:
+                    average.copy_(state[name])
 
     @torch.inference_mode()
-    def outputs(self) -> Outputs:
-        """Return what the branches say about the validation images, on the CPU."""
+    def outputs(self, *, all_scores: bool = False) -> tuple[Outputs, list[FeatureBank | None]]:
+        """Return what the models say about the validation images, on the CPU, and their banks.
+
+        Args:
+            all_scores: Score by features also where the config does not ask for it.
+        """
         pools = self.pools
+        banks = self.banks(all_scores=all_scores)
         logits: dict[Task, list[torch.Tensor]] = {"super": [], "sub": []}
-        for model, inputs in zip(self.branches, self.inputs, strict=True):
+        scores: dict[Task, list[torch.Tensor]] = {"super": [], "sub": []}
+        for model, inputs, bank in zip(self.evaluated, self.inputs, banks, strict=True):
             model.eval()
             for rows in pools.val.split(VAL_BATCH[self.device.type]):
-                for task, each in self._logits(model, inputs.plain(rows)).items():
-                    logits[task].append(each.cpu())
-        return Outputs(
+                pooled = self._pooled(model, inputs.plain(rows))
+                answers = self._classified(model, pooled)
+                nothing = torch.full((len(rows), len(FEATURE_SCORES)), math.nan)
+                score = nothing if bank is None else bank.scores(pooled).cpu()
+                for task in model.branch.tasks:
+                    logits[task].append(answers[task].cpu())
+                    scores[task].append(score)
+        outputs = Outputs(
             super_logits=torch.cat(logits["super"]),
             sub_logits=torch.cat(logits["sub"]),
+            super_feature_scores=torch.cat(scores["super"]),
+            sub_feature_scores=torch.cat(scores["sub"]),
+            super_of_sub=self.super_of_sub.cpu(),
             super_target=pools.super_target[pools.val],
             sub_target=pools.sub_target[pools.val],
             kind=pools.val_kind,
             is_calibration=pools.val_is_calibration,
             rows=pools.val,
         )
+        return outputs, banks
+
+    @torch.inference_mode()
+    def banks(self, *, all_scores: bool = False) -> list[FeatureBank | None]:
+        """Return the bank of each branch whose novelty score is of features, or of all of them."""
+        return [
+            self._bank(number) if all_scores or self._needs_bank(model) else None
+            for number, model in enumerate(self.evaluated)
+        ]
+
+    def _needs_bank(self, model: BranchModel) -> bool:
+        names = {self.config.of(task, "novelty_score") for task in model.branch.tasks}
+        return not names.isdisjoint((*FEATURE_SCORES, BEST))
+
+    def _bank(self, number: int) -> FeatureBank:
+        """Return the bank of a branch as its weights are now."""
+        if number in self._frozen_banks:
+            return self._frozen_banks[number]
+        model, rows = self.evaluated[number].eval(), self._bank_rows()
+        features = torch.cat(
+            [
+                self._pooled(model, self.inputs[number].plain(batch))
+                for batch in rows.split(VAL_BATCH[self.device.type])
+            ]
+        )
+        novel = len(self.pools.subclasses)
+        target = self.pools.sub_target[rows]
+        target = target.masked_fill(target == novel, -1).to(features.device)
+        bank = FeatureBank.fit(features, target)
+        if model.is_frozen:
+            self._frozen_banks[number] = bank
+        return bank
+
+    def _bank_rows(self) -> torch.Tensor:
+        """Return the training images of a bank: known ones, then borrowed ones."""
+        train = self.pools.train
+        is_known = self.pools.sub_target[train] < len(self.pools.subclasses)
+        parts = []
+        for rows, most in (
+            (train[is_known], BANK_KNOWN_MAX),
+            (train[~is_known], BANK_BORROWED_MAX),
+        ):
+            drawn = torch.randperm(len(rows), generator=generator(self.config.seed, "bank"))
+            parts.append(rows[drawn[:most].sort().values])
+        return torch.cat(parts)
+
+    def _logits(self, model: BranchModel, features: torch.Tensor) -> dict[Task, torch.Tensor]:
+        return self._classified(model, self._pooled(model, features))
+
+    def _pooled(self, model: BranchModel, features: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cuda", torch.bfloat16, enabled=self.is_autocast):
+            pooled: torch.Tensor = model.tuned(features)
+        return pooled
+
+    def _classified(self, model: BranchModel, pooled_ND: torch.Tensor) -> dict[Task, torch.Tensor]:
+        with torch.autocast("cuda", torch.bfloat16, enabled=self.is_autocast):
+            logits = model.classify(pooled_ND)
+        return {task: each.float() for task, each in logits.items()}
 
     def state(self) -> dict[str, Any]:
         """Return all that training changes. Randomness follows from seed and epoch."""
         return {
             "frozen": [model.frozen_fingerprint for model in self.branches],
             "branches": [model.trained_state() for model in self.branches],
+            "averaged": [model.trained_state() for model in self.evaluated]
+            if self.config.ema
+            else [],
+            "num_steps": self._num_steps,
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
         }
@@ -288,12 +427,37 @@ class Trainer:
             )
         for model, saved in zip(self.branches, state["branches"], strict=True):
             model.load_trained_state(saved)
+        if self.config.ema:
+            for model, saved in zip(self.evaluated, state["averaged"], strict=True):
+                model.load_trained_state(saved)
+        self._num_steps = state["num_steps"]
         self.optimizer.load_state_dict(state["optimizer"])
         # How long the schedule is follows from the config, which may have more epochs by now.
         length = ("total_steps", "_schedule_phases")
         self.schedule.load_state_dict(
             {key: value for key, value in state["schedule"].items() if key not in length}
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixup:
+    """One draw of mixup for a batch: each row is blended with another one."""
+
+    share: float
+    """Of the row itself, 0 to 1."""
+    partner_N: torch.Tensor
+    """int64 (N,): the other row."""
+
+    @classmethod
+    def draw(cls, num: int, beta: float, *purpose: str | int) -> "Mixup":
+        """Return a draw for `num` rows with a share of distribution Beta(beta, beta)."""
+        rng = generator("mixup", *purpose)
+        share = np.random.default_rng(rng.initial_seed()).beta(beta, beta)
+        return cls(share=float(share), partner_N=torch.randperm(num, generator=rng))
+
+    def of(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return each row of float (N, ...) blended with its partner."""
+        return self.share * rows + (1 - self.share) * rows[self.partner_N.to(rows.device)]
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -36,6 +36,7 @@ def make_data(
         superclass=torch.tensor([super_of_sub[c] for c in subclass] + [num_super] * num_novel),
         subclass=torch.tensor(subclass + [num_sub] * num_novel),
         borrowed_class=torch.tensor([-1] * len(subclass) + borrowed_class),
+        native_side=torch.full((len(subclass) + num_novel,), size),
         superclasses=tuple(f"super {k}" for k in range(num_super)),
         subclasses=tuple(f"sub {c}" for c in range(num_sub)),
         borrowed_classes=tuple(f"borrowed {b}" for b in range(num_borrowed_classes)),

@@ -87,6 +87,7 @@ def numbered_data(fingerprint: str = "numbered") -> Data:
         superclass=label,
         subclass=label,
         borrowed_class=torch.full_like(label, -1),
+        native_side=torch.full_like(label, 8),
         superclasses=("even", "odd"),
         subclasses=("an even one", "an odd one"),
         borrowed_classes=(),
