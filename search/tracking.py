@@ -24,7 +24,7 @@ from upath import UPath
 
 from results.load import trial_folder
 from search.study import Trial
-from trainable.classifier import INFO_FILE, MODEL_FILE, OUTPUTS_FILE
+from trainable.classifier import INFO_FILE, MODEL_FILE, OUTPUTS_FILE, TABLE_FILE
 from trainable.data import Data
 from trainable.errors import UserError
 from trainable.metrics import METRICS
@@ -204,7 +204,7 @@ class Tracker:
             tags.append(RunTag("reason", trial.reason[:5000]))
         self._client.log_batch(run_id, metrics=best, tags=tags)
         folder = trial_folder(self._info.folder, trial.number)
-        files = [folder / name for name in (MODEL_FILE, INFO_FILE, OUTPUTS_FILE)]
+        files = [folder / name for name in (MODEL_FILE, INFO_FILE, OUTPUTS_FILE, TABLE_FILE)]
         self._log_files(run_id, [file for file in files if file.exists()], "best")
         self._client.set_terminated(run_id, _STATUS[trial.state])
 

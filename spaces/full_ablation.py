@@ -48,11 +48,18 @@ def space(trial: optuna.Trial) -> dict[str, Any]:
         config["temperature"] = trial.suggest_float("temperature", 0.5, 4.0, log=True)
     else:
         config |= _branch(trial, "super_") | _branch(trial, "sub_")
+    # Where nothing blurs the features, their distance to the training images tells novel ones.
+    is_by_features = config.get("super_fine_tune") == "frozen" and trial.suggest_categorical(
+        "super_by_features", [False, True]
+    )
+    if is_by_features:
+        config["super_novelty_score"] = "knn"
     # Fixed thresholds are probabilities, so they go with max-softmax.
     if config["novelty_score"] == "msp":
         thresholds = trial.suggest_categorical("thresholds", ["calibrated", "fixed"])
         if thresholds == "fixed":
-            config["tau_super"] = trial.suggest_float("tau_super", 0.3, 0.999)
+            if not is_by_features:
+                config["tau_super"] = trial.suggest_float("tau_super", 0.3, 0.999)
             config["tau_sub"] = trial.suggest_float("tau_sub", 0.1, 0.95)
     return config
 
