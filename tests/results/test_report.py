@@ -200,7 +200,7 @@ def test_report_can_be_written_again(search: Search) -> None:
 def test_trials_table_holds_configuration_and_metrics(search: Search) -> None:
     search.tell(baseline=True, score=0.2)
     search.tell(lr=0.01, score=0.4)
-    report.write_trials(search.folder, search.trials)
+    report.write_tables(search.folder, search.trials, search.record)
     table = pd.read_csv(search.folder / "trials.csv")
     assert [*table["number"]] == [0, 1]
     assert [*table["lr"]] == [1e-3, 0.01]
