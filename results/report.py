@@ -94,32 +94,28 @@ def print_tables(console: Console, trials: pd.DataFrame, record: SearchRecord) -
 def _print_repeats(console: Console, trials: pd.DataFrame, record: SearchRecord) -> None:
     """Print each repeated configuration's mean and range, and its difference to the best."""
     metric = ranking_metric(record.metrics)
-    frame = repeats_frame(trials, record.metrics, SHOWN)
-    others = [name for name in SHOWN if name != metric]
+    frame = repeats_frame(trials, record.metrics, ())
     table = Table(
         title=f"Repeats: means over seeds; difference of {metric} to the best mean, with its "
         "95% bootstrap interval",
         title_justify="left", box=None, padding=(0, 1),
     )  # fmt: skip
     table.add_column("trial", no_wrap=True)
-    for column in ("seeds", metric, "range", "difference", "interval", *others):
-        table.add_column(column.replace("_", "\n"), justify="right", no_wrap=True)
+    for column in ("seeds", metric, "range", "difference", "interval"):
+        table.add_column(column, justify="right", no_wrap=True)
     table.add_column("configuration", overflow="fold")
     best = best_repeated(repeated(trials), metric)
-    for number, rows in frame.groupby("trial", sort=False):
-        means = rows.set_index("metric")["mean"]
-        first = rows.iloc[0]  # of the metric that ranks
-        is_known = not pd.isna(first["difference"])
+    for _, row in frame.iterrows():
+        is_known = not pd.isna(row["difference"])
         table.add_row(
-            f"{number:05d}",
-            f"{first['seeds']}" + ("" if first["is_whole"] else "*"),
-            f"{first['mean']:.3f}",
-            f"{first['min']:.3f} to {first['max']:.3f}",
-            f"{first['difference']:+.3f}" if is_known else "",
-            f"{first['low']:+.3f} to {first['high']:+.3f}" if is_known else "",
-            *(f"{means[name]:.3f}" for name in others),
-            first["configuration"],
-            style="bold" if best is not None and number == best.number else None,
+            f"{row['trial']:05d}",
+            f"{row['seeds']}" + ("" if row["is_whole"] else "*"),
+            f"{row['mean']:.3f}",
+            f"{row['min']:.3f} to {row['max']:.3f}",
+            f"{row['difference']:+.3f}" if is_known else "",
+            f"{row['low']:+.3f} to {row['high']:+.3f}" if is_known else "",
+            row["configuration"],
+            style="bold" if best is not None and row["trial"] == best.number else None,
         )
     console.print(table, soft_wrap=False)
     if not frame["is_whole"].all():
@@ -231,8 +227,7 @@ def _plot_repeats(file: UPath, trials: pd.DataFrame, metrics: list[str]) -> UPat
         frame["mean"], range(len(frame)), marker="|", s=260, c="black", label="mean", zorder=2
     )
     labels = [
-        f"{row.trial:05d}  " + textwrap.fill(str(row.configuration), 48)
-        for row in frame.itertuples()
+        textwrap.fill(f"{row.trial:05d} {row.configuration}", 48) for row in frame.itertuples()
     ]
     axes.set_yticks(range(len(frame)), labels, fontsize=7)
     axes.set(xlabel=metric, ylim=(len(frame) - 0.5, -0.5))

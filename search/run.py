@@ -121,7 +121,7 @@ def _check_repeat(args: argparse.Namespace) -> None:
     if args.repeat < 2:
         raise UserError(f"--repeat must be 2 or more, but got {args.repeat}")
     for flag in ("space", "trials", "epochs", "settings"):
-        if getattr(args, flag):
+        if getattr(args, flag) not in (None, []):
             name = "set" if flag == "settings" else flag
             raise UserError(f"--repeat runs finished trials as they were: leave out --{name}")
 
