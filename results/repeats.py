@@ -90,9 +90,8 @@ def interval(differences: npt.ArrayLike) -> tuple[float, float]:
     Resampled with a fixed seed, so the same differences give the same interval; NaN for fewer
     than two. With two or three seeds it is exactly the range of the differences, because even at
     three 1 resample in 27 is the smallest thrice; such a range holds the median difference of all
-    seeds in only 1 case of 2 (two seeds) or 3 of 4 (three). So few seeds can show that a
-    difference may be luck, not that it is none: take six or more for that (Efron and Tibshirani,
-    An Introduction to the Bootstrap, 1993, chapter 13).
+    seeds in only 1 case of 2 (two seeds) or 3 of 4 (three). So few seeds cannot prove that a
+    difference is not luck (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, ch. 13).
 
     Args:
         differences: (N,), one for each seed.
