@@ -1,7 +1,7 @@
 """A finished or running search as tables: its record, its study, its trials."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,17 @@ class RunError(UserError):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Repeat:
+    """A finished trial's configuration to be run again with another seed."""
+
+    number: int
+    """Of the new trial."""
+    trial: int
+    """Number of the original one."""
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class SearchRecord:
     """What was asked of a search: with the study and the trials' folders, all a resume needs."""
 
@@ -30,6 +41,7 @@ class SearchRecord:
     """Unique, also on its MLflow runs."""
     name: str
     num_trials: int
+    """Repeats not counted."""
     epochs: int | None
     """Over the space file's and what it returns; null: as the file says."""
     metrics: list[str]
@@ -52,6 +64,8 @@ class SearchRecord:
     """Of noveltune."""
     space_file: str = "space.py"
     """Copy of the space file in the search's folder."""
+    repeats: list[Repeat] = field(default_factory=list)
+    """In the order of their numbers."""
 
     def save(self, folder: UPath) -> None:
         """Write the record into the search's folder."""
@@ -92,7 +106,8 @@ def load_record(folder: UPath) -> SearchRecord:
     """
     file = folder / RECORD_FILE
     try:
-        return SearchRecord(**json.loads(file.read_text()))
+        record = SearchRecord(**json.loads(file.read_text()))
+        return replace(record, repeats=[Repeat(**each) for each in record.repeats])  # type: ignore[arg-type]
     except FileNotFoundError:
         others = sorted(path.parent.name for path in folder.parent.glob(f"*/{RECORD_FILE}"))
         known = f"; there are: {', '.join(others)}" if others else ""
@@ -106,9 +121,10 @@ def load_record(folder: UPath) -> SearchRecord:
 def trials_frame(folder: UPath, record: SearchRecord) -> pd.DataFrame:
     """Return one row per trial, by number: state, configuration, metrics of its best epoch.
 
-    Columns: number, state, reason, baseline, epochs_trained, host, device; `config`, the
-    TrialConfig itself; every config key; best_epoch; every metric of `METRICS`; then
-    novel_images_used, train_loss and the thresholds used (used_tau_super, used_tau_sub).
+    Columns: number, state, reason, baseline, repeat_of (a trial's number, or null),
+    epochs_trained, host, device; `config`, the TrialConfig itself; every config key; best_epoch;
+    every metric of `METRICS`; then novel_images_used, train_loss and the thresholds used
+    (used_tau_super, used_tau_sub).
 
     Raises:
         RunError: The study cannot be read.
@@ -119,7 +135,13 @@ def trials_frame(folder: UPath, record: SearchRecord) -> pd.DataFrame:
     except Exception as error:  # storage drivers raise their own types
         raise RunError(f"the study {url} cannot be read: {error}") from error
     rows = [_row(trial) for trial in study.get_trials(deepcopy=False)]
-    return pd.DataFrame(rows, columns=[*_row(optuna.trial.create_trial(value=0.0))])
+    frame = pd.DataFrame(rows, columns=[*_row(optuna.trial.create_trial(value=0.0))])
+    return frame.astype({"repeat_of": "Int64"})
+
+
+def searched(trials: pd.DataFrame) -> pd.DataFrame:
+    """Return the trials that the search itself asked for: all but the repeats."""
+    return trials[trials["repeat_of"].isna()]
 
 
 def _row(trial: optuna.trial.FrozenTrial) -> dict[str, Any]:
@@ -130,6 +152,7 @@ def _row(trial: optuna.trial.FrozenTrial) -> dict[str, Any]:
         "state": trial.state.name,
         "reason": attributes.get("reason", ""),
         "baseline": bool(attributes.get("baseline", False)),
+        "repeat_of": attributes.get("repeat_of"),
         "epochs_trained": sum(key.startswith("epoch_") for key in attributes),
         "host": attributes.get("host", ""),
         "device": attributes.get("device", ""),
@@ -143,12 +166,17 @@ def _row(trial: optuna.trial.FrozenTrial) -> dict[str, Any]:
     }
 
 
+def ranking_metric(metrics: list[str]) -> str:
+    """Return what orders the trials of a search: its one metric, or `score` for a Pareto front."""
+    return metrics[0] if len(metrics) == 1 else "score"
+
+
 def best_row(trials: pd.DataFrame, metrics: list[str]) -> "pd.Series[Any] | None":
     """Return the best complete trial: by the one metric, or by `score` on a Pareto front."""
     complete = trials[trials["state"] == "COMPLETE"] if len(trials) else trials
     if not len(complete):
         return None
-    metric = metrics[0] if len(metrics) == 1 else "score"
+    metric = ranking_metric(metrics)
     order = complete[metric].astype(float).to_numpy()
     place = order.argmax() if METRICS[metric] == "maximize" else order.argmin()
     return complete.iloc[int(place)]

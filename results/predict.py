@@ -13,8 +13,9 @@ import mlflow
 from mlflow.exceptions import MlflowException
 from upath import UPath
 
-from results.load import RECORD_FILE, best_row, load_record, trial_folder, trials_frame
+from results.load import RECORD_FILE, load_record, trial_folder, trials_frame
 from results.model import answers
+from results.repeats import best_trial
 from trainable.checkpoint import write_atomically
 from trainable.classifier import INFO_FILE, Classifier
 from trainable.data import load_images
@@ -84,7 +85,7 @@ def _load(model: str, weights: Path | None, tracking_uri: str | None) -> Classif
         raise DataError(f"--model {model}: {error}") from error
     if (folder / RECORD_FILE).exists():
         record = load_record(folder)
-        best = best_row(trials_frame(folder, record), record.metrics)
+        best = best_trial(trials_frame(folder, record), record.metrics)
         if best is None:
             raise DataError(f"--model {model}: no trial of this search is COMPLETE")
         weights = weights or (Path(record.weights) if record.weights else None)

@@ -3,6 +3,7 @@
 import argparse
 import io
 import sys
+import textwrap
 import warnings
 from typing import Any
 
@@ -23,10 +24,13 @@ from results.load import (
     best_row,
     load_record,
     pareto_rows,
+    ranking_metric,
     run_folder,
+    searched,
     study_url,
     trials_frame,
 )
+from results.repeats import best_repeated, repeated, repeats_frame
 from trainable.checkpoint import write_atomically
 from trainable.errors import UserError
 from trainable.metrics import METRICS
@@ -58,10 +62,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def print_tables(console: Console, trials: pd.DataFrame, record: SearchRecord) -> None:
-    """Print the baselines, the best trial of each architecture, and the best of all."""
+    """Print the baselines, the best trial of each architecture, repeats, and the best of all."""
     counts = trials["state"].value_counts()
     states = ", ".join(f"{count} {state}" for state, count in counts.items())
     console.print(f"\n[bold]{record.name}[/bold]: {len(trials)} trials ({states or 'none yet'})")
+    everything, trials = trials, searched(trials)
     best = best_row(trials, record.metrics)
     if best is None:
         console.print("No trial has finished, so there is no result.")
@@ -82,6 +87,44 @@ def print_tables(console: Console, trials: pd.DataFrame, record: SearchRecord) -
         f"Best: trial {best['number']:05d}, {metric} {best[metric]:.3f}, "
         f"{best['config'].describe()}",
     )
+    if repeated(everything):
+        _print_repeats(console, everything, record)
+
+
+def _print_repeats(console: Console, trials: pd.DataFrame, record: SearchRecord) -> None:
+    """Print each repeated configuration's mean and range, and its difference to the best."""
+    metric = ranking_metric(record.metrics)
+    frame = repeats_frame(trials, record.metrics, ())
+    table = Table(
+        title=f"Repeats: means over seeds; difference of {metric} to the best mean, with its "
+        "95% bootstrap interval",
+        title_justify="left", box=None, padding=(0, 1),
+    )  # fmt: skip
+    table.add_column("trial", no_wrap=True)
+    for column in ("seeds", metric, "range", "difference", "interval"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("configuration", overflow="fold")
+    best = best_repeated(repeated(trials), metric)
+    for _, row in frame.iterrows():
+        is_known = not pd.isna(row["difference"])
+        table.add_row(
+            f"{row['trial']:05d}",
+            f"{row['seeds']}" + ("" if row["is_whole"] else "*"),
+            f"{row['mean']:.3f}",
+            f"{row['min']:.3f} to {row['max']:.3f}",
+            f"{row['difference']:+.3f}" if is_known else "",
+            f"{row['low']:+.3f} to {row['high']:+.3f}" if is_known else "",
+            row["configuration"],
+            style="bold" if best is not None and row["trial"] == best.number else None,
+        )
+    console.print(table, soft_wrap=False)
+    if not frame["is_whole"].all():
+        console.print("* not complete with every seed, so not ranked")
+    if best is not None:
+        console.print(
+            f"Best by mean over {len(best.seeds)} seeds: trial {best.number:05d}, {metric} "
+            f"{best.values(metric).mean():.3f}, {best.original['config'].describe()}"
+        )
 
 
 def _print_rows(
@@ -103,22 +146,29 @@ def _print_rows(
 
 
 def write_report(folder: UPath, trials: pd.DataFrame, record: SearchRecord) -> list[UPath]:
-    """Write `trials.csv` and the pictures of a search; return the files."""
-    files = [write_trials(folder, trials)]
+    """Write the tables and the pictures of a search; return the files."""
+    files = write_tables(folder, trials, record)
+    has_repeats = bool(repeated(trials))
+    everything, trials = trials, searched(trials)
     complete = trials[trials["state"] == "COMPLETE"]
     if len(complete):
         pictures = folder / "report"
         files.append(_plot_history(pictures / "history.png", trials, record.metrics[0]))
         files.append(_plot_tradeoff(pictures / "tradeoff.png", complete))
+        if has_repeats:
+            files.append(_plot_repeats(pictures / "repeats.png", everything, record.metrics))
         files += _plot_study(folder, pictures, record)
     return files
 
 
-def write_trials(folder: UPath, trials: pd.DataFrame) -> UPath:
-    """Write one row per trial as CSV."""
-    file = folder / "trials.csv"
-    write_atomically(file, trials.drop(columns="config").to_csv(index=False).encode())
-    return file
+def write_tables(folder: UPath, trials: pd.DataFrame, record: SearchRecord) -> list[UPath]:
+    """Write one row per trial as `trials.csv` and, where there are repeats, `repeats.csv`."""
+    tables = {"trials.csv": trials.drop(columns="config")}
+    if repeated(trials):
+        tables["repeats.csv"] = repeats_frame(trials, record.metrics, list(METRICS))
+    for name, table in tables.items():
+        write_atomically(folder / name, table.to_csv(index=False).encode())
+    return [folder / name for name in tables]
 
 
 def _plot_history(file: UPath, trials: pd.DataFrame, metric: str) -> UPath:
@@ -157,6 +207,31 @@ def _plot_tradeoff(file: UPath, complete: pd.DataFrame) -> UPath:
             aspect="equal", title={"super": "superclass", "sub": "subclass"}[task],
         )  # fmt: skip
     panels[0].legend(frameon=False, loc="lower left")
+    return _save(figure, file)
+
+
+def _plot_repeats(file: UPath, trials: pd.DataFrame, metrics: list[str]) -> UPath:
+    """Plot a metric: a row for each repeated configuration, a point for each seed, their mean."""
+    metric = ranking_metric(metrics)
+    frame = repeats_frame(trials, metrics, ())
+    by_number = {each.number: each for each in repeated(trials)}
+    figure, axes = plt.subplots(figsize=(9, 1.2 + 0.5 * len(frame)), layout="constrained")
+    ordered = [by_number[number] for number in frame["trial"]]
+    seeds = sorted({seed for each in ordered for seed in each.by_seed.index})
+    for seed in seeds:
+        places = [n for n, each in enumerate(ordered) if seed in each.by_seed.index]
+        values = [ordered[place].values(metric)[seed] for place in places]
+        axes.scatter(values, places, s=28, alpha=0.9, label=f"seed {seed}", zorder=3)
+    axes.hlines(range(len(frame)), frame["min"], frame["max"], color="0.8", lw=2, zorder=1)
+    axes.scatter(
+        frame["mean"], range(len(frame)), marker="|", s=260, c="black", label="mean", zorder=2
+    )
+    labels = [
+        textwrap.fill(f"{row.trial:05d} {row.configuration}", 48) for row in frame.itertuples()
+    ]
+    axes.set_yticks(range(len(frame)), labels, fontsize=7)
+    axes.set(xlabel=metric, ylim=(len(frame) - 0.5, -0.5))
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
     return _save(figure, file)
 
 

@@ -24,14 +24,14 @@ from upath import UPath
 from results.load import (
     RECORD_FILE,
     SearchRecord,
-    best_row,
     load_record,
     run_folder,
     study_url,
     trial_folder,
     trials_frame,
 )
-from results.report import print_tables, write_trials
+from results.repeats import best_trial
+from results.report import print_tables, write_tables
 from search.cluster import check_storage, connected, forget_cache, ship_data
 from search.executor import (
     Job,
@@ -44,6 +44,7 @@ from search.executor import (
 from search.interrupts import INTERRUPTED, Interrupts
 from search.lock import only_driver
 from search.progress import Progress
+from search.repeats import planned
 from search.space import Space, describe, load_space
 from search.study import Study, create_study, open_study, with_distributions
 from search.tracking import SearchInfo, Tracker
@@ -90,6 +91,10 @@ class Options:
     cpus_per_trial: float | None = None
     gpus_per_trial: float | None = None
     time_budget_s: float | None = None
+    repeat: int | None = None
+    """Seeds of each configuration to be repeated, its first one included."""
+    top: int | None = None
+    """How many configurations to repeat; null: all that are complete."""
     dry_run: bool = False
     json: bool = False
     quiet: bool = False
@@ -124,6 +129,7 @@ def _search(
     _introduce(console, record, space, data)
     if options.dry_run:
         _describe(console, space)
+        _describe_repeats(console, _with_repeats(record, folder, options), folder)
         if options.json:
             print(json.dumps(_summary(record, folder, None, time.monotonic() - start_s)))
         return 0
@@ -139,6 +145,7 @@ def _search(
         Interrupts(resume, sys.stderr if options.json else sys.stdout) as interrupts,
         ExitStack() as more,
     ):
+        record = _with_repeats(record, folder, options)
         retold = with_distributions(study, space.distributions)
         if retold.study_name != study.study_name and not isinstance(folder, Path):
             more.enter_context(only_driver(folder, retold))  # a lease is of one study
@@ -258,6 +265,14 @@ def _with_data(record: SearchRecord, data: Data, resume: bool) -> SearchRecord:
     return replace(record, data_fingerprint=data.fingerprint)
 
 
+def _with_repeats(record: SearchRecord, folder: UPath, options: Options) -> SearchRecord:
+    if options.repeat is None:
+        return record
+    trials = trials_frame(folder, record)
+    repeats = planned(trials, record, num_seeds=options.repeat, top=options.top)
+    return replace(record, repeats=repeats)
+
+
 def _check_samples(
     space: Space, data: Data, record: SearchRecord, note: Callable[[str], None]
 ) -> None:
@@ -299,6 +314,19 @@ def _describe(console: Console, space: Space) -> None:
         console.print(f"{name}: fixed to {value}")
 
 
+def _describe_repeats(console: Console, record: SearchRecord, folder: UPath) -> None:
+    if not record.repeats:
+        return
+    trials = trials_frame(folder, record)
+    configs = dict(zip(trials["number"], trials["config"], strict=True))
+    states = dict(zip(trials["number"], trials["state"], strict=True))
+    for repeat in record.repeats:
+        console.print(
+            f"repeat {repeat.number}: trial {repeat.trial} with seed {repeat.seed} "
+            f"({states.get(repeat.number, 'to run')}), {configs[repeat.trial].describe()}"
+        )
+
+
 def _run(
     options: Options,
     record: SearchRecord,
@@ -316,7 +344,8 @@ def _run(
     )
     tracker = Tracker(record.tracking_uri, info, console.print)
     tracker.start(data, [folder / record.space_file, folder / RECORD_FILE])
-    progress = Progress(console, num_trials=space.num_trials, metric=space.metrics[0])
+    num_trials = space.num_trials + len(record.repeats)
+    progress = Progress(console, num_trials=num_trials, metric=space.metrics[0])
 
     def clean_up(trial: Any) -> None:
         if trial.is_finished:
@@ -327,16 +356,17 @@ def _run(
         space,
         seed=record.seed,
         observers=[progress.update, clean_up, tracker.update],
+        repeats=record.repeats,
     )
     for trial in study.trials.values():
         progress.update(trial)
         tracker.update(trial)
     if study.num_finished:
-        console.print(f"{study.num_finished} of {space.num_trials} trials are finished already")
+        console.print(f"{study.num_finished} of {num_trials} trials are finished already")
     over_budget = deadline_after(options.time_budget_s)
     status = "FINISHED"
     try:
-        if study.num_finished < space.num_trials:
+        if not study.is_done:
             with connected(options.address) as cluster:
                 interrupts.listen()
                 check_storage(folder)
@@ -359,7 +389,7 @@ def _run(
                     )
                 if record.cache is None:
                     forget_cache(cache)
-        if study.num_finished < space.num_trials:
+        if not study.is_done:
             status = "KILLED"
     except SearchStoppedError as stopped:
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"stopped: {stopped}")
@@ -367,8 +397,8 @@ def _run(
     except BaseException:
         tracker.close("KILLED", [], within_s=5)
         raise
-    trials = write_trials(folder, trials_frame(folder, record))
-    if not tracker.close(status, [trials], within_s=5 if interrupts.requested() else 60):
+    tables = write_tables(folder, trials_frame(folder, record), record)
+    if not tracker.close(status, tables, within_s=5 if interrupts.requested() else 60):
         console.print(
             "MLflow has not got everything yet; this sends the rest: "
             + _resume_command(options, record),
@@ -425,7 +455,7 @@ def _finish(
     """Print the tables and what to do next; return the exit code."""
     console = Console(highlight=False, soft_wrap=True)
     trials = trials_frame(folder, record)
-    best = best_row(trials, record.metrics)
+    best = best_trial(trials, record.metrics)
     if not options.json or not options.quiet:
         print_tables(console, trials, record)
     resume = _resume_command(options, record)
@@ -451,9 +481,9 @@ def _summary(
     record: SearchRecord, folder: UPath, trials: pd.DataFrame | None, wall_s: float
 ) -> dict[str, Any]:
     """Return what --json prints; without trials, what a search would be."""
-    best = None if trials is None else best_row(trials, record.metrics)
+    best = None if trials is None else best_trial(trials, record.metrics)
     counts: dict[Any, int] = {} if trials is None else dict(trials["state"].value_counts())
-    best_trial = (
+    described = (
         best
         if best is None
         else {
@@ -465,7 +495,7 @@ def _summary(
     return {
         "name": record.name,
         "trials": {str(state): int(count) for state, count in counts.items()},
-        "best_trial": best_trial,
+        "best_trial": described,
         "paths": {
             "run": str(folder),
             "trials": str(folder / "trials.csv"),

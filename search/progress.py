@@ -47,7 +47,8 @@ class Progress:
             return
         was_running = self._running.pop(trial.number, None) is not None
         self._num_finished += 1
-        if trial.state == "COMPLETE" and (self._best is None or self._is_better(trial, self._best)):
+        is_candidate = trial.state == "COMPLETE" and trial.repeat_of is None
+        if is_candidate and (self._best is None or self._is_better(trial, self._best)):
             self._best = trial
         if was_running:
             self._console.print(self._line(trial))
@@ -66,6 +67,10 @@ class Progress:
         line.append(trial.config.describe(), style="dim")
         if trial.is_baseline:
             line.append("  (baseline)", style="dim")
+        if trial.repeat_of is not None:
+            line.append(
+                f"  (repeat of {trial.repeat_of:05d}, seed {trial.config.seed})", style="dim"
+            )
         if trial.reason:
             line.append(f"  {trial.reason}", style="red")
         return line

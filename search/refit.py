@@ -23,7 +23,16 @@ from upath import UPath
 import results
 import trainable
 from results import model as pyfunc
-from results.load import SearchRecord, best_row, load_record, run_folder, trials_frame
+from results.load import (
+    SearchRecord,
+    best_row,
+    load_record,
+    ranking_metric,
+    run_folder,
+    searched,
+    trials_frame,
+)
+from results.repeats import best_repeated, repeated
 from search.tracking import EXPERIMENT, local_copies
 from trainable.classifier import INFO_FILE, MODEL_FILE, save_classifier
 from trainable.data import Data, folder_for_images, load_data
@@ -31,13 +40,18 @@ from trainable.errors import TrialError, UserError
 from trainable.splits import make_refit_pools
 from trainable.train import Metrics, train
 
+_OVER_SEEDS = ("best_epoch", "used_tau_super", "used_tau_sub")
+
 
 class RefitError(UserError):
     """A search without a trial that could be refitted."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Retrain a search's best configuration on every subclass and register it."""
+    """Retrain a search's best configuration on every subclass and register it.
+
+    Where configurations ran with several seeds, the best is the best mean.
+    """
     parser = argparse.ArgumentParser(prog="python -m search.refit", description=main.__doc__)
     parser.add_argument("--name", required=True, help="of the search")
     parser.add_argument("--storage", type=UPath, metavar="DIR|URI", help="(default: runs)")
@@ -50,6 +64,8 @@ def main(argv: list[str] | None = None) -> int:
         record = load_record(folder)
         row = _chosen(trials_frame(folder, record), record, args.trial)
         console.print(f"refit of trial {row['number']:05d}: {row['config'].describe()}")
+        if row["num_seeds"] > 1:
+            console.print(f"the best mean over {row['num_seeds']} seeds; their median thresholds")
         _check_mlflow(record)
         with folder_for_images(Path(record.cache) if record.cache else None) as images:
             data = load_data(record.data, record.novel, images, note=console.print)
@@ -87,15 +103,27 @@ def _check_mlflow(record: SearchRecord) -> None:
 
 
 def _chosen(trials: pd.DataFrame, record: SearchRecord, number: int | None) -> "pd.Series[Any]":
+    """Return the trial to refit: its row in `trials`, and `num_seeds`.
+
+    Where there are repeats and none is asked for, it is the original of the best mean, with the
+    medians over its seeds of the thresholds and of the best epoch (rounded): one seed's threshold
+    is fitted to the few validation images that this seed drew, and a mean would follow the one
+    seed whose threshold went astray.
+    """
     if number is None:
-        row = best_row(trials, record.metrics)
+        best = best_repeated(repeated(trials), ranking_metric(record.metrics))
+        if best is not None:
+            medians = best.by_seed[list(_OVER_SEEDS)].astype(float).median()
+            medians["best_epoch"] = round(medians["best_epoch"])
+            return pd.Series({**best.original, **medians, "num_seeds": len(best.by_seed)})
+        row = best_row(searched(trials), record.metrics)
         if row is None:
             raise RefitError(f"{record.name}: no trial is COMPLETE, so there is nothing to refit")
-        return row
+        return pd.Series({**row, "num_seeds": 1})
     rows = trials[(trials["number"] == number) & (trials["state"] == "COMPLETE")]
     if not len(rows):
         raise RefitError(f"{record.name}: there is no COMPLETE trial {number}")
-    return rows.iloc[0]
+    return pd.Series({**rows.iloc[0], "num_seeds": 1})
 
 
 def _refit(

@@ -62,6 +62,9 @@ def _parser() -> argparse.ArgumentParser:
     keep("--study", metavar="URL", help="Optuna storage (default: study.db in the search's folder)")
     keep("--tracking-uri", metavar="URI", help="MLflow (default: sqlite:///mlflow.db)")
     keep("--resume", action="store_true", help="go on with an interrupted search")
+    again = parser.add_argument_group("with --resume, once a search is finished").add_argument
+    again("--repeat", type=int, metavar="N", help="run its best configurations with N seeds each")
+    again("--top", metavar="K|all", help="how many configurations to repeat (default 3)")
     where = parser.add_argument_group("how it runs").add_argument
     where("--address", metavar="ADDR", help="of a Ray cluster (default: this machine)")
     where("--concurrency", type=int, metavar="N", help="trials at once (default: what fits)")
@@ -97,13 +100,38 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
         value = getattr(args, flag)
         if value is not None and value < 0:
             raise UserError(f"--{flag} must be 0 or more, but got {value}")
+    _check_repeat(args)
     return {
         **{k: v for k, v in vars(args).items() if k not in ("settings", "metric", "time_budget")},
+        "top": _top(args.top),
         "metric": tuple(args.metric.split(",")) if args.metric else None,
         "fixed": parse_settings(args.settings),
         "gpus_per_trial": _share(args.gpus_per_trial),
         "time_budget_s": _seconds(args.time_budget),
     }
+
+
+def _check_repeat(args: argparse.Namespace) -> None:
+    if args.repeat is None:
+        if args.top is not None:
+            raise UserError("--top needs --repeat N")
+        return
+    if not args.resume:
+        raise UserError("--repeat needs a finished search: add --resume --name NAME")
+    if args.repeat < 2:
+        raise UserError(f"--repeat must be 2 or more, but got {args.repeat}")
+    for flag in ("space", "trials", "epochs", "settings"):
+        if getattr(args, flag) not in (None, []):
+            name = "set" if flag == "settings" else flag
+            raise UserError(f"--repeat runs finished trials as they were: leave out --{name}")
+
+
+def _top(text: str | None) -> int | None:
+    if text == "all":
+        return None
+    if text is not None and not re.fullmatch(r"[1-9]\d{0,8}", text):
+        raise UserError(f"--top must be all, or 1 or more, but got {text!r}")
+    return int(text or 3)
 
 
 def _share(text: str | None) -> float | None:

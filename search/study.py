@@ -5,7 +5,7 @@ import itertools
 import math
 import types
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from optuna.distributions import BaseDistribution, check_distribution_compatibil
 from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
+from results.load import Repeat
 from search.space import Space
 from trainable.config import TrialConfig
 from trainable.errors import UserError
@@ -43,6 +44,8 @@ class Trial:
     state: str
     """RUNNING, COMPLETE (all epochs), PRUNED, FAIL."""
     is_baseline: bool
+    repeat_of: int | None = None
+    """Number of the trial whose configuration it has, with another seed; null: of none."""
     epochs: tuple[dict[str, float], ...] = ()
     """Metrics of each epoch, in order."""
     metrics: dict[str, float] = field(default_factory=dict)
@@ -69,13 +72,23 @@ class Study:
 
     Suggestions depend on the seed, the trial's number and the recorded history alone: the sampler
     is made anew for every trial, so that a resumed search asks what an undisturbed one would.
+    Repeats are no part of that history: other seeds mean other validation images, and a point
+    that is there several times would crowd the others out of what the sampler takes for good.
+    So a search goes on after its repeats as if they had not been.
     """
 
     def __init__(
-        self, study: optuna.Study, space: Space, *, seed: int, observers: list[Observer]
+        self,
+        study: optuna.Study,
+        space: Space,
+        *,
+        seed: int,
+        observers: list[Observer],
+        repeats: Sequence[Repeat] = (),
     ) -> None:
         self._study, self._space, self._seed = study, space, seed
         self._observers = observers
+        self._repeats = {repeat.number: repeat for repeat in repeats}
         self._live: dict[int, optuna.Trial] = {}
         self.trials: dict[int, Trial] = {
             frozen.number: _trial(frozen)
@@ -92,6 +105,13 @@ class Study:
     def num_finished(self) -> int:
         """How many trials will not run again."""
         return sum(trial.is_finished for trial in self.trials.values())
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all that was asked for has ended: the search's trials and the repeats."""
+        ended = {trial.number for trial in self.trials.values() if trial.is_finished}
+        num_searched = len(ended - self._repeats.keys())
+        return ended >= self._repeats.keys() and num_searched >= self._space.num_trials
 
     @property
     def handed_out(self) -> list[int]:
@@ -111,43 +131,67 @@ class Study:
         """
         if self._to_resume:
             number = self._to_resume.pop(0)
-            self._study.sampler = make_sampler(self._seed, number)
+            self._study.sampler = self._sampler(number)
             frozen = self._study.get_trials(deepcopy=False)[number]
             trial = optuna.Trial(self._study, frozen._trial_id)
         elif only_resumed:
             return None
         else:
             number = len(self._study.get_trials(deepcopy=False, states=_ASKED))
-            if number >= self._space.num_trials:
-                return None
-            self._study.sampler = make_sampler(self._seed, number)
-            self._enqueue_baseline(number)
+            if number not in self._repeats:
+                if self._place(number) >= self._space.num_trials:
+                    return None
+                self._enqueue_baseline(self._place(number))
+            self._study.sampler = self._sampler(number)
             trial = self._study.ask()
         self._live[number] = trial
         if number not in self.trials:
             self._publish(self._configured(number, trial))
         return self.trials[number]
 
-    def _enqueue_baseline(self, number: int) -> None:
-        """Have the next ask take baseline `number`'s parameters, if the space can give it."""
-        if number >= len(self._space.baselines):
+    def _place(self, number: int) -> int:
+        """Return how many trials the search asked for before this one: repeats do not count."""
+        return number - sum(repeat < number for repeat in self._repeats)
+
+    def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
+        return make_sampler(self._seed, self._place(number), hidden=self._repeats)
+
+    def _enqueue_baseline(self, place: int) -> None:
+        """Have the next ask take a baseline's parameters, if the space can give it."""
+        if place >= len(self._space.baselines):
             return
-        parameters = self._space.parameters_of(self._space.baselines[number])
+        parameters = self._space.parameters_of(self._space.baselines[place])
         waiting = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
         if parameters and not waiting:
             self._study.enqueue_trial(parameters)
 
     def _configured(self, number: int, trial: optuna.Trial) -> Trial:
-        is_baseline = number < len(self._space.baselines)
+        if number in self._repeats:
+            return self._repeated(self._repeats[number], trial)
+        place = self._place(number)
+        is_baseline = place < len(self._space.baselines)
         if is_baseline:
-            config = TrialConfig.from_dict(self._space.baselines[number])
-            if self._space.parameters_of(self._space.baselines[number]):
+            config = TrialConfig.from_dict(self._space.baselines[place])
+            if self._space.parameters_of(self._space.baselines[place]):
                 self._space.configure(trial)  # the space has it, so the sampler can learn from it
         else:
             config = self._space.configure(trial)
         trial.set_user_attr("baseline", is_baseline)
         trial.set_user_attr("config", config.to_dict())
         return Trial(number=number, config=config, state="RUNNING", is_baseline=is_baseline)
+
+    def _repeated(self, repeat: Repeat, trial: optuna.Trial) -> Trial:
+        config = replace(self.trials[repeat.trial].config, seed=repeat.seed)
+        trial.set_user_attr("repeat_of", repeat.trial)
+        trial.set_user_attr("baseline", False)
+        trial.set_user_attr("config", config.to_dict())
+        return Trial(
+            number=repeat.number,
+            config=config,
+            state="RUNNING",
+            is_baseline=False,
+            repeat_of=repeat.trial,
+        )
 
     def start(self, number: int, host: str, device: str) -> None:
         """Record where the trial runs."""
@@ -205,7 +249,7 @@ class Study:
         self._publish(trial)
 
     def _should_prune(self, trial: Trial, epoch: int) -> bool:
-        if not self._is_single:
+        if not self._is_single or trial.repeat_of is not None:
             return False
         min_resource = max(1, trial.config.epochs // RUNG_FRACTION)
         rung_epochs = {f"{_RUNG}{k}": min_resource * REDUCTION_FACTOR**k for k in range(64)}
@@ -253,9 +297,10 @@ class _Sampler(optuna.samplers.TPESampler):
     """TPE that draws each parameter from a stream of its own, whatever was drawn before it.
 
     A trial whose driver was killed between two suggestions thus gets the others as it would have.
+    Trials whose numbers are `hidden` are as if they were not there.
     """
 
-    def __init__(self, *purpose: str | int) -> None:
+    def __init__(self, *purpose: str | int, hidden: Collection[int]) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             warnings.filterwarnings("ignore", "`warn_independent_sampling`", FutureWarning)
@@ -265,7 +310,20 @@ class _Sampler(optuna.samplers.TPESampler):
                 group=True,
                 warn_independent_sampling=False,
             )
-        self._purpose = purpose
+        self._purpose, self._hidden = purpose, hidden
+
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: optuna.trial.FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        return super().infer_relative_search_space(_view(study, self._hidden), trial)
+
+    def sample_relative(
+        self,
+        study: optuna.Study,
+        trial: optuna.trial.FrozenTrial,
+        search_space: dict[str, BaseDistribution],
+    ) -> dict[str, Any]:
+        return super().sample_relative(_view(study, self._hidden), trial, search_space)
 
     def sample_independent(
         self,
@@ -274,15 +332,41 @@ class _Sampler(optuna.samplers.TPESampler):
         param_name: str,
         param_distribution: BaseDistribution,
     ) -> Any:
-        fresh = _Sampler(*self._purpose, param_name)
+        fresh = _Sampler(*self._purpose, param_name, hidden=self._hidden)
         return super(_Sampler, fresh).sample_independent(
-            study, trial, param_name, param_distribution
+            _view(study, self._hidden), trial, param_name, param_distribution
         )
 
 
-def make_sampler(seed: int, number: int) -> optuna.samplers.BaseSampler:
-    """Return the sampler for one trial: multivariate TPE, which follows conditional spaces."""
-    return _Sampler("sampler", seed, number)
+class _View:
+    """A study without some of its trials."""
+
+    def __init__(self, study: optuna.Study, hidden: Collection[int]) -> None:
+        self._study, self._hidden = study, hidden
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._study, name)
+
+    def _get_trials(self, *args: Any, **kwargs: Any) -> list[optuna.trial.FrozenTrial]:
+        trials = self._study._get_trials(*args, **kwargs)
+        return [trial for trial in trials if trial.number not in self._hidden]
+
+
+def _view(study: optuna.Study, hidden: Collection[int]) -> optuna.Study:
+    return _View(study, hidden) if hidden else study  # type: ignore[return-value]
+
+
+def make_sampler(
+    seed: int, place: int, *, hidden: Collection[int] = ()
+) -> optuna.samplers.BaseSampler:
+    """Return the sampler for one trial: multivariate TPE, which follows conditional spaces.
+
+    Args:
+        seed: Of the search.
+        place: Of the trial among those that the search asks for.
+        hidden: Numbers of trials that it must not learn from.
+    """
+    return _Sampler("sampler", seed, place, hidden=hidden)
 
 
 def create_study(url: str, name: str, metrics: tuple[str, ...]) -> optuna.Study:
@@ -402,6 +486,7 @@ def _trial(frozen: optuna.trial.FrozenTrial) -> Trial:
         config=TrialConfig.from_dict(attributes["config"]),
         state=frozen.state.name,
         is_baseline=attributes["baseline"],
+        repeat_of=attributes.get("repeat_of"),
         epochs=tuple(attributes[key] for key in sorted(attributes) if key.startswith("epoch_")),
         metrics=attributes.get("metrics", {}),
         reason=attributes.get("reason", ""),

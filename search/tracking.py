@@ -250,6 +250,8 @@ class Tracker:
             "architecture": trial.config.architecture,
             "baseline": str(trial.is_baseline).lower(),
         }
+        if trial.repeat_of is not None:
+            tags["repeat_of"] = str(trial.repeat_of)
         run_id: str = self._client.create_run(self._experiment_id, tags=tags).info.run_id
         return run_id
 

@@ -2,7 +2,8 @@
 
 The configurations that the authors compared by hand, once per seed and nothing else: no sampling,
 no pruning. The seed draws the held-out subclasses, the validation images and the borrowed ones.
-The first five trials are seed 0.
+The first five trials are seed 0. The tables compare the five by mean over the seeds; after
+--trials 5, or for more seeds, add --resume --repeat N --top all.
 
 Command: python -m search.run --space spaces/paper.py --data DATA.zip --novel cifar100
          (without a GPU: --epochs 3 --set backbone=efficientnet_lite0 --trials 5)

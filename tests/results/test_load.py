@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from results.load import (
     RECORD_FILE,
+    Repeat,
     RunError,
     SearchRecord,
     best_row,
@@ -64,6 +65,19 @@ def test_record_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [RECORD_FILE]
 
 
+def test_record_keeps_its_repeats(tmp_path: Path) -> None:
+    repeats = [Repeat(number=4, trial=2, seed=1), Repeat(number=5, trial=2, seed=2)]
+    record(repeats=repeats).save(tmp_path)
+    assert load_record(tmp_path).repeats == repeats
+
+
+def test_record_of_before_there_were_repeats_has_none(tmp_path: Path) -> None:
+    old = asdict(record())
+    del old["repeats"]
+    (tmp_path / RECORD_FILE).write_text(json.dumps(old))
+    assert load_record(tmp_path) == record()
+
+
 def test_searches_are_kept_in_runs_unless_told_otherwise(tmp_path: Path) -> None:
     assert run_folder("asked", None) == Path("runs/asked")
     assert run_folder("asked", tmp_path) == tmp_path / "asked"
@@ -101,6 +115,9 @@ def test_search_that_is_not_there_is_said_where_there_are_none(tmp_path: Path) -
         b"\xff\xfe",
         b"{}",
         json.dumps(asdict(record()) | {"unknown": 1}).encode(),
+        json.dumps(asdict(record()) | {"repeats": [{"trial": 1}]}).encode(),
+        json.dumps(asdict(record()) | {"repeats": [5]}).encode(),
+        json.dumps(asdict(record()) | {"repeats": None}).encode(),
         json.dumps(asdict(record())).encode()[:-20],
     ],
 )

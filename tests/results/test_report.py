@@ -49,22 +49,29 @@ class Search:
         baseline: bool = False,
         architecture: str = "two_heads",
         lr: float = 1e-3,
+        seed: int = 0,
+        repeat_of: int | None = None,
+        epoch: int = 1,
+        tau: float = 0.5,
         reason: str = "",
         **metrics: float,
     ) -> None:
         """Add a trial; a metric that is not given is 0.5."""
         found: dict[str, Any] = dict.fromkeys(METRICS, 0.5) | metrics
-        found |= {"epoch": 1, "tau_super": 0.5, "tau_sub": 0.5}
+        found |= {"epoch": epoch, "tau_super": tau, "tau_sub": 1 - tau}
+        has_params = not baseline and repeat_of is None
+        config = TrialConfig(architecture=architecture, lr=lr, seed=seed)
         values = [found[name] for name in self.record.metrics]
         self.study.add_trial(
             create_trial(
                 state=TrialState[state],
                 values=values if state == "COMPLETE" else None,
-                params={} if baseline else {"lr": lr, "architecture": architecture},
-                distributions={} if baseline else SPACE,
+                params={"lr": lr, "architecture": architecture} if has_params else {},
+                distributions=SPACE if has_params else {},
                 user_attrs={
-                    "config": TrialConfig(architecture=architecture, lr=lr).to_dict(),
+                    "config": config.to_dict(),
                     "baseline": baseline,
+                    **({} if repeat_of is None else {"repeat_of": repeat_of}),
                     "reason": reason,
                     "epoch_00001": found,
                     "metrics": found if state in ("COMPLETE", "PRUNED") else {},
@@ -200,7 +207,7 @@ def test_report_can_be_written_again(search: Search) -> None:
 def test_trials_table_holds_configuration_and_metrics(search: Search) -> None:
     search.tell(baseline=True, score=0.2)
     search.tell(lr=0.01, score=0.4)
-    report.write_trials(search.folder, search.trials)
+    report.write_tables(search.folder, search.trials, search.record)
     table = pd.read_csv(search.folder / "trials.csv")
     assert [*table["number"]] == [0, 1]
     assert [*table["lr"]] == [1e-3, 0.01]

@@ -657,3 +657,60 @@ def test_speed_paths_change_no_result(folder: Path, arguments: list[str]) -> Non
     fast = results_of(folder, "fast")
     assert [each["state"] for each in fast] == ["COMPLETE"] * 3
     assert results_of(folder, "slow") == fast
+
+
+# --- Repeats -------------------------------------------------------------------------------------
+
+
+def test_repeats_killed_in_the_middle_are_resumed_and_the_best_mean_is_refitted(
+    folder: Path, arguments: list[str], start: Callable[..., Command]
+) -> None:
+    baselines = "BASELINES = [{**COMMON, 'lr': lr} for lr in (1e-2, 3e-2, 1e-1)]\n"
+    (folder / "tiny.py").write_text(SPACE.partition("BASELINES")[0] + baselines)
+    assert run(folder, *arguments, "--epochs", "4").code == 0
+    before = trials_of(folder, "tiny")
+    assert [*before["state"]] == ["COMPLETE"] * 3
+
+    resume = ["-m", "search.run", "--resume", "--name", "tiny", "--concurrency", "1"]
+    repeats = start(*resume, "--repeat", "3", "--top", "2")
+    repeats.wait_for(is_there(folder, "runs/tiny/trials/0000[3-6]/outputs.safetensors"))
+    repeats.process.kill()
+    repeats.ended()
+    planned = load_record(folder / "runs/tiny").repeats
+    assert len(planned) == 4
+    assert "RUNNING" in {*trials_of(folder, "tiny")["state"]} or len(trials_of(folder, "tiny")) < 7
+
+    done = run(folder, *resume)
+    assert done.code == 0, done
+    assert "Best by mean over 3 seeds: trial " in done.out
+    assert load_record(folder / "runs/tiny").repeats == planned
+    assert_mlflow_mirrors_the_study(folder, "tiny", 7)
+    after = trials_of(folder, "tiny")
+    pd.testing.assert_frame_equal(after[:3], before)
+    best_two = [*before.sort_values("score", ascending=False)["number"][:2]]
+    assert [*zip(after["repeat_of"][3:], after["seed"][3:], strict=True)] == [
+        (number, seed) for seed in (1, 2) for number in best_two
+    ]
+    assert {*after["state"]} == {"COMPLETE"}
+    tags = [child.data.tags.get("repeat_of") for child in runs_of(folder, "trial")]
+    assert tags == [None] * 3 + [str(number) for number in best_two] * 2
+
+    done = run(folder, *resume, "--repeat", "3", "--top", "all", "--json")
+    assert done.code == 0, done
+    longer = trials_of(folder, "tiny")
+    pd.testing.assert_frame_equal(longer[:7], after)
+    assert [*longer["repeat_of"][7:]] == [({0, 1, 2} - {*best_two}).pop()] * 2
+    means = longer.groupby("lr")["score"].mean()
+    best = int(before.loc[before["lr"] == means.idxmax(), "number"].iloc[0])
+    assert json.loads(done.last_line)["best_trial"]["number"] == best
+    table = pd.read_csv(folder / "runs/tiny/repeats.csv")
+    scores = table[table["metric"] == "score"]
+    assert [*scores["mean"]] == pytest.approx(sorted(means, reverse=True))
+
+    done = run(folder, "-m", "search.refit", "--name", "tiny")
+    assert done.code == 0, done
+    assert f"refit of trial {best:05d}: " in done.out
+    assert "the best mean over 3 seeds; their median thresholds\n" in done.out
+    info = json.loads((folder / f"runs/tiny/refit/{best:05d}/model.json").read_text())
+    taus = longer.loc[longer["lr"] == means.idxmax(), "used_tau_sub"]
+    assert info["tau_sub"] == pytest.approx(taus.median())

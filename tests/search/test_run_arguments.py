@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from search.run import main
+from search.study import create_study
+from trainable.config import TrialConfig
+from trainable.data import load_data
 
 SPACE = '''"""Is it a plan?"""
 NUM_TRIALS = 3
@@ -73,6 +76,35 @@ def files_in(folder: Path) -> dict[str, bytes]:
             ["--space", "asked.py", "--set", "alhpa=1"],
             "--set alhpa=1: unknown key 'alhpa' (did you mean 'alpha'?)",
         ),
+        (
+            ["--space", "asked.py", "--repeat", "3"],
+            "--repeat needs a finished search: add --resume --name NAME",
+        ),
+        (
+            ["--resume", "--name", "a", "--repeat", "1"],
+            "--repeat must be 2 or more, but got 1",
+        ),
+        (["--resume", "--name", "a", "--top", "2"], "--top needs --repeat N"),
+        *[
+            (
+                ["--resume", "--name", "a", "--repeat", "3", "--top", top],
+                f"--top must be all, or 1 or more, but got {top!r}",
+            )
+            for top in ("0", "-1", "1.5", "ALL", "")
+        ],
+        *[
+            (
+                ["--resume", "--name", "a", "--repeat", "3", flag, value],
+                f"--repeat runs finished trials as they were: leave out {flag}",
+            )
+            for flag, value in (
+                ("--trials", "9"),
+                ("--epochs", "9"),
+                ("--epochs", "0"),
+                ("--space", "asked.py"),
+                ("--set", "lr=0.1"),
+            )
+        ],
         (["--space", "asked.py", "--set", "alpha"], "--set takes KEY=VALUE, but got 'alpha'"),
     ],
 )
@@ -271,6 +303,40 @@ def test_resume_on_other_data_is_refused(
     assert files_in(folder) == before
 
 
+def search_of_scores(folder: Path, data: Path, cache: Path, scores: list[float]) -> Path:
+    """Write a search of three trials of which so many are complete; return its folder."""
+    novel = str(data / "novel_images")
+    fingerprint = load_data(str(data), novel, cache, note=lambda line: None).fingerprint
+    sources = {"data": str(data), "novel": novel, "cache": str(cache)}
+    kept = kept_search(folder, "first", data_fingerprint=fingerprint, **sources)
+    study = create_study(f"sqlite:///{kept / 'study.db'}", "first", ("score",))
+    for number, score in enumerate(scores):
+        trial = study.ask()
+        config = TrialConfig(lr=0.001 * (number + 1), fine_tune="frozen", image_size=32)
+        trial.set_user_attr("config", config.to_dict())
+        trial.set_user_attr("baseline", False)
+        trial.set_user_attr("metrics", {"score": score})
+        study.tell(trial, score)
+    return kept
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_repeat_of_an_unfinished_search_is_refused_and_changes_nothing(
+    capsys: pytest.CaptureFixture[str], folder: Path, data: Path, cache: Path, more: list[str]
+) -> None:
+    kept = search_of_scores(folder, data, cache, [0.5, 0.7])
+    before = files_in(kept)
+    assert main(["--resume", "--name", "first", "--repeat", "3", *more]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (
+        "error: first: 2 of 3 trials are finished, and --repeat ranks all: "
+        "first run python -m search.run --resume --name first"
+    )
+    after = files_in(kept)
+    after.pop("driver.lock", None)
+    assert after == before
+
+
 # --- The plan ------------------------------------------------------------------------------------
 
 
@@ -309,3 +375,19 @@ def test_dry_run_finds_more_stages_than_there_are(
     assert main(["--space", "asked.py", *sources, "--dry-run", "--set", "fine_tune=last_99"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "last_99" in line
+
+
+def test_dry_run_prints_the_repeats_and_plans_none(
+    capsys: pytest.CaptureFixture[str], folder: Path, data: Path, cache: Path
+) -> None:
+    kept = search_of_scores(folder, data, cache, [0.5, 0.7, 0.6])
+    before = files_in(kept)
+    arguments = ["--resume", "--name", "first", "--repeat", "2", "--top", "2", "--dry-run"]
+    assert main(arguments) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("repeat")]
+    starts = [line.partition(", two_heads")[0] for line in lines]
+    assert starts == [
+        "repeat 3: trial 1 with seed 1 (to run)",
+        "repeat 4: trial 2 with seed 1 (to run)",
+    ]
+    assert files_in(kept) == before

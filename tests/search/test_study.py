@@ -7,6 +7,7 @@ throws the Study object away and opens another one on the same storage, as a res
 import math
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from results.load import Repeat
 from search.space import Space, load_space
 from search.study import (
     RUNG_FRACTION,
@@ -51,6 +53,7 @@ class Memory:
 
     def __init__(self, space: Space, url: str | None, seed: int = 0) -> None:
         self.space, self.seed, self.url = space, seed, url
+        self.repeats: list[Repeat] = []
         if url is None:
             self._storage = optuna.storages.InMemoryStorage()
             optuna.create_study(
@@ -69,7 +72,9 @@ class Memory:
         return open_study(self.url, "asked")
 
     def open(self, observer: Callable[[Trial], None] = lambda trial: None) -> Study:
-        return Study(self.optuna, self.space, seed=self.seed, observers=[observer])
+        return Study(
+            self.optuna, self.space, seed=self.seed, observers=[observer], repeats=self.repeats
+        )
 
 
 @pytest.fixture
@@ -758,3 +763,112 @@ def test_trial_left_running_is_handed_out_after_a_resume_with_another_choice(
     handed_out = [again.next() for _ in range(4)]
     assert [trial.config for trial in handed_out if trial] == [t.config for t in given if t]
     assert again.trials[3].epochs == (scored(1, 0.9),)
+
+
+# --- Repeats -------------------------------------------------------------------------------------
+
+
+def repeats_of(trials: dict[int, Trial], numbers: list[int], *, seeds: int) -> list[Repeat]:
+    """Return repeats of complete trials with seeds 1, 2, ..., numbered after all there are."""
+    assert {trials[number].state for number in numbers} == {"COMPLETE"}
+    pairs = [(number, seed) for seed in range(1, seeds) for number in numbers]
+    return [
+        Repeat(number=len(trials) + n, trial=number, seed=seed)
+        for n, (number, seed) in enumerate(pairs)
+    ]
+
+
+@pytest.mark.parametrize("is_killed_often", [False, True])
+def test_repeats_run_the_same_configuration_with_other_seeds_each_once(
+    load: Loader, url: str | None, is_killed_often: bool
+) -> None:
+    memory = Memory(load(num_trials=3), url)
+    trials = run_search(memory, slots=1, is_killed_often=False)
+    memory.repeats = repeats_of(trials, [0, 1], seeds=3)
+    after = run_search(memory, slots=2, is_killed_often=is_killed_often)
+    assert [*after] == [*range(7)]
+    assert {number: after[number] for number in trials} == trials
+    for repeat in memory.repeats:
+        trial = after[repeat.number]
+        assert (trial.state, trial.repeat_of) == ("COMPLETE", repeat.trial)
+        assert trial.config == replace(trials[repeat.trial].config, seed=repeat.seed)
+        assert not trial.is_baseline
+
+
+def test_study_is_done_when_its_own_trials_and_the_repeats_have_ended(load: Loader) -> None:
+    memory = Memory(load(num_trials=2), None)
+    study = memory.open()
+    assert not study.is_done
+    trials = run_search(memory, slots=1, is_killed_often=False)
+    assert memory.open().is_done
+    memory.repeats = repeats_of(trials, [0], seeds=2)
+    study = memory.open()
+    assert not study.is_done
+    trial = study.next()
+    assert trial is not None
+    assert not study.is_done
+    study.fail(trial.number, "out of memory")
+    assert study.is_done
+    memory.space = load(num_trials=3)
+    assert not memory.open().is_done
+
+
+def test_repeat_is_never_pruned_and_prunes_no_other(load: Loader) -> None:
+    text = "NUM_TRIALS = 1\nEPOCHS = 6\ndef space(trial): return {}\n"
+    memory = Memory(load(text), None)
+    memory.repeats = repeats_of(run_search(memory, slots=1, is_killed_often=False), [0], seeds=3)
+    study = memory.open()
+    for score in (0.0, 1.0):
+        trial = study.next()
+        assert trial is not None
+        for epoch in range(1, EPOCHS + 1):
+            assert not study.report(trial.number, scored(epoch, score))
+        study.finish(trial.number, scored(EPOCHS, score))
+    repeats = [memory.optuna.get_trials()[each.number] for each in memory.repeats]
+    assert not any(key.startswith("completed_rung") for t in repeats for key in t.system_attrs)
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+def test_search_extended_after_its_repeats_asks_what_it_would_have_asked_without(
+    load: Loader, slots: int
+) -> None:
+    searches = {}
+    for is_repeated in (False, True):
+        memory = Memory(load(num_trials=18), None)
+        trials = run_search(memory, slots=1, is_killed_often=False)
+        if is_repeated:
+            complete = [n for n, trial in trials.items() if trial.state == "COMPLETE"]
+            memory.repeats = repeats_of(trials, complete, seeds=5)
+            assert len(memory.repeats) >= 8
+            run_search(memory, slots=slots, is_killed_often=False)
+        memory.space = load(num_trials=30)
+        trials = run_search(memory, slots=slots, is_killed_often=is_repeated)
+        assert [*trials] == [*range(30 + len(memory.repeats))]
+        own = [trial for trial in trials.values() if trial.repeat_of is None]
+        searches[is_repeated] = [(trial.config, trial.state) for trial in own]
+    assert searches[True] == searches[False]
+
+
+def test_baselines_not_yet_run_come_after_the_repeats(load: Loader) -> None:
+    text = "EPOCHS = 1\nBASELINES = [{'lr': 0.1}, {'lr': 0.2}, {'lr': 0.3}]\n"
+    memory = Memory(load(text, num_trials=2), None)
+    memory.repeats = repeats_of(run_search(memory, slots=1, is_killed_often=False), [0, 1], seeds=2)
+    memory.space = load(text, num_trials=3)
+    trials = run_search(memory, slots=1, is_killed_often=True)
+    assert [trial.config.lr for trial in trials.values()] == [0.1, 0.2, 0.1, 0.2, 0.3]
+    assert [trial.is_baseline for trial in trials.values()] == [True, True, False, False, True]
+
+
+def test_repeats_keep_their_mark_when_a_new_choice_moves_the_study(
+    load: Loader, url: str | None
+) -> None:
+    memory = Memory(load(num_trials=3), url)
+    trials = run_search(memory, slots=1, is_killed_often=False)
+    memory.repeats = repeats_of(trials, [0], seeds=2)
+    after = run_search(memory, slots=1, is_killed_often=False)
+    more = load(TEXT.replace('["two_heads", "two_models"]', '["two_models"]'), num_trials=3)
+    retold = with_distributions(memory.optuna, more.distributions)
+    assert retold.study_name != "asked"
+    again = Study(retold, more, seed=0, observers=[], repeats=memory.repeats)
+    assert again.trials == after
+    assert again.is_done

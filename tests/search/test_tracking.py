@@ -198,6 +198,15 @@ def test_complete_trial_is_shown_with_its_epochs_and_its_best(
     }  # fmt: skip
 
 
+def test_repeat_names_the_trial_that_it_repeats(opened: Opener, shown: Shown) -> None:
+    tracker = opened()
+    tracker.update(trial(0))
+    tracker.update(trial(1, repeat_of=0))
+    assert tracker.close("KILLED", [])
+    assert "repeat_of" not in shown.child(0).data.tags
+    assert shown.child(1).data.tags["repeat_of"] == "0"
+
+
 def test_parent_shows_params_data_and_files(
     uri: str, search_id: str, shown: Shown, tmp_path: Path
 ) -> None:

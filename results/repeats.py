@@ -1,0 +1,148 @@
+"""What luck does to a configuration: its results over several seeds, and fair comparisons.
+
+Trials that differ in nothing but the seed are one configuration, however they came to be run:
+by `--repeat`, or by a space file that lists its baselines with several seeds. The seed draws the
+held-out subclasses, the validation images, the initial heads and the order, so two configurations
+are compared by their differences at the same seeds, which cancels what the seed does to both.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from results.load import best_row, ranking_metric, searched
+from trainable.config import TrialConfig
+from trainable.metrics import METRICS
+
+RESAMPLES = 9999
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repeated:
+    """One configuration and its trials."""
+
+    original: "pd.Series[Any]"
+    """Row of its first complete trial, whose number names the configuration."""
+    seeds: frozenset[int]
+    """It was asked to run with, whatever came of it."""
+    by_seed: pd.DataFrame
+    """Its complete trials, seeds ascending as the index."""
+
+    @property
+    def number(self) -> int:
+        """Of its original trial."""
+        return int(self.original["number"])
+
+    def values(self, metric: str) -> "pd.Series[float]":
+        """Return a metric by seed."""
+        return self.by_seed[metric].astype(float)
+
+
+def repeated(trials: pd.DataFrame) -> list[Repeated]:
+    """Return the configurations that were asked to run with two seeds or more, by number."""
+    groups: dict[TrialConfig, list[int]] = {}
+    for place, config in enumerate(trials["config"]):
+        if config is not None:
+            groups.setdefault(replace(config, seed=0), []).append(place)
+    found = []
+    for places in groups.values():
+        rows = trials.iloc[places]
+        complete = rows[rows["state"] == "COMPLETE"]
+        seeds = frozenset(config.seed for config in rows["config"])
+        if len(seeds) > 1 and len(complete):
+            by_seed = complete.assign(seed=[config.seed for config in complete["config"]])
+            by_seed = by_seed.drop_duplicates("seed").set_index("seed").sort_index()
+            found.append(Repeated(original=complete.iloc[0], seeds=seeds, by_seed=by_seed))
+    return sorted(found, key=lambda each: each.number)
+
+
+def whole(configurations: Sequence[Repeated]) -> list[Repeated]:
+    """Return those that are complete with every seed that any of them was asked to run with.
+
+    Only their means are over the same seeds, and so may be ranked.
+    """
+    seeds = frozenset[int]().union(*(each.seeds for each in configurations))
+    return [each for each in configurations if seeds <= {*each.by_seed.index}]
+
+
+def best_repeated(configurations: Sequence[Repeated], metric: str) -> Repeated | None:
+    """Return the whole configuration with the best mean, the first of equals; None without any."""
+    sign = 1.0 if METRICS[metric] == "maximize" else -1.0
+    return max(
+        whole(configurations), key=lambda each: sign * each.values(metric).mean(), default=None
+    )
+
+
+def best_trial(trials: pd.DataFrame, metrics: list[str]) -> "pd.Series[Any] | None":
+    """Return the trial to use: the best mean's original where there are repeats, else the best."""
+    best = best_repeated(repeated(trials), ranking_metric(metrics))
+    return best_row(searched(trials), metrics) if best is None else best.original
+
+
+def interval(differences: npt.ArrayLike) -> tuple[float, float]:
+    """Return the percentile bootstrap interval of the mean of paired differences, at 95%.
+
+    Resampled with a fixed seed, so the same differences give the same interval; NaN for fewer
+    than two. With two or three seeds it is exactly the range of the differences, because even at
+    three 1 resample in 27 is the smallest thrice; such a range holds the median difference of all
+    seeds in only 1 case of 2 (two seeds) or 3 of 4 (three). So few seeds cannot prove that a
+    difference is not luck (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, ch. 13).
+
+    Args:
+        differences: (N,), one for each seed.
+    """
+    values_N = np.asarray(differences, dtype=float)
+    if len(values_N) < 2:
+        return float("nan"), float("nan")
+    picks = np.random.default_rng(0).integers(0, len(values_N), (RESAMPLES, len(values_N)))
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(values_N[picks].mean(axis=1), [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def repeats_frame(trials: pd.DataFrame, metrics: list[str], shown: Sequence[str]) -> pd.DataFrame:
+    """Return one row for each repeated configuration and metric, the best configuration first.
+
+    Columns: trial (the original's number), seeds (how many are complete), is_whole, metric, mean,
+    min and max over the seeds; difference to the best configuration (this one minus the best,
+    mean over the seeds that both have) with low and high, its `interval`; configuration.
+    """
+    configurations = repeated(trials)
+    metric = ranking_metric(metrics)
+    best = best_repeated(configurations, metric)
+    are_whole = {each.number for each in whole(configurations)}
+    sign = 1.0 if METRICS[metric] == "maximize" else -1.0
+    configurations.sort(
+        key=lambda each: (each.number not in are_whole, -sign * each.values(metric).mean())
+    )
+    rows = []
+    for each in configurations:
+        for name in dict.fromkeys((metric, *shown)):
+            values = each.values(name)
+            rows.append(
+                {
+                    "trial": each.number,
+                    "seeds": len(values),
+                    "is_whole": each.number in are_whole,
+                    "metric": name,
+                    "mean": values.mean(),
+                    "min": values.min(),
+                    "max": values.max(),
+                    **_difference(each, best, name),
+                    "configuration": each.original["config"].describe(),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def _difference(each: Repeated, best: Repeated | None, metric: str) -> dict[str, float]:
+    if best is None or each.number == best.number:
+        return dict.fromkeys(("difference", "low", "high"), float("nan"))
+    differences = (each.values(metric) - best.values(metric)).dropna()
+    low, high = interval(differences)
+    return {"difference": differences.mean(), "low": low, "high": high}
