@@ -32,7 +32,7 @@ from results.load import (
 )
 from results.repeats import best_trial
 from results.report import print_tables, write_tables
-from search.cluster import check_storage, connected, forget_cache, ship_data
+from search.cluster import Cluster, check_storage, connected, forget_cache, ship_data
 from search.executor import (
     Job,
     SearchStoppedError,
@@ -43,6 +43,7 @@ from search.executor import (
 )
 from search.interrupts import INTERRUPTED, Interrupts
 from search.lock import only_driver
+from search.packing import find_packing, pilots
 from search.progress import Progress
 from search.repeats import planned
 from search.space import Space, describe, load_space
@@ -89,7 +90,8 @@ class Options:
     address: str | None = None
     concurrency: int | None = None
     cpus_per_trial: float | None = None
-    gpus_per_trial: float | None = None
+    gpus_per_trial: float | str | None = None
+    """A number, or auto: by a pilot."""
     time_budget_s: float | None = None
     repeat: int | None = None
     """Seeds of each configuration to be repeated, its first one included."""
@@ -375,7 +377,7 @@ def _run(
                     cluster,
                     concurrency=options.concurrency,
                     cpus_per_trial=options.cpus_per_trial,
-                    gpus_per_trial=options.gpus_per_trial,
+                    gpus_per_trial=_gpus_per_trial(options, space, cluster, job, console.print),
                     may_grow=options.address is not None,
                 )
                 console.print(_slots_line(slots))
@@ -404,6 +406,18 @@ def _run(
             + _resume_command(options, record),
         )
     return status
+
+
+def _gpus_per_trial(
+    options: Options, space: Space, cluster: Cluster, job: Job, note: Callable[[str], None]
+) -> float | None:
+    if not isinstance(options.gpus_per_trial, str):
+        return options.gpus_per_trial
+    if not cluster.gpus:
+        return 0.0
+    most = int(cluster.cpus / cluster.gpus / (options.cpus_per_trial or 1.0))
+    with pilots(job) as measure:
+        return 1.0 / find_packing(space.samples, measure, most=most, note=note)
 
 
 def _job(record: SearchRecord, folder: UPath, cache: Path, shipped: Any) -> Job:

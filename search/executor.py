@@ -1,5 +1,6 @@
 """Where and when trials run: Tune's adapters, resources per trial, and the fit."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -123,21 +124,23 @@ def run_trials(
 
     Trials that were running then stay RUNNING in the study, to be resumed. When Ray's memory
     monitor kills a trial, which ends Tune's experiment, the trials that were running go on one
-    at a time; a trial killed while alone fails.
+    at a time; a trial killed while alone fails. A trial for which its share of a GPU was too small
+    waits for the others, and then goes on alone with a whole one.
 
     Raises:
         SearchStoppedError: Ten trials in a row failed.
     """
     scheduler = _StudyScheduler(study, note)
-    one_at_a_time = replace(slots, concurrency=1)
+    alone = replace(slots, concurrency=1, gpus_per_trial=float(math.ceil(slots.gpus_per_trial)))
     is_retrying = False
     while True:
         try:
             if is_retrying:
-                _fit(study, job, one_at_a_time, scheduler, should_stop, only_resumed=True)
+                _fit(study, job, alone, scheduler, should_stop, only_resumed=True)
                 is_retrying = False
             _fit(study, job, slots, scheduler, should_stop)
-            break
+            if not scheduler.set_aside or should_stop() or scheduler.is_hopeless:
+                break
         except Exception as error:
             if not _is_out_of_memory(error):
                 raise
@@ -145,8 +148,9 @@ def run_trials(
                 scheduler.fail(study.handed_out[-1], "out of host memory, even alone")
             else:
                 note("the host is out of memory: the trials that ran go on one at a time")
-            study.hand_back()
-            is_retrying = True
+        scheduler.set_aside.clear()
+        study.hand_back()
+        is_retrying = True
     if scheduler.is_hopeless:
         raise SearchStoppedError(
             f"{MAX_FAILURES_IN_A_ROW} trials in a row failed: {scheduler.commonest_reason}"
@@ -257,6 +261,8 @@ class _StudyScheduler(_NotPickled, FIFOScheduler):
         super().__init__()  # type: ignore[no-untyped-call]
         self._study, self._note = study, note
         self._failures_in_a_row: list[str] = []
+        self.set_aside: set[int] = set()
+        """Trials for which a share of a GPU was too small."""
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         number = trial.config["number"]
@@ -272,8 +278,11 @@ class _StudyScheduler(_NotPickled, FIFOScheduler):
         elif kind == "result":
             self._study.finish(number, content)
             self._failures_in_a_row.clear()
-        elif kind == "failed":
+        elif kind == "failed" or (kind == "out_of_memory" and not 0 < trial.config["gpus"] < 1):
             self.fail(number, content)
+        elif kind == "out_of_memory" and number not in self.set_aside:
+            self.set_aside.add(number)
+            self._note(f"trial {number:05d}  out of GPU memory; it is tried again alone at the end")
         elif kind == "note":
             self._note(f"trial {number:05d}  {content}")
         return FIFOScheduler.CONTINUE

@@ -69,7 +69,8 @@ def _parser() -> argparse.ArgumentParser:
     where("--address", metavar="ADDR", help="of a Ray cluster (default: this machine)")
     where("--concurrency", type=int, metavar="N", help="trials at once (default: what fits)")
     where("--cpus-per-trial", type=float, metavar="F", help="(default 1)")
-    where("--gpus-per-trial", metavar="F|auto", help="(default auto: a whole one if there are any)")
+    where("--gpus-per-trial", metavar="F|auto",
+          help="(default: a whole one if there are any); auto: by a short pilot")  # fmt: skip
     where("--time-budget", metavar="90m", help="stop after so long; resumable (s, m or h)")
     show = parser.add_argument_group("what is shown").add_argument
     show("--dry-run", action="store_true", help="check everything, say what would run, and stop")
@@ -134,9 +135,9 @@ def _top(text: str | None) -> int | None:
     return int(text or 3)
 
 
-def _share(text: str | None) -> float | None:
+def _share(text: str | None) -> float | str | None:
     if text is None or text == "auto":
-        return None
+        return text
     try:
         value = float(text)
     except ValueError:

@@ -20,9 +20,12 @@ from trainable.data import Data, find_data, load_data, store_data
 from trainable.errors import DataError, TrialError, UserError
 from trainable.train import train
 
+CONTEXT_BYTES = 600 * 2**20
+"""What CUDA takes of a device for each process, beside what PyTorch counts."""
+
 
 @functools.lru_cache(maxsize=1)
-def _data(source: str, novel: str, cache: Path, fingerprint: str, shipped: Any) -> Data:
+def node_data(source: str, novel: str, cache: Path, fingerprint: str, shipped: Any) -> Data:
     """Map the data set once per process: actors serve many trials.
 
     Raises:
@@ -50,11 +53,15 @@ def run_trial(task: dict[str, Any], shipped: tuple[Any, ...] = (None,)) -> None:
     torch.set_num_threads(max(1, int(task["cpus"])))
     if not task["gpus"]:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before CUDA starts; this process never gets one
+    elif torch.cuda.is_available():
+        torch.cuda.set_per_process_memory_fraction(_memory_fraction(task["gpus"]))
     _send("started", {"host": os.uname().nodename, "device": _device()})
     try:
         result = train(
             TrialConfig.from_dict(task["config"]),
-            _data(task["data"], task["novel"], Path(task["cache"]), task["fingerprint"], *shipped),
+            node_data(
+                task["data"], task["novel"], Path(task["cache"]), task["fingerprint"], *shipped
+            ),
             lambda metrics: _send("epoch", metrics),
             folder=folder,
             cache=Path(task["cache"]) if task["is_fast"] else None,
@@ -63,6 +70,8 @@ def run_trial(task: dict[str, Any], shipped: tuple[Any, ...] = (None,)) -> None:
             note=lambda line: _send("note", line),
         )
         last: tuple[str, Any] = ("result", result.metrics)
+    except torch.cuda.OutOfMemoryError as error:
+        last = ("out_of_memory", str(error))  # the driver may have a larger share for it
     except (TrialError, UserError) as error:
         last = ("failed", str(error))
     except Exception as error:  # noqa: BLE001 (whatever it is, it is this trial's reason)
@@ -76,6 +85,14 @@ def run_trial(task: dict[str, Any], shipped: tuple[Any, ...] = (None,)) -> None:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
     _send(*last)
+
+
+def _memory_fraction(share: float) -> float:
+    """Return how much of its device a process with `share` of a GPU may allocate, 0 to 1."""
+    if share >= 1:
+        return 1.0
+    total_bytes = torch.cuda.get_device_properties().total_memory
+    return max(share / 2, share - CONTEXT_BYTES / total_bytes)
 
 
 def _trim() -> None:

@@ -18,8 +18,9 @@ from trainable.data import Data
 from trainable.models import BranchModel
 from trainable.rng import generator
 
-EXTRACTION_BATCH = 256
-"""Every forward pass has this many images (the last is padded), so that a feature's bits do not
+FORWARD_BATCH = {"cpu": 32, "cuda": 256}
+"""Images at once where nothing is learnt. On a CPU, 32 are twice as fast as 256 at 64 and 128 px,
+and no peak of memory. Extraction pads its last batch to as many, so that a feature's bits do not
 depend on which others were asked for with it."""
 
 PLAIN_VIEW = 0
@@ -161,8 +162,9 @@ def _encode(
 ) -> torch.Tensor:
     augmentation = _view(data, config, view)
     parts = []
-    for batch in rows.split(EXTRACTION_BATCH):
-        padded = torch.cat([batch, batch[-1:].expand(EXTRACTION_BATCH - len(batch))])
+    num_images = FORWARD_BATCH[model.mean.device.type]
+    for batch in rows.split(num_images):
+        padded = torch.cat([batch, batch[-1:].expand(num_images - len(batch))])
         drawn = augmentation[padded] if augmentation else None
         parts.append(model.encode(model.prepare(data.images[padded], drawn))[: len(batch)])
     return torch.cat(parts).float()
@@ -235,8 +237,7 @@ def _fill(
     values: np.memmap | None = None
     what = f"features of {model.branch.backbone} at {model.branch.image_size} px, view {view}"
     note(f"{what}: {len(rows):,} images")
-    for start in range(0, len(rows), EXTRACTION_BATCH):
-        batch = rows[start : start + EXTRACTION_BATCH]
+    for batch in rows.split(FORWARD_BATCH[model.mean.device.type]):
         features = _encode(model, data, config, view, batch).cpu().numpy()
         if values is None:
             shape = (len(data.images), *features.shape[1:])

@@ -25,16 +25,12 @@ from trainable.config import BEST, FEATURE_SCORES, Task, TrialConfig, parse_sett
 from trainable.data import Data, default_cache, folder_for_images, load_data
 from trainable.errors import TrialError, UserError, WeightsError
 from trainable.feature_scores import FeatureBank
-from trainable.features import inputs_for
+from trainable.features import FORWARD_BATCH, inputs_for
 from trainable.losses import interaction_loss, soft_targets
 from trainable.metrics import evaluate
 from trainable.models import BranchModel
 from trainable.rng import generator
 from trainable.splits import Pools, make_pools
-
-VAL_BATCH = {"cpu": 64, "cuda": 256}
-"""Images at once in validation. On a CPU more would be the trial's peak of memory: with 256, at
-64 px, it was 180 MB above that of training steps of 64."""
 
 BANK_KNOWN_MAX, BANK_BORROWED_MAX = 8192, 4096
 """Training images in a bank of features; of more, as many are drawn."""
@@ -322,7 +318,7 @@ class Trainer:
         scores: dict[Task, list[torch.Tensor]] = {"super": [], "sub": []}
         for model, inputs, bank in zip(self.evaluated, self.inputs, banks, strict=True):
             model.eval()
-            for rows in pools.val.split(VAL_BATCH[self.device.type]):
+            for rows in pools.val.split(FORWARD_BATCH[self.device.type]):
                 pooled = self._pooled(model, inputs.plain(rows))
                 answers = self._classified(model, pooled)
                 nothing = torch.full((len(rows), len(FEATURE_SCORES)), math.nan)
@@ -364,7 +360,7 @@ class Trainer:
         features = torch.cat(
             [
                 self._pooled(model, self.inputs[number].plain(batch))
-                for batch in rows.split(VAL_BATCH[self.device.type])
+                for batch in rows.split(FORWARD_BATCH[self.device.type])
             ]
         )
         novel = len(self.pools.subclasses)

@@ -44,6 +44,7 @@ class SmallSearch:
         faults: dict[int, Fault] | None = None,
         *,
         concurrency: int | None = 1,
+        gpus_per_trial: float = 0.0,
         resume: bool = False,
         note: Callable[[str], None] = print,
         observers: list[Observer] | None = None,
@@ -71,7 +72,7 @@ class SmallSearch:
                 shipped=ship_data(loaded, self.cache, note),
                 **job,
             ),
-            Slots(cpus_per_trial=1, gpus_per_trial=0, concurrency=concurrency),
+            Slots(cpus_per_trial=1, gpus_per_trial=gpus_per_trial, concurrency=concurrency),
             should_stop=lambda: False,
             note=note,
         )

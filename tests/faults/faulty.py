@@ -18,7 +18,7 @@ import torch
 from search.worker import run_trial
 from trainable.train import Trainer
 
-Fault = Callable[[Trainer, int, Path], None]
+Fault = Callable[[Trainer, int, Path], object]
 REAL_EPOCH = Trainer.train_epoch
 
 
@@ -45,6 +45,18 @@ def raise_error(_trainer: Trainer, epoch: int, _folder: Path) -> None:
 
 def run_out_of_gpu_memory(_trainer: Trainer, epoch: int, _folder: Path) -> None:
     raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+
+def record_share(_trainer: Trainer, epoch: int, folder: Path) -> float:
+    """Leave the trial's share of a GPU behind, and return it."""
+    share = float(ray.get_runtime_context().get_assigned_resources().get("GPU", 0.0))
+    (folder / f"share_{share:g}").touch()
+    return share
+
+
+def need_a_whole_gpu(trainer: Trainer, epoch: int, folder: Path) -> None:
+    if record_share(trainer, epoch, folder) < 1:
+        run_out_of_gpu_memory(trainer, epoch, folder)
 
 
 def make_loss_nan(trainer: Trainer, epoch: int, _folder: Path) -> None:

@@ -1,7 +1,9 @@
-"""What becomes of a trial that Ray's host-memory monitor kills, which ends Tune's experiment."""
+"""What becomes of a trial that Ray's host-memory monitor kills, which ends Tune's experiment, and
+of one for which its share of a GPU was too small."""
 
 import psutil
 import pytest
+from ray.cluster_utils import Cluster
 
 from search.cluster import connected
 from tests.faults import faulty
@@ -32,3 +34,27 @@ def test_a_trial_killed_for_memory_is_tried_again_alone_and_then_fails(
     assert sum("go on one at a time" in line for line in lines) == 1
     meals = list((small_search.folder / "trials" / "00001").glob("meal_*"))
     assert len(meals) == 2
+
+
+@pytest.mark.slow
+def test_a_trial_out_of_gpu_memory_is_tried_again_alone_with_a_whole_gpu(
+    small_search: SmallSearch,
+) -> None:
+    """Ray takes our word for the GPU."""
+    faults = dict.fromkeys((0, 2), faulty.record_share)
+    faults |= {1: faulty.need_a_whole_gpu, 3: faulty.run_out_of_gpu_memory}
+    lines: list[str] = []
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 1})
+    try:
+        with connected(cluster.address):
+            small_search.run(4, faults, concurrency=2, gpus_per_trial=0.5, note=lines.append)
+    finally:
+        cluster.shutdown()
+    assert small_search.states() == ["COMPLETE", "COMPLETE", "COMPLETE", "FAIL"]
+    assert "CUDA out of memory" in small_search.attributes(3)["reason"]
+    for number in (1, 3):
+        what = f"trial {number:05d}  out of GPU memory; it is tried again alone at the end"
+        assert lines.count(what) == 1
+    trials = small_search.folder / "trials"
+    shares = [{file.name for file in (trials / f"{n:05d}").glob("share_*")} for n in range(4)]
+    assert shares == [{"share_0.5"}, {"share_0.5", "share_1"}, {"share_0.5"}, set()]

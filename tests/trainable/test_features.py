@@ -246,7 +246,7 @@ def test_features_do_not_depend_on_what_was_asked_with_them(
 def test_more_images_than_a_batch_are_all_computed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(features, "EXTRACTION_BATCH", 50)
+    monkeypatch.setitem(features.FORWARD_BATCH, "cpu", 50)
     model = CountingModel()
     inputs = cached(model, tmp_path, ALL, ALL)
     assert model.rows == ALL.tolist()
@@ -404,7 +404,7 @@ class KilledModel(CountingModel):
 
 def extract_and_be_killed(cache: Path) -> None:
     torch.set_num_threads(1)
-    features.EXTRACTION_BATCH = 32
+    features.FORWARD_BATCH["cpu"] = 32
     cached(KilledModel(), cache, ALL, ALL)
 
 
