@@ -5,7 +5,10 @@ import logging
 import os
 import shlex
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
@@ -30,17 +33,17 @@ from results.load import (
     ranking_metric,
     run_folder,
     searched,
+    trial_folder,
     trials_frame,
 )
 from results.repeats import best_repeated, repeated
 from search.tracking import EXPERIMENT, local_copies
-from trainable.classifier import INFO_FILE, MODEL_FILE, save_classifier
+from trainable.classifier import INFO_FILE, MODEL_FILE, load_rule, save_classifier
 from trainable.data import Data, folder_for_images, load_data
 from trainable.errors import TrialError, UserError
+from trainable.novelty import Rule
 from trainable.splits import make_refit_pools
 from trainable.train import Metrics, train
-
-_OVER_SEEDS = ("best_epoch", "used_tau_super", "used_tau_sub")
 
 
 class RefitError(UserError):
@@ -64,13 +67,15 @@ def main(argv: list[str] | None = None) -> int:
         record = load_record(folder)
         row = _chosen(trials_frame(folder, record), record, args.trial)
         console.print(f"refit of trial {row['number']:05d}: {row['config'].describe()}")
-        if row["num_seeds"] > 1:
-            console.print(f"the best mean over {row['num_seeds']} seeds; their median thresholds")
+        if len(row["seeds"]) > 1:
+            console.print(f"the best mean over {len(row['seeds'])} seeds; their median thresholds")
+        numbers = sorted(row["seeds"], key=lambda number: number != row["number"])
+        rule = common_rule([load_rule(trial_folder(folder, number)) for number in numbers])
         _check_mlflow(record)
         with folder_for_images(Path(record.cache) if record.cache else None) as images:
             data = load_data(record.data, record.novel, images, note=console.print)
         target = folder / "refit" / f"{row['number']:05d}"
-        _refit(row, record, data, target, console)
+        _refit(row, rule, record, data, target, console)
         version = _register(record, data, target, row)
     except (MlflowException, OSError) as error:
         reason = str(error).splitlines()[0]
@@ -103,37 +108,59 @@ def _check_mlflow(record: SearchRecord) -> None:
 
 
 def _chosen(trials: pd.DataFrame, record: SearchRecord, number: int | None) -> "pd.Series[Any]":
-    """Return the trial to refit: its row in `trials`, and `num_seeds`.
+    """Return the trial to refit: its row in `trials`, and `seeds`, the numbers of its repeats.
 
     Where there are repeats and none is asked for, it is the original of the best mean, with the
-    medians over its seeds of the thresholds and of the best epoch (rounded): one seed's threshold
-    is fitted to the few validation images that this seed drew, and a mean would follow the one
-    seed whose threshold went astray.
+    median over its seeds of the best epoch, rounded.
     """
     if number is None:
         best = best_repeated(repeated(trials), ranking_metric(record.metrics))
         if best is not None:
-            medians = best.by_seed[list(_OVER_SEEDS)].astype(float).median()
-            medians["best_epoch"] = round(medians["best_epoch"])
-            return pd.Series({**best.original, **medians, "num_seeds": len(best.by_seed)})
+            seeds = best.by_seed
+            epoch = round(median(seeds["best_epoch"].astype(float)))
+            numbers = seeds["number"].tolist()
+            return pd.Series({**best.original, "best_epoch": epoch, "seeds": numbers})
         row = best_row(searched(trials), record.metrics)
         if row is None:
             raise RefitError(f"{record.name}: no trial is COMPLETE, so there is nothing to refit")
-        return pd.Series({**row, "num_seeds": 1})
+        return pd.Series({**row, "seeds": [row["number"]]})
     rows = trials[(trials["number"] == number) & (trials["state"] == "COMPLETE")]
     if not len(rows):
         raise RefitError(f"{record.name}: there is no COMPLETE trial {number}")
-    return pd.Series({**rows.iloc[0], "num_seeds": 1})
+    return pd.Series({**rows.iloc[0], "seeds": [number]})
+
+
+def common_rule(rules: Sequence[Rule]) -> Rule:
+    """Return the first rule, with the median thresholds of those that use the same scores.
+
+    One seed's threshold is fitted to the few validation images that this seed drew, and a mean
+    would follow the one seed whose threshold went astray.
+    """
+    first = rules[0]
+    scores = (first.super_score, first.sub_score)
+    alike = [rule for rule in rules if (rule.super_score, rule.sub_score) == scores]
+    return replace(
+        first,
+        tau_super=median(rule.tau_super for rule in alike),
+        tau_sub=tuple(median(taus) for taus in zip(*(rule.tau_sub for rule in alike), strict=True)),
+    )
 
 
 def _refit(
-    row: "pd.Series[Any]", record: SearchRecord, data: Data, target: UPath, console: Console
+    row: "pd.Series[Any]",
+    rule: Rule,
+    record: SearchRecord,
+    data: Data,
+    target: UPath,
+    console: Console,
 ) -> None:
-    """Train on everything for as many epochs as were best, with the thresholds found then.
+    """Train on everything for as many epochs as were best, with the scores and thresholds of then.
 
     The learning-rate schedule is that of the trial, ended early where its best epoch was.
     """
-    config = row["config"]
+    config = replace(
+        row["config"], super_novelty_score=rule.super_score, sub_novelty_score=rule.sub_score
+    )
     pools = make_refit_pools(data, config)
     best_epoch = int(row["best_epoch"])
 
@@ -156,14 +183,15 @@ def _refit(
         stop_after=best_epoch,
         note=console.print,
     )
-    found = {"tau_super": float(row["used_tau_super"]), "tau_sub": float(row["used_tau_sub"])}
     save_classifier(
         target,
         config,
         data,
         pools,
         result.branches,
-        result.metrics | found,
+        result.metrics,
+        rule,
+        result.banks,
         self_contained=True,
     )
 

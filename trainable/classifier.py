@@ -238,6 +238,15 @@ class Classifier:
         )
 
 
+def load_rule(folder: UPath) -> Rule:
+    """Return the rule by which the classifier in `folder` answers.
+
+    Raises:
+        DataError: No classifier there, or one of another format.
+    """
+    return _rule(_read_info(folder))
+
+
 def _rule(info: dict[str, Any]) -> Rule:
     return Rule(**info["rule"] | {"tau_sub": tuple(info["rule"]["tau_sub"])})
 

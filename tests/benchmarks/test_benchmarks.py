@@ -1,0 +1,96 @@
+"""Does every benchmark run to its last line? How long things take is no test's business."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.benchmarks import frozen_search, full_epoch, scale, trial_overhead
+from tests.benchmarks.common import plain_epochs_s, plain_starts_s
+
+
+def last_line(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["machine"]["cores"] >= 1
+    assert result["ratio"] > 0
+    return dict(result)
+
+
+@pytest.fixture
+def tiny(data: Path) -> list[str]:
+    return ["--data", str(data), "--image-size", "32"]
+
+
+@pytest.mark.slow
+def test_frozen_search_extrapolates_the_plain_side_and_says_so(
+    tiny: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    frozen_search.main(
+        [*tiny, "--slots", "1", "--trials", "3", "--epochs", "2", "--plain-epochs", "1"]
+    )
+    result = last_line(capsys)
+    assert result["extrapolated"] is True
+    assert (result["trials"], result["epochs"]) == (3, 2)
+    assert (result["plain_trials_run"], result["plain_epochs_run"]) == (2, 1)
+    start_s, epoch_s = result["plain_start_s"]["min"], result["plain_epoch_s"]["min"]
+    assert result["plain_s"] == pytest.approx(3 * (start_s + 2 * epoch_s))
+    assert result["ratio"] == pytest.approx(result["plain_s"] / result["ours_s"])
+
+
+def test_full_epoch_counts_the_images_of_both_sides(
+    tiny: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    full_epoch.main([*tiny, "--repeats", "1", "--images", "16", "--workers", "0"])
+    result = last_line(capsys)
+    assert result["train_images"] == 16
+    assert {side: len(rates) for side, rates in result["all_images_per_s"].items()} == {
+        "ours": 1,
+        "plain": 1,
+    }
+    assert result["ratio"] == result["images_per_s"]["ours"] / result["images_per_s"]["plain"]
+
+
+@pytest.mark.slow
+def test_trial_overhead_runs_every_empty_trial_on_both_sides(
+    tiny: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    trial_overhead.main([*tiny, "--slots", "1", "--trials", "2"])
+    result = last_line(capsys)
+    assert result["trials"] == 2
+    assert set(result["per_trial_s"]) == set(result["steady_s"]) == {"ours", "plain"}
+
+
+@pytest.mark.slow
+def test_scale_reports_every_size_and_the_drivers_time(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(scale, "IMAGES_PER_SUBCLASS", 4)
+    monkeypatch.setattr(scale, "NOVEL_PER_CLASS", 8)
+    scale.main(
+        ["--factors", "1", "--trials", "1", "2", "--epochs", "1", "--empty-trials", "3",
+         "--image-size", "32", "--slots", "1"]
+    )  # fmt: skip
+    result = last_line(capsys)
+    assert result["empty_trials"] == 3
+    assert list(result["wall_s_by_images"]) == ["1"]
+    assert list(result["wall_s_by_trials"]) == ["1", "2"]
+    assert result["driver_cpu"]["trials"] == 1
+    assert result["ratio"] == result["driver_cpu"]["ratio"]
+
+
+def test_a_plain_start_lies_between_the_end_of_a_trial_and_the_next_in_its_slot() -> None:
+    trials = [
+        {"ready_s": 5.0, "now_s": [7.0, 9.0]},
+        {"ready_s": 6.0, "now_s": [8.5, 10.0]},
+        {"ready_s": 12.0, "now_s": [14.0]},
+        {"ready_s": 14.5, "now_s": [16.0]},
+    ]
+    assert plain_starts_s({"trials": trials}, slots=2) == [3.0, 4.5]
+    assert plain_epochs_s({"trials": trials}) == [2.0, 2.0, 2.5, 1.5, 2.0, 1.5]
+
+
+def test_growth_compares_the_last_fifth_with_the_first_after_one_trial() -> None:
+    at_end_s = [9.0, *(10.0 + n for n in range(5)), *(14.0 + 2 * n for n in range(1, 6))]
+    growth = scale._growth(at_end_s)
+    assert growth == {"trials": 2, "first_s": 1.0, "last_s": 2.0, "ratio": 2.0}
