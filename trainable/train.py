@@ -105,9 +105,9 @@ def train(
         metrics["novel_images_used"] = pools.novel_images_used
         if len(pools.val):
             outputs, banks = trainer.outputs()
-            metrics |= evaluate(outputs, config)
-            if not math.isfinite(metrics["ce_super"] + metrics["ce_sub"]):
+            if not (outputs.super_logits.isfinite().all() and outputs.sub_logits.isfinite().all()):
                 raise TrialError(f"the outputs are not finite after epoch {epoch}")
+            metrics |= evaluate(outputs, config)
         history.append(metrics)
         if folder is not None:
             if len(pools.val) and best_epoch(history) is metrics:
