@@ -3,12 +3,13 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
 import filelock
 import numpy as np
+import safetensors.torch
 import torch
 
 from trainable.augment import Augmentation, matched_sides
@@ -87,12 +88,14 @@ class FeatureInputs:
         self._num_views = config.feature_views if _is_augmented(config) else 1
         self._view_of_row = torch.zeros(0, dtype=torch.int64)
         self._cached: dict[int, torch.Tensor] | None = None
+        self._folder: Path | None = None
         if cache is not None:
             self._cached = {}
             for view in range(self._num_views):
                 rows = torch.cat([train_rows, val_rows]) if view == PLAIN_VIEW else train_rows
                 folder = cache / "features" / _key(model, data, config, view)
                 self._cached[view] = _extract(model, data, config, view, rows, folder, note)
+            self._folder = cache / "features" / _key(model, data, config, PLAIN_VIEW)
 
     def start_epoch(self, epoch: int) -> None:
         """Draw which view of every image this epoch trains on."""
@@ -108,6 +111,24 @@ class FeatureInputs:
     def plain(self, rows: torch.Tensor) -> torch.Tensor:
         """Return the features of the images as they are (N, ...)."""
         return self._gather(rows, torch.full_like(rows, PLAIN_VIEW))
+
+    def once(
+        self, what: str, inputs: Sequence[torch.Tensor], compute: Callable[[], torch.Tensor]
+    ) -> torch.Tensor:
+        """Return what `compute` gives, stored beside the plain features if they are.
+
+        It must depend on those features and on `inputs` alone; `what` names the formula.
+        """
+        if self._folder is None:
+            return compute()
+        digest = hashlib.sha256(what.encode())
+        for tensor in inputs:
+            digest.update(tensor.numpy().tobytes())
+        file = self._folder / f"{digest.hexdigest()[:32]}.safetensors"
+        if not file.exists():
+            content = safetensors.torch.save({"values": compute().contiguous()})
+            write_atomically(file, content)
+        return safetensors.torch.load(file.read_bytes())["values"]
 
     def _gather(self, rows: torch.Tensor, views: torch.Tensor) -> torch.Tensor:
         parts, places = [], []

@@ -25,7 +25,7 @@ from trainable.config import BEST, FEATURE_SCORES, Task, TrialConfig, parse_sett
 from trainable.data import Data, default_cache, folder_for_images, load_data
 from trainable.errors import TrialError, UserError, WeightsError
 from trainable.feature_scores import FeatureBank
-from trainable.features import FORWARD_BATCH, inputs_for
+from trainable.features import FORWARD_BATCH, FeatureInputs, inputs_for
 from trainable.losses import interaction_loss, soft_targets
 from trainable.metrics import evaluate
 from trainable.models import BranchModel
@@ -104,7 +104,7 @@ def train(
         metrics = trainer.train_epoch(epoch) if epoch else {"epoch": 0}
         metrics["novel_images_used"] = pools.novel_images_used
         if len(pools.val):
-            outputs, banks = trainer.outputs()
+            outputs = trainer.outputs()
             if not (outputs.super_logits.isfinite().all() and outputs.sub_logits.isfinite().all()):
                 raise TrialError(f"the outputs are not finite after epoch {epoch}")
             metrics |= evaluate(outputs, config)
@@ -113,7 +113,7 @@ def train(
             if len(pools.val) and best_epoch(history) is metrics:
                 rule = choose_rule(outputs, config)
                 save_classifier(
-                    folder, config, data, pools, trainer.evaluated, metrics, rule, banks
+                    folder, config, data, pools, trainer.evaluated, metrics, rule, trainer.banks()
                 )
                 save_outputs(folder, outputs)
             save_checkpoint(folder, epoch, trainer.state() | {"history": history})
@@ -121,7 +121,7 @@ def train(
     if folder is not None and len(pools.val) and config.epochs:
         # The best model once more, with every score that could be chosen after the fact.
         load_weights(folder, trainer.evaluated)
-        outputs, _ = trainer.outputs(all_scores=True)
+        outputs = trainer.outputs(all_scores=True)
         save_outputs(folder, outputs)
         save_table(folder, outputs, config)
     return TrialResult(
@@ -187,6 +187,7 @@ class Trainer:
             self.evaluated = [model.with_own_weights() for model in self.branches]
         self._num_steps = 0
         self._frozen_banks: dict[int, FeatureBank] = {}
+        self._frozen_scores: dict[int, torch.Tensor] = {}
         self.optimizer = self._optimizer()
         self.schedule = self._schedule()
         self.super_of_sub = torch.tensor(pools.super_of_sub, device=self.device)
@@ -306,31 +307,27 @@ class Trainer:
                     average.copy_(state[name])
 
     @torch.inference_mode()
-    def outputs(self, *, all_scores: bool = False) -> tuple[Outputs, list[FeatureBank | None]]:
-        """Return what the models say about the validation images, on the CPU, and their banks.
+    def outputs(self, *, all_scores: bool = False) -> Outputs:
+        """Return what the models say about the validation images, on the CPU.
 
         Args:
             all_scores: Score by features also where the config does not ask for it.
         """
         pools = self.pools
-        banks = self.banks(all_scores=all_scores)
-        logits: dict[Task, list[torch.Tensor]] = {"super": [], "sub": []}
-        scores: dict[Task, list[torch.Tensor]] = {"super": [], "sub": []}
-        for model, inputs, bank in zip(self.evaluated, self.inputs, banks, strict=True):
-            model.eval()
-            for rows in pools.val.split(FORWARD_BATCH[self.device.type]):
-                pooled = self._pooled(model, inputs.plain(rows))
-                answers = self._classified(model, pooled)
-                nothing = torch.full((len(rows), len(FEATURE_SCORES)), math.nan)
-                score = nothing if bank is None else bank.scores(pooled).cpu()
-                for task in model.branch.tasks:
-                    logits[task].append(answers[task].cpu())
-                    scores[task].append(score)
-        outputs = Outputs(
-            super_logits=torch.cat(logits["super"]),
-            sub_logits=torch.cat(logits["sub"]),
-            super_feature_scores=torch.cat(scores["super"]),
-            sub_feature_scores=torch.cat(scores["sub"]),
+        logits: dict[Task, torch.Tensor] = {}
+        scores: dict[Task, torch.Tensor] = {}
+        for number, model in enumerate(self.evaluated):
+            pooled = self._pooled_all(number, pools.val)
+            logits |= {task: each.cpu() for task, each in self._classified(model, pooled).items()}
+            score = torch.full((len(pools.val), len(FEATURE_SCORES)), math.nan).double()
+            if all_scores or self._needs_bank(model):
+                score = self._feature_scores(number, pooled)
+            scores |= dict.fromkeys(model.branch.tasks, score)
+        return Outputs(
+            super_logits=logits["super"],
+            sub_logits=logits["sub"],
+            super_feature_scores=scores["super"],
+            sub_feature_scores=scores["sub"],
             super_of_sub=self.super_of_sub.cpu(),
             super_target=pools.super_target[pools.val],
             sub_target=pools.sub_target[pools.val],
@@ -338,13 +335,12 @@ class Trainer:
             is_calibration=pools.val_is_calibration,
             rows=pools.val,
         )
-        return outputs, banks
 
     @torch.inference_mode()
-    def banks(self, *, all_scores: bool = False) -> list[FeatureBank | None]:
-        """Return the bank of each branch whose novelty score is of features, or of all of them."""
+    def banks(self) -> list[FeatureBank | None]:
+        """Return the bank of each branch whose novelty score is of features."""
         return [
-            self._bank(number) if all_scores or self._needs_bank(model) else None
+            self._bank(number) if self._needs_bank(model) else None
             for number, model in enumerate(self.evaluated)
         ]
 
@@ -352,29 +348,40 @@ class Trainer:
         names = {self.config.of(task, "novelty_score") for task in model.branch.tasks}
         return not names.isdisjoint((*FEATURE_SCORES, BEST))
 
+    def _feature_scores(self, number: int, pooled_ND: torch.Tensor) -> torch.Tensor:
+        """Return the scores of the validation images, whose pooled features are given."""
+        if not self.evaluated[number].is_frozen:
+            return self._bank(number).scores(pooled_ND).cpu()
+        if number not in self._frozen_scores:
+            inputs = self.inputs[number]
+            assert isinstance(inputs, FeatureInputs)
+            self._frozen_scores[number] = inputs.once(
+                "feature scores",
+                (*self._bank_rows(), self.pools.val),
+                lambda: self._bank(number).scores(pooled_ND).cpu(),
+            )
+        return self._frozen_scores[number]
+
     def _bank(self, number: int) -> FeatureBank:
         """Return the bank of a branch as its weights are now."""
         if number in self._frozen_banks:
             return self._frozen_banks[number]
-        model, rows = self.evaluated[number].eval(), self._bank_rows()
-        features = torch.cat(
-            [
-                self._pooled(model, self.inputs[number].plain(batch))
-                for batch in rows.split(FORWARD_BATCH[self.device.type])
-            ]
-        )
-        novel = len(self.pools.subclasses)
-        target = self.pools.sub_target[rows]
-        target = target.masked_fill(target == novel, -1).to(features.device)
-        bank = FeatureBank.fit(features, target)
-        if model.is_frozen:
+        rows, target = self._bank_rows()
+        bank = FeatureBank.fit(self._pooled_all(number, rows), target.to(self.device))
+        if self.evaluated[number].is_frozen:
             self._frozen_banks[number] = bank
         return bank
 
-    def _bank_rows(self) -> torch.Tensor:
-        """Return the training images of a bank: known ones, then borrowed ones."""
-        train = self.pools.train
-        is_known = self.pools.sub_target[train] < len(self.pools.subclasses)
+    def _pooled_all(self, number: int, rows: torch.Tensor) -> torch.Tensor:
+        """Return the whole backbone's output for images as they are, (N, D)."""
+        model, inputs = self.evaluated[number].eval(), self.inputs[number]
+        batches = rows.split(FORWARD_BATCH[self.device.type])
+        return torch.cat([self._pooled(model, inputs.plain(batch)) for batch in batches])
+
+    def _bank_rows(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the training images of a bank, and their subclass output, -1 for borrowed ones."""
+        train, novel = self.pools.train, len(self.pools.subclasses)
+        is_known = self.pools.sub_target[train] < novel
         parts = []
         for rows, most in (
             (train[is_known], BANK_KNOWN_MAX),
@@ -382,7 +389,9 @@ class Trainer:
         ):
             drawn = torch.randperm(len(rows), generator=generator(self.config.seed, "bank"))
             parts.append(rows[drawn[:most].sort().values])
-        return torch.cat(parts)
+        rows = torch.cat(parts)
+        target = self.pools.sub_target[rows]
+        return rows, target.masked_fill(target == novel, -1)
 
     def _logits(self, model: BranchModel, features: torch.Tensor) -> dict[Task, torch.Tensor]:
         return self._classified(model, self._pooled(model, features))
