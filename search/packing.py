@@ -56,7 +56,8 @@ Measure = Callable[[TrialConfig, int], Sample | None]
 def kind_of(config: TrialConfig) -> str:
     """Return what a trial's speed and memory depend on."""
     branches = [f"{b.backbone} {b.fine_tune} {b.image_size} px" for b in config.branches()]
-    return f"{' and '.join(branches)}, batch {config.batch_size}"
+    compiled = ", compiled" if config.compile else ""
+    return f"{' and '.join(branches)}, batch {config.batch_size}{compiled}"
 
 
 def choose_packing(

@@ -85,9 +85,11 @@ class Augmentation:
     def apply(self, images_NCHW: torch.Tensor) -> torch.Tensor:
         """Return the augmented square images (0 to 255), bilinear, black outside."""
         device = images_NCHW.device
-        strength = dict(zip(STRONG_OPERATIONS, self.strength_NK.T.to(device), strict=True))
-        angle_N = self.angle_N.to(device) * (math.pi / 180)
-        mirror_N = 1.0 - 2.0 * self.flip_N.to(device).float()
+        strength = dict(
+            zip(STRONG_OPERATIONS, self.strength_NK.T.to(device, non_blocking=True), strict=True)
+        )
+        angle_N = self.angle_N.to(device, non_blocking=True) * (math.pi / 180)
+        mirror_N = 1.0 - 2.0 * self.flip_N.to(device, non_blocking=True).float()
         scale_N = 1.0 / (1.0 + MAX_ZOOM * strength["zoom"])
         cos_N, sin_N = angle_N.cos() * scale_N, angle_N.sin() * scale_N
         # Output to input coordinates: undo zoom and rotation, then the flip (the x row), then the

@@ -116,6 +116,10 @@ class TrialConfig:
     """Decay per step of the moving average of the weights that is evaluated and kept (Polyak and
     Juditsky, 1992), 0 to 0.9999; 0: the weights themselves."""
 
+    compile: bool = False
+    """Whether what is trained passes through torch.compile: minutes first, then faster steps. On
+    a CPU it needs a C++ compiler. Results differ from those without by rounding."""
+
     alpha: float = 0.1
     """Weight of the interaction loss of a branch with two heads, 0 or more."""
 

@@ -1,5 +1,6 @@
 """What the trained part of a branch sees: augmented images, or cached frozen features."""
 
+import functools
 import hashlib
 import json
 import os
@@ -24,6 +25,9 @@ FORWARD_BATCH = {"cpu": 32, "cuda": 256}
 and no peak of memory. Extraction pads its last batch to as many, so that a feature's bits do not
 depend on which others were asked for with it."""
 
+RESIDENT_FRACTION = 0.25
+"""Of a process's free memory on a GPU: images or features up to this size are kept there."""
+
 PLAIN_VIEW = 0
 """The image as it is; views from 1 up are augmented."""
 
@@ -47,6 +51,7 @@ class ImageInputs:
 
     def __init__(self, model: BranchModel, data: Data, config: TrialConfig) -> None:
         self._model, self._data, self._config = model, data, config
+        self._images = _resident_images(data.images, model.mean.device)
         self._augmentation: Augmentation | None = None
 
     def start_epoch(self, epoch: int) -> None:
@@ -57,11 +62,11 @@ class ImageInputs:
     def training(self, rows: torch.Tensor) -> torch.Tensor:
         """Return this epoch's augmented images (N, 3, S, S)."""
         augmentation = self._augmentation[rows] if self._augmentation else None
-        return self._model.prepare(self._data.images[rows], augmentation)
+        return self._model.prepare(_pick(self._images, rows), augmentation)
 
     def plain(self, rows: torch.Tensor) -> torch.Tensor:
         """Return the images as they are (N, 3, S, S)."""
-        return self._model.prepare(self._data.images[rows])
+        return self._model.prepare(_pick(self._images, rows))
 
 
 class FeatureInputs:
@@ -94,7 +99,8 @@ class FeatureInputs:
             for view in range(self._num_views):
                 rows = torch.cat([train_rows, val_rows]) if view == PLAIN_VIEW else train_rows
                 folder = cache / "features" / _key(model, data, config, view)
-                self._cached[view] = _extract(model, data, config, view, rows, folder, note)
+                features = _extract(model, data, config, view, rows, folder, note)
+                self._cached[view] = _resident(features, model.mean.device)
             self._folder = cache / "features" / _key(model, data, config, PLAIN_VIEW)
 
     def start_epoch(self, epoch: int) -> None:
@@ -136,11 +142,29 @@ class FeatureInputs:
             place = (views == view).nonzero()[:, 0]
             places.append(place)
             if self._cached is not None:
-                parts.append(self._cached[view][rows[place]])
+                parts.append(_pick(self._cached[view], rows[place]))
             else:
                 parts.append(_encode(self._model, self._data, self._config, view, rows[place]))
-        features = torch.cat(parts)[torch.cat(places).argsort()]
+        features = _pick(torch.cat(parts), torch.cat(places).argsort())
         return features.to(self._model.mean.device, non_blocking=True)
+
+
+def _resident(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return `values` on `device` where they take a small part of its free memory."""
+    if device.type == "cpu":
+        return values
+    free_bytes, total_bytes = torch.cuda.mem_get_info(device)
+    allowed_bytes = total_bytes * torch.cuda.get_per_process_memory_fraction(device)
+    left_bytes = min(free_bytes, allowed_bytes - torch.cuda.memory_reserved(device))
+    return values.to(device) if values.nbytes <= RESIDENT_FRACTION * left_bytes else values
+
+
+_resident_images = functools.lru_cache(maxsize=1)(_resident)  # a process's trials share them
+
+
+def _pick(values: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Return `values[rows]`, `rows` being on the CPU: on a GPU nothing waits for its copy."""
+    return values[rows.to(values.device, non_blocking=True)]
 
 
 def inputs_for(

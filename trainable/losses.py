@@ -5,7 +5,10 @@ import torch.nn.functional as F
 
 
 def implied_super_log_probs(
-    sub_logits_NC: torch.Tensor, super_of_sub_C: torch.Tensor, temperature: float = 1.0
+    sub_logits_NC: torch.Tensor,
+    super_of_sub_C: torch.Tensor,
+    temperature: float = 1.0,
+    num_super: int | None = None,
 ) -> torch.Tensor:
     """Return log p̂_super (N, K): the subclass head's opinion on the superclass.
 
@@ -16,9 +19,10 @@ def implied_super_log_probs(
         sub_logits_NC: Logits of the subclass head, novel last.
         super_of_sub_C: int64 (C,), superclass of each output; every superclass must occur.
         temperature: Divides the logits.
+        num_super: K; null: counted, for which a GPU must be waited for.
     """
     log_p_NC = F.log_softmax(sub_logits_NC / temperature, dim=1)
-    num_super = int(super_of_sub_C.max()) + 1
+    num_super = num_super or int(super_of_sub_C.max()) + 1
     member_KC = F.one_hot(super_of_sub_C, num_super).T.bool()
     masked_NKC = log_p_NC[:, None, :].masked_fill(~member_KC, -torch.inf)
     return masked_NKC.logsumexp(dim=2)
@@ -31,7 +35,8 @@ def interaction_loss(
     temperature: float = 1.0,
 ) -> torch.Tensor:
     """Return KL(p̂_super || p_super), mean over the batch (paper, section 3.6): a scalar, >= 0."""
-    implied_NK = implied_super_log_probs(sub_logits_NC, super_of_sub_C, temperature)
+    num_super = super_logits_NK.shape[1]
+    implied_NK = implied_super_log_probs(sub_logits_NC, super_of_sub_C, temperature, num_super)
     log_p_NK = F.log_softmax(super_logits_NK / temperature, dim=1)
     return F.kl_div(log_p_NK, implied_NK, reduction="batchmean", log_target=True)
 

@@ -185,6 +185,9 @@ class Trainer:
         """The models that are judged and kept: the trained ones, or their moving averages."""
         if config.ema:
             self.evaluated = [model.with_own_weights() for model in self.branches]
+        if config.compile:
+            for model in dict.fromkeys([*self.branches, *self.evaluated]):
+                model.tuned.compile()  # in place: names in its state stay
         self._num_steps = 0
         self._frozen_banks: dict[int, FeatureBank] = {}
         self._frozen_scores: dict[int, torch.Tensor] = {}

@@ -67,9 +67,9 @@ def test_kind_is_what_speed_and_memory_depend_on() -> None:
     assert kind_of(TrialConfig(lr=1e-2, alpha=0.5, seed=3)) == kind_of(TrialConfig())
     others = [
         {"backbone": "resnet18"}, {"image_size": 128}, {"fine_tune": "last_1"},
-        {"batch_size": 32}, {"architecture": "two_models"},
+        {"batch_size": 32}, {"architecture": "two_models"}, {"compile": True},
     ]  # fmt: skip
-    assert len({kind_of(TrialConfig(**other)) for other in [{}, *others]}) == 6
+    assert len({kind_of(TrialConfig(**other)) for other in [{}, *others]}) == 7
 
 
 class Pilot:

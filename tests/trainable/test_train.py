@@ -224,6 +224,17 @@ def test_learning_rate_of_the_heads_is_their_own(trainer: Make) -> None:
     assert moved["tuned.0.0.0.weight"] > 5e-3
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.parametrize("changes", [{"fine_tune": "last_1"}, {"fine_tune": "frozen"}])
+def test_compiled_trial_trains_as_one_that_is_not(run: Run, changes: dict[str, Any]) -> None:
+    plain, _ = run(tiny_config(**changes))
+    compiled, _ = run(tiny_config(compile=True, **changes))
+    for name in ("train_loss", "ce_super", "ce_sub"):
+        assert compiled.metrics[name] == pytest.approx(plain.metrics[name], rel=1e-3)
+    assert state_of(compiled.branches[0]).keys() == state_of(plain.branches[0]).keys()
+
+
 # --- Steps and schedules -----------------------------------------------------------------
 
 
