@@ -96,11 +96,18 @@ class FeatureInputs:
         self._folder: Path | None = None
         if cache is not None:
             self._cached = {}
-            for view in range(self._num_views):
-                rows = torch.cat([train_rows, val_rows]) if view == PLAIN_VIEW else train_rows
-                folder = cache / "features" / _key(model, data, config, view)
-                features = _extract(model, data, config, view, rows, folder, note)
-                self._cached[view] = _resident(features, model.mean.device)
+            # First what no other process works at: trials that start together share the work.
+            for is_patient in (False, True):
+                for view in range(self._num_views):
+                    if view in self._cached:
+                        continue
+                    rows = torch.cat([train_rows, val_rows]) if view == PLAIN_VIEW else train_rows
+                    folder = cache / "features" / _key(model, data, config, view)
+                    features = _extract(
+                        model, data, config, view, rows, folder, note, is_patient=is_patient
+                    )
+                    if features is not None:
+                        self._cached[view] = _resident(features, model.mean.device)
             self._folder = cache / "features" / _key(model, data, config, PLAIN_VIEW)
 
     def start_epoch(self, epoch: int) -> None:
@@ -241,8 +248,12 @@ def _extract(
     rows: torch.Tensor,
     folder: Path,
     note: Callable[[str], None],
-) -> torch.Tensor:
+    *,
+    is_patient: bool,
+) -> torch.Tensor | None:
     """Return the memory-mapped features of every row of `data`; those of `rows` are valid.
+
+    None if another process works at this view, unless `is_patient` waits for it.
 
     The array covers all rows but is sparse: only rows that somebody asked for take space. They
     count as done once a mask file, replaced after the values are on the disk, says so; done rows
@@ -250,7 +261,12 @@ def _extract(
     """
     folder.mkdir(parents=True, exist_ok=True)
     values_file, done_file = folder / f"view_{view:02d}.npy", folder / f"view_{view:02d}.done"
-    with filelock.FileLock(folder / f"view_{view:02d}.lock"):
+    lock = filelock.FileLock(folder / f"view_{view:02d}.lock", blocking=is_patient)
+    try:
+        held = lock.acquire()
+    except filelock.Timeout:
+        return None
+    with held:
         done = _read_mask(done_file, len(data.images))
         missing = rows[~done[rows]]
         if len(missing):
