@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from trainable.calibration import Outputs, Threshold, available_scores, choose_rule
 from trainable.config import TASKS, TrialConfig
-from trainable.novelty import Rule, acceptance, decide, harmonic_mean
+from trainable.novelty import Rule, acceptance, candidates, decide, harmonic_mean
 from trainable.splits import NOVEL, PSEUDO_NOVEL, SECOND, SEEN
 
 CONFORMAL_REJECTION = 0.05
@@ -136,6 +136,8 @@ def score_table(outputs: Outputs, config: TrialConfig) -> Iterator[dict[str, Any
         if task == "sub":
             options = [(couple, restrict) for couple in (False, True) for restrict in (False, True)]
         for name in available_scores(outputs, task):
+            if name == "knn_difference" and config.novel_images == 0:
+                continue  # it is knn then, and no config may ask for it
             score, known = half.score(task, name), half.is_known(task)
             curves = separation(score[known], score[~known])
             for threshold in thresholds:
@@ -235,9 +237,12 @@ def hierarchy_area(outputs: Outputs, rule: Rule) -> float:
     """
     superclass, _ = decide(outputs, rule)
     right_super = superclass == outputs.super_target
-    score = acceptance(outputs.sub_logits, outputs.score("sub", rule.sub_score))
+    logits = candidates(outputs, "sub", restrict_sub=rule.restrict_sub)
+    score = acceptance(logits, outputs.score("sub", rule.sub_score))
+    if rule.couple_novel:
+        score = score.masked_fill(superclass == outputs.super_logits.shape[1] - 1, -torch.inf)
     is_seen = outputs.kind == SEEN
-    right_sub = outputs.sub_logits[:, :-1].argmax(1) == outputs.sub_target
+    right_sub = logits[:, :-1].argmax(1) == outputs.sub_target
     known = is_seen & right_super & right_sub
     novel = ~is_seen & right_super
     if not known.any() or not novel.any():

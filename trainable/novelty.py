@@ -11,6 +11,8 @@ from trainable.config import FEATURE_SCORES, Task
 
 GEN_GAMMA, GEN_TOP = 0.1, 100
 """Liu, Lochman and Zach, GEN (CVPR 2023): the values its authors use for ImageNet."""
+_ACCEPT_ALL = -1e300
+"""A threshold below every finite score; finite, because it is written as JSON."""
 
 
 def _msp(logits_NC: torch.Tensor) -> torch.Tensor:
@@ -172,15 +174,15 @@ def calibrate(score_N: torch.Tensor, correct_N: torch.Tensor, known_N: torch.Ten
 
 
 def conformal_threshold(score_N: torch.Tensor, rejection: float) -> float:
-    """Return the highest tau that rejects at most a fraction `rejection` of known images.
+    """Return a tau that rejects a new known image with a probability of at most `rejection`.
 
     Split conformal prediction (Vovk, Gammerman and Shafer, 2005): of n calibration scores and a
     new one, exchangeable with them, the new one is among the k lowest with a probability of at
-    most k / (n + 1). So tau lies just below the (k + 1)-th lowest, k = floor(rejection (n + 1)).
+    most k / (n + 1). So tau lies just below the k-th lowest, k = floor(rejection (n + 1)).
 
     Args:
         score_N: `acceptance` of known images. The bound is on what a threshold can decide: where
-            more than k of them are -inf, all finite ones are accepted.
+            k or more of them are -inf, all finite ones are accepted, and so are where k is 0.
         rejection: 0 to 1.
     """
     ranked = score_N.double().sort().values
@@ -188,9 +190,11 @@ def conformal_threshold(score_N: torch.Tensor, rejection: float) -> float:
     if len(values) == 0:
         return 0.0
     num_rejected = math.floor(rejection * (len(ranked) + 1) + 1e-9)
-    if num_rejected >= len(ranked):
+    if num_rejected == 0 or ranked[min(num_rejected, len(ranked)) - 1] == -torch.inf:
+        return _ACCEPT_ALL
+    if num_rejected > len(ranked):
         return float(values[-1]) + 1.0
-    return _just_below(values, int(torch.searchsorted(values, ranked[num_rejected])))
+    return _just_below(values, int(torch.searchsorted(values, ranked[num_rejected - 1])))
 
 
 def _just_below(values: torch.Tensor, place: int) -> float:

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -14,12 +15,16 @@ from hypothesis.extra.numpy import arrays
 from pytorch_ood.detector import GEN, EnergyBased, MaxLogit, MaxSoftmax
 from scipy.stats import hmean
 
-from trainable.config import NOVELTY_SCORES
+from tests.trainable.made_outputs import SUPER_OF_SUB
+from trainable.config import FEATURE_SCORES, LOGIT_SCORES, NOVELTY_SCORES
 from trainable.novelty import (
     GEN_GAMMA,
     GEN_TOP,
+    Response,
+    Rule,
     acceptance,
     calibrate,
+    conformal_threshold,
     decide,
     harmonic_mean,
     novelty_score,
@@ -79,13 +84,13 @@ def test_novel_logit_does_not_change_scores_over_the_known_classes(name: str) ->
     assert torch.equal(novelty_score(other, name), novelty_score(logits, name))
 
 
-@pytest.mark.parametrize("name", NOVELTY_SCORES)
+@pytest.mark.parametrize("name", LOGIT_SCORES)
 def test_certain_image_looks_more_known_than_an_uncertain_one(name: str) -> None:
     certain, uncertain = novelty_score(torch.tensor([[9.0, 0.0, 0.0], [1.0, 1.0, 1.0]]), name)
     assert certain > uncertain
 
 
-@pytest.mark.parametrize("name", NOVELTY_SCORES)
+@pytest.mark.parametrize("name", LOGIT_SCORES)
 def test_extreme_logits_have_finite_scores(name: str) -> None:
     corners = torch.tensor(list(itertools.product([-1e4, 0.0, 1e4], repeat=3)))
     score = novelty_score(corners, name)
@@ -93,76 +98,117 @@ def test_extreme_logits_have_finite_scores(name: str) -> None:
     assert score.isfinite().all()
 
 
-@pytest.mark.parametrize("name", NOVELTY_SCORES)
+@pytest.mark.parametrize("name", LOGIT_SCORES)
 def test_acceptance_is_never_where_novel_is_the_argmax(name: str) -> None:
     logits = random_logits(3)
     is_novel = torch.tensor([max(row) == row[-1] for row in logits.tolist()])
     assert 0 < is_novel.sum() < len(logits)
-    accepted = acceptance(logits, name)
+    score = novelty_score(logits, name)
+    accepted = acceptance(logits, score)
     assert (accepted[is_novel] == -INF).all()
-    assert torch.equal(accepted[~is_novel], novelty_score(logits, name)[~is_novel])
+    assert torch.equal(accepted[~is_novel], score[~is_novel])
 
 
 # --- The decision rule -----------------------------------------------------------------------
 
 
-def logits_with_ties(num_classes: int) -> st.SearchStrategy[Any]:
-    return arrays(np.float32, (6, num_classes), elements=st.integers(-2, 2).map(float))
+def values_with_ties(num_columns: int) -> st.SearchStrategy[Any]:
+    return arrays(np.float32, (6, num_columns), elements=st.integers(-2, 2).map(float))
 
 
-@given(
-    logits_with_ties(3),
-    logits_with_ties(5),
-    st.sampled_from(NOVELTY_SCORES),
-    st.sampled_from([-INF, -1.0, 0.0, 0.3, 0.5, 1.0, 2.0, INF]),
-    st.sampled_from([-INF, -1.0, 0.0, 0.3, 0.5, 1.0, 2.0, INF]),
-    st.booleans(),
-)
-@settings(deadline=None, max_examples=50)
-def test_decision_is_the_argmax_where_the_score_reaches_tau_else_novel(
-    super_logits: Any, sub_logits: Any, name: str, tau_super: float, tau_sub: float, couple: bool
-) -> None:
-    logits = torch.tensor(super_logits), torch.tensor(sub_logits)
-    scores = [novelty_score(each, name) for each in logits]
-    superclass, subclass = decide(
-        *logits,
-        *(acceptance(each, name) for each in logits),
-        tau_super=tau_super,
-        tau_sub=tau_sub,
-        couple_novel=couple,
+def response_of(
+    super_logits: Any, sub_logits: Any, super_features: Any = None, sub_features: Any = None
+) -> Response:
+    """Return a response with K + 1 and C + 1 logits and three feature scores each, NaN without."""
+    nothing = np.full((len(super_logits), len(FEATURE_SCORES)), math.nan)
+    return Response(
+        super_logits=torch.as_tensor(super_logits),
+        sub_logits=torch.as_tensor(sub_logits),
+        super_feature_scores=torch.as_tensor(nothing if super_features is None else super_features),
+        sub_feature_scores=torch.as_tensor(nothing if sub_features is None else sub_features),
+        super_of_sub=torch.tensor(SUPER_OF_SUB),
     )
-    for i in range(len(super_logits)):
-        expected_super = int(super_logits[i].argmax()) if scores[0][i] >= tau_super else 2
-        expected_sub = int(sub_logits[i].argmax()) if scores[1][i] >= tau_sub else 4
-        if couple and expected_super == 2:
-            expected_sub = 4
-        assert (superclass[i], subclass[i]) == (expected_super, expected_sub)
 
 
-@given(logits_with_ties(4), logits_with_ties(7), st.floats(0, 1), st.floats(0, 1))
+def answers(response: Response, rule: Rule) -> list[tuple[int, int]]:
+    """Return superclass and subclass, image by image, in plain Python; 2 and 4 are novel."""
+    score_super = response.score("super", rule.super_score).tolist()
+    score_sub = response.score("sub", rule.sub_score).tolist()
+    result = []
+    for i, of_super in enumerate(response.super_logits.tolist()):
+        of_sub = response.sub_logits[i].tolist()
+        superclass = (
+            max(range(3), key=of_super.__getitem__) if score_super[i] >= rule.tau_super else 2
+        )
+        likeliest = max(range(2), key=of_super.__getitem__)
+        known = [c for c in range(4) if not rule.restrict_sub or SUPER_OF_SUB[c] == likeliest]
+        tau = rule.tau_sub[SUPER_OF_SUB[max(known, key=of_sub.__getitem__)]]
+        subclass = max([*known, 4], key=of_sub.__getitem__) if score_sub[i] >= tau else 4
+        if rule.couple_novel and superclass == 2:
+            subclass = 4
+        result.append((superclass, subclass))
+    return result
+
+
+taus = st.sampled_from([-INF, -1.0, 0.0, 0.3, 0.5, 1.0, 2.0, INF])
+rules = st.builds(
+    Rule,
+    super_score=st.sampled_from(NOVELTY_SCORES),
+    sub_score=st.sampled_from(NOVELTY_SCORES),
+    tau_super=taus,
+    tau_sub=st.tuples(taus, taus),
+    couple_novel=st.booleans(),
+    restrict_sub=st.booleans(),
+)
+
+
+@given(values_with_ties(3), values_with_ties(5), values_with_ties(3), values_with_ties(3), rules)
+@settings(deadline=None, max_examples=100)
+def test_decision_is_that_of_a_plain_loop(
+    super_logits: Any, sub_logits: Any, super_features: Any, sub_features: Any, rule: Rule
+) -> None:
+    """The argmax where the score reaches tau, else novel: with either option, every kind of score
+    and a tau for each superclass."""
+    response = response_of(super_logits, sub_logits, super_features, sub_features)
+    superclass, subclass = decide(response, rule)
+    decided = zip(superclass.tolist(), subclass.tolist(), strict=True)
+    assert list(decided) == answers(response, rule)
+
+
+def plain_rule(score: str, tau_super: float, tau_sub: float) -> Rule:
+    return Rule(
+        super_score=score, sub_score=score, tau_super=tau_super, tau_sub=(tau_sub, tau_sub),
+        couple_novel=False, restrict_sub=False,
+    )  # fmt: skip
+
+
+@given(values_with_ties(3), values_with_ties(5), st.floats(0, 1), st.floats(0, 1))
 @settings(deadline=None, max_examples=50)
 def test_fixed_tau_on_msp_is_the_papers_rule(
     super_logits: Any, sub_logits: Any, tau_super: float, tau_sub: float
 ) -> None:
     """The argmax over all classes if its softmax probability is at least tau, else novel."""
-    logits = torch.tensor(super_logits), torch.tensor(sub_logits)
-    decided = decide(
-        *logits,
-        *(acceptance(each, "msp") for each in logits),
-        tau_super=tau_super,
-        tau_sub=tau_sub,
-        couple_novel=False,
-    )
+    response = response_of(super_logits, sub_logits)
+    decided = decide(response, plain_rule("msp", tau_super, tau_sub))
+    logits = response.super_logits, response.sub_logits
     for each, tau, predictions in zip(logits, (tau_super, tau_sub), decided, strict=True):
         novel = each.shape[1] - 1
         for row, prediction in zip(each.double().softmax(1), predictions, strict=True):
             assert prediction == (row.argmax() if row.max() >= tau else novel)
 
 
-def test_image_without_a_score_is_novel() -> None:
-    logits, nan = torch.tensor([[1.0, 0.0]]), torch.tensor([math.nan])
-    decided = decide(logits, logits, nan, nan, tau_super=-INF, tau_sub=-INF, couple_novel=False)
-    assert decided == (torch.tensor([1]), torch.tensor([1]))
+def test_subclass_of_another_superclass_is_only_possible_without_the_restriction() -> None:
+    response = response_of([[3.0, 0.0, 0.0]], [[1.0, 0.0, 9.0, 0.0, -9.0]])
+    free = plain_rule("max_logit", -INF, -INF)
+    restricted = replace(free, restrict_sub=True)
+    assert [int(decide(response, rule)[1]) for rule in (free, restricted)] == [2, 0]
+
+
+@pytest.mark.parametrize("name", FEATURE_SCORES)
+def test_image_without_a_score_is_novel(name: str) -> None:
+    response = response_of([[1.0, 0.0, 0.0]], [[1.0, 0.0, 0.0, 0.0, 0.0]])
+    decided = decide(response, plain_rule(name, -INF, -INF))
+    assert decided == (torch.tensor([2]), torch.tensor([4]))
 
 
 @given(st.integers(0, 1000), st.integers(0, 1000))
@@ -179,6 +225,10 @@ def tensors(images: list[Image]) -> tuple[torch.Tensor, torch.Tensor, torch.Tens
     """Return score, correct and known, as `calibrate` takes them."""
     score, known, right = zip(*images, strict=True)
     return torch.tensor(score, dtype=torch.float64), torch.tensor(right), torch.tensor(known)
+
+
+def doubles(values: list[float]) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
 
 
 def outcome(images: list[Image], tau: float) -> tuple[Fraction, int]:
@@ -265,3 +315,97 @@ def test_tau_separates_neighbouring_floats(low: float) -> None:
     """A saturated softmax gives probabilities one float apart, with no other between them."""
     images = [(low, False, False), (math.nextafter(low, INF), True, True)]
     assert outcome(images, calibrate(*tensors(images))) == (1, 1)
+
+
+# --- Conformal thresholds --------------------------------------------------------------------
+
+
+def draws(num_draws: int, num: int, is_tied: bool, seed: int = 0) -> torch.Tensor:
+    """Return uniform scores of 0 to 1, or of the seven values 0, 1/6, ..., 1 with ties."""
+    rng = torch.Generator().manual_seed(seed)
+    uniform = torch.rand(num_draws, num, generator=rng, dtype=torch.float64)
+    return (uniform * 7).floor() / 6 if is_tied else uniform
+
+
+def mean_rejection(num: int, rejection: float, is_tied: bool) -> tuple[float, float]:
+    """Return the probability that a new score is rejected, over calibration sets of `num`, and
+    four standard errors of this mean."""
+    taus = [conformal_threshold(scores, rejection) for scores in draws(400, num, is_tied)]
+    below = [math.ceil(6 * tau) / 7 if is_tied else tau for tau in taus]
+    probability = torch.tensor(below, dtype=torch.float64).clamp(0, 1)
+    return float(probability.mean()), 4 * float(probability.std()) / math.sqrt(len(taus))
+
+
+@pytest.mark.parametrize("is_tied", [False, True], ids=["spread", "tied"])
+@pytest.mark.parametrize("rejection", [0.01, 0.05, 0.1, 0.25, 0.5])
+@pytest.mark.parametrize("num", [1, 2, 3, 10, 19, 99, 200])
+def test_new_known_images_are_rejected_as_rarely_as_asked(
+    num: int, rejection: float, is_tied: bool
+) -> None:
+    mean, error = mean_rejection(num, rejection, is_tied)
+    assert mean <= rejection + error
+
+
+@pytest.mark.parametrize("rejection", [0.01, 0.05, 0.1, 0.25, 0.5])
+@pytest.mark.parametrize("num", [1, 2, 3, 10, 19, 99, 200])
+def test_no_more_known_images_are_accepted_than_the_bound_asks(num: int, rejection: float) -> None:
+    """Whole ranks lose up to 1 / (n + 1), and half of one more, as tau lies halfway to the next
+    lower score."""
+    mean, error = mean_rejection(num, rejection, is_tied=False)
+    assert mean >= rejection - 1.5 / (num + 1) - error
+
+
+conformal_scores = st.lists(st.one_of(scores_with_ties, spread_scores), min_size=1, max_size=40)
+
+
+@given(conformal_scores, st.sampled_from([0.0, 0.001, 0.05, 0.1, 0.25, 0.5, 1.0]))
+@example([0.5], 0.0)
+@example([0.5], 0.5)
+@example([0.5], 1.0)
+@example([0.5, 0.25], 0.5)
+@example([-INF, -INF, 0.5], 0.25)
+@example([-INF, -INF, -INF], 0.5)
+@settings(deadline=None, max_examples=200)
+def test_conformal_tau_rejects_fewer_calibration_images_than_its_rank_and_lies_on_none(
+    scores: list[float], rejection: float
+) -> None:
+    tau = conformal_threshold(doubles(scores), rejection)
+    rank = math.floor(Fraction(str(rejection)) * (len(scores) + 1))
+    finite = [score for score in scores if score > -INF]
+    rejected = sum(score < tau for score in scores)
+    assert math.isfinite(tau)
+    assert tau not in scores
+    if rank > len(scores):
+        assert rejected == len(scores)
+    elif finite and (rank == 0 or sorted(scores)[rank - 1] == -INF):
+        assert tau < min(finite) - 1e6  # nor is any new image
+    elif finite:
+        cut = sorted(scores)[rank - 1]
+        assert tau < cut
+        assert rejected == sum(score < cut for score in scores) < rank
+
+
+@pytest.mark.parametrize("num", [1, 2, 3])
+@pytest.mark.parametrize("rejection", [0.0, 0.05, 0.2])
+def test_no_known_image_is_rejected_where_the_bound_is_below_one_of_n_plus_1(
+    num: int, rejection: float
+) -> None:
+    scores = torch.arange(num).double()
+    assert conformal_threshold(scores, rejection) < -1e6
+
+
+@pytest.mark.parametrize(
+    ("scores", "rejection", "tau"),
+    [
+        ([1.0, 2.0, 4.0], 0.25, 1 - 3e-3),  # rank 1 of 3: below the lowest
+        ([1.0, 2.0, 4.0], 0.5, 1.5),  # rank 2
+        ([1.0, 2.0, 4.0], 0.75, 3.0),  # rank 3
+        ([2.0, 2.0, 4.0], 0.5, 2 - 2e-3),  # rank 2 is tied with rank 1
+        ([-INF, 2.0, 4.0], 0.5, 2 - 2e-3),  # rank 2 is the lowest finite one
+        ([5.0], 0.5, 5 - 1e-3),
+    ],
+)
+def test_conformal_tau_lies_just_below_the_score_of_its_rank(
+    scores: list[float], rejection: float, tau: float
+) -> None:
+    assert conformal_threshold(doubles(scores), rejection) == pytest.approx(tau, rel=1e-12)
