@@ -57,7 +57,8 @@ def run_trial(task: dict[str, Any], shipped: tuple[Any, ...] = (None,)) -> None:
         torch.cuda.set_per_process_memory_fraction(_memory_fraction(task["gpus"]))
     _send("started", {"host": os.uname().nodename, "device": _device()})
     try:
-        result = train(
+        # Only the metrics are kept: the models would outlive the cleaning below.
+        metrics = train(
             TrialConfig.from_dict(task["config"]),
             node_data(
                 task["data"], task["novel"], Path(task["cache"]), task["fingerprint"], *shipped
@@ -68,8 +69,8 @@ def run_trial(task: dict[str, Any], shipped: tuple[Any, ...] = (None,)) -> None:
             weights=Path(task["weights"]) if task["weights"] else None,
             full_precision=not task["is_fast"],
             note=lambda line: _send("note", line),
-        )
-        last: tuple[str, Any] = ("result", result.metrics)
+        ).metrics
+        last: tuple[str, Any] = ("result", metrics)
     except torch.cuda.OutOfMemoryError as error:
         last = ("out_of_memory", str(error))  # the driver may have a larger share for it
     except (TrialError, UserError) as error:

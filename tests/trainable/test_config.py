@@ -311,6 +311,7 @@ OTHERS: dict[str, st.SearchStrategy[Any]] = {
     "alpha": st.floats(0, 1000),
     "temperature": st.floats(0.01, 1000),
     "couple_novel": st.booleans(),
+    "compile": st.booleans(),
     "novel_images": st.integers(0, 10**6),
     "seed": st.integers(0, 2**31 - 1),
 }
