@@ -14,6 +14,7 @@ mpl.use("agg")
 import matplotlib.pyplot as plt
 import optuna
 import pandas as pd
+import torch
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
@@ -28,12 +29,15 @@ from results.load import (
     run_folder,
     searched,
     study_url,
+    trial_folder,
     trials_frame,
 )
 from results.repeats import best_repeated, repeated, repeats_frame
 from trainable.checkpoint import write_atomically
+from trainable.classifier import OUTPUTS_FILE, load_outputs, load_rule
 from trainable.errors import UserError
-from trainable.metrics import METRICS
+from trainable.metrics import METRICS, both_right, hierarchy_curve
+from trainable.splits import SECOND
 
 SHOWN = (
     "score", "seen_super", "unseen_super", "seen_sub", "unseen_sub", "auroc_super", "auroc_sub",
@@ -155,6 +159,7 @@ def write_report(folder: UPath, trials: pd.DataFrame, record: SearchRecord) -> l
         pictures = folder / "report"
         files.append(_plot_history(pictures / "history.png", trials, record.metrics[0]))
         files.append(_plot_tradeoff(pictures / "tradeoff.png", complete))
+        files += _plot_hierarchy(pictures / "hierarchy.png", folder, complete, record)
         if has_repeats:
             files.append(_plot_repeats(pictures / "repeats.png", everything, record.metrics))
         files += _plot_study(folder, pictures, record)
@@ -233,6 +238,41 @@ def _plot_repeats(file: UPath, trials: pd.DataFrame, metrics: list[str]) -> UPat
     axes.set(xlabel=metric, ylim=(len(frame) - 0.5, -0.5))
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
     return _save(figure, file)
+
+
+def _plot_hierarchy(
+    file: UPath, folder: UPath, complete: pd.DataFrame, record: SearchRecord
+) -> list[UPath]:
+    """Plot known against novel accuracy, both levels right, of the baselines and the best trial.
+
+    Each curve sweeps the subclass's tau; its dot is the tau that the trial uses. Trials whose
+    outputs are not there (nothing was held out, or the folder was not copied) are left out.
+    """
+    best = best_row(complete, record.metrics)
+    assert best is not None
+    numbers = dict.fromkeys([*complete[complete["baseline"]]["number"], best["number"]])
+    figure, axes = plt.subplots(figsize=(6, 5.5), layout="constrained")
+    for number in numbers:
+        trial = trial_folder(folder, int(number))
+        if not (trial / OUTPUTS_FILE).exists():
+            continue
+        outputs, rule = load_outputs(trial), load_rule(trial)
+        half = outputs.where(~outputs.is_calibration & (outputs.kind != SECOND))
+        novel, known = hierarchy_curve(half, rule)
+        style = {"color": "C1", "linewidth": 2.0} if number == best["number"] else {"alpha": 0.6}
+        area = float(torch.trapezoid(known, novel))
+        (line,) = axes.plot(novel, known, label=f"{number:05d}, area {area:.3f}", **style)
+        axes.plot(*both_right(half, rule), marker="o", color=line.get_color())
+    if not axes.lines:
+        plt.close(figure)
+        return []
+    axes.set(
+        xlabel="novel images with superclass right and subclass called novel",
+        ylabel="known images with superclass and subclass right",
+        xlim=(0, 1), ylim=(0, 1), aspect="equal",
+    )  # fmt: skip
+    axes.legend(frameon=False, fontsize=8, title="trial")
+    return [_save(figure, file)]
 
 
 def _plot_study(folder: UPath, pictures: UPath, record: SearchRecord) -> list[UPath]:

@@ -228,8 +228,8 @@ def expected_calibration_error(logits_NC: torch.Tensor, target_N: torch.Tensor) 
     return float(gap_N.new_zeros(ECE_BINS).index_add(0, bin_N, gap_N).abs().sum() / len(gap_N))
 
 
-def hierarchy_area(outputs: Outputs, rule: Rule) -> float:
-    """Return the area under known accuracy against novel accuracy as the subclass's tau is swept.
+def hierarchy_curve(outputs: Outputs, rule: Rule) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return novel and known accuracy as the subclass's tau is swept upwards: float64 (T,) each.
 
     After Lee et al., Hierarchical Novelty Detection for Visual Object Recognition (CVPR 2018): a
     known image is right where superclass and subclass are; a novel one where its superclass is
@@ -243,9 +243,25 @@ def hierarchy_area(outputs: Outputs, rule: Rule) -> float:
         score = score.masked_fill(superclass == outputs.super_logits.shape[1] - 1, -torch.inf)
     is_seen = outputs.kind == SEEN
     right_sub = logits[:, :-1].argmax(1) == outputs.sub_target
-    known = is_seen & right_super & right_sub
-    novel = ~is_seen & right_super
-    if not known.any() or not novel.any():
-        return 0.0
-    share = known.sum() / is_seen.sum() * (novel.sum() / (~is_seen).sum())
-    return auroc(score[known], score[novel]) * float(share)
+    known = score[is_seen & right_super & right_sub].sort().values
+    known = known[known.isfinite()]
+    novel = score[~is_seen & right_super].sort().values
+    # One tau at each score, which accepts it, and one above them all.
+    taus = torch.cat([torch.cat([known, novel]).unique(), torch.tensor([torch.inf]).double()])
+    known_accuracy = (len(known) - torch.searchsorted(known, taus)).double() / is_seen.sum()
+    novel_accuracy = torch.searchsorted(novel, taus).double() / (~is_seen).sum()
+    return novel_accuracy, known_accuracy
+
+
+def both_right(outputs: Outputs, rule: Rule) -> tuple[float, float]:
+    """Return novel and known accuracy by `rule`: where its own tau lies on `hierarchy_curve`."""
+    superclass, subclass = decide(outputs, rule)
+    right = (superclass == outputs.super_target) & (subclass == outputs.sub_target)
+    is_seen = outputs.kind == SEEN
+    return float(right[~is_seen].double().mean()), float(right[is_seen].double().mean())
+
+
+def hierarchy_area(outputs: Outputs, rule: Rule) -> float:
+    """Return the area under `hierarchy_curve`, by trapezoids."""
+    novel_accuracy, known_accuracy = hierarchy_curve(outputs, rule)
+    return float(torch.trapezoid(known_accuracy, novel_accuracy))
