@@ -124,4 +124,4 @@ def _precision(centred_ND: torch.Tensor, shrinkage: float) -> torch.Tensor:
     diagonal = covariance_DD.diagonal()
     diagonal += shrinkage * diagonal.mean() + torch.finfo(torch.float32).tiny
     inverse_DD: torch.Tensor = torch.linalg.inv(covariance_DD)
-    return inverse_DD.float()
+    return inverse_DD.float().contiguous()  # as it will be read from a file
