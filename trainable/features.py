@@ -205,7 +205,7 @@ def _extract(
     values_file, done_file = folder / f"view_{view:02d}.npy", folder / f"view_{view:02d}.done"
     with filelock.FileLock(folder / f"view_{view:02d}.lock"):
         done = _read_mask(done_file, len(data.images))
-        missing = rows[~done[rows]]
+        missing = rows[~done[rows]].unique()
         if len(missing):
             # A writer killed before its first mask may have left less than a file's header.
             mode: Literal["r+", "w+"] = "r+" if done.any() else "w+"
