@@ -268,7 +268,7 @@ def _extract(
         return None
     with held:
         done = _read_mask(done_file, len(data.images))
-        missing = rows[~done[rows]]
+        missing = rows[~done[rows]].unique()
         if len(missing):
             # A writer killed before its first mask may have left less than a file's header.
             mode: Literal["r+", "w+"] = "r+" if done.any() else "w+"

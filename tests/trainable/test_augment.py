@@ -7,6 +7,7 @@ from scipy.stats import binomtest, kstest
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
+from tests.trainable.tiny import fixed_augmentation
 from trainable.augment import MAX_ROTATION_DEGREES, Augmentation
 
 ANGLES = (-10.0, -7.3, 0.5, 3.0, 10.0, 45.0, 90.0)
@@ -35,7 +36,7 @@ def by_torchvision(image: torch.Tensor, angle: float, flip: bool, **fill: float)
 def test_each_image_is_flipped_then_rotated_as_torchvision_does(size: int, flip: bool) -> None:
     """Everywhere, borders too: outside is black, and a border pixel fades with its distance."""
     images = noise(len(ANGLES), size)
-    batch = Augmentation(torch.tensor(ANGLES), torch.full((len(ANGLES),), flip)).apply(images)
+    batch = fixed_augmentation(torch.tensor(ANGLES), torch.full((len(ANGLES),), flip)).apply(images)
     for image, angle, ours in zip(images, ANGLES, batch, strict=True):
         torch.testing.assert_close(
             ours, by_torchvision(image, angle, flip), rtol=0, atol=tolerance(size)
@@ -46,7 +47,7 @@ def test_each_image_is_flipped_then_rotated_as_torchvision_does(size: int, flip:
 def test_black_fill_differs_from_torchvision_only_in_the_fading_border(angle: float) -> None:
     """torchvision's `fill=0` fades a border pixel twice, so pixels partly covered differ."""
     image = noise(1, 64)
-    ours = Augmentation(torch.tensor([angle]), torch.tensor([True])).apply(image)
+    ours = fixed_augmentation(torch.tensor([angle]), torch.tensor([True])).apply(image)
     filled = by_torchvision(image, angle, True, fill=0.0)
     covered = by_torchvision(torch.ones_like(image), angle, True)
     inside, outside = covered > 0.9999, covered == 0
@@ -60,14 +61,14 @@ def test_black_fill_differs_from_torchvision_only_in_the_fading_border(angle: fl
 @pytest.mark.parametrize("size", SIZES)
 def test_no_angle_and_no_flip_leaves_images_as_they_are(size: int) -> None:
     images = noise(2, size)
-    same = Augmentation(torch.zeros(2), torch.zeros(2, dtype=torch.bool)).apply(images)
+    same = fixed_augmentation(torch.zeros(2), torch.zeros(2, dtype=torch.bool)).apply(images)
     torch.testing.assert_close(same, images, rtol=0, atol=tolerance(size))
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_flip_alone_mirrors_left_and_right(size: int) -> None:
     images = noise(2, size)
-    mirrored = Augmentation(torch.zeros(2), torch.tensor([True, False])).apply(images)
+    mirrored = fixed_augmentation(torch.zeros(2), torch.tensor([True, False])).apply(images)
     torch.testing.assert_close(mirrored[0], images[0].flip(-1), rtol=0, atol=tolerance(size))
     torch.testing.assert_close(mirrored[1], images[1], rtol=0, atol=tolerance(size))
 
@@ -75,7 +76,7 @@ def test_flip_alone_mirrors_left_and_right(size: int) -> None:
 def test_positive_angle_turns_counter_clockwise() -> None:
     image = torch.zeros(1, 1, 5, 5)
     image[0, 0, 2, 4] = 1.0  # right of the centre
-    turned = Augmentation(torch.tensor([90.0]), torch.tensor([False])).apply(image)
+    turned = fixed_augmentation(torch.tensor([90.0]), torch.tensor([False])).apply(image)
     assert turned.flatten().argmax() == 2  # top row, above the centre
 
 

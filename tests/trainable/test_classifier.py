@@ -411,7 +411,7 @@ def test_damaged_information_is_refused(copied: Path, content: bytes) -> None:
 def test_other_format_is_refused(copied: Path, found: object) -> None:
     info = json.loads((copied / INFO_FILE).read_text())
     (copied / INFO_FILE).write_text(json.dumps(info | {"format": found}))
-    with pytest.raises(DataError, match=rf"{INFO_FILE}: expected format 1, but got {found!r}"):
+    with pytest.raises(DataError, match=rf"{INFO_FILE}: expected format 2, but got {found!r}"):
         Classifier.load(copied)
 
 

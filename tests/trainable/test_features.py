@@ -143,16 +143,16 @@ def test_without_augmentation_training_sees_the_plain_images(tmp_path: Path) -> 
     torch.testing.assert_close(inputs.plain(ALL), expected_features(ALL))
 
 
-def test_every_epoch_draws_one_augmented_view_of_each_image(
+def test_every_epoch_draws_one_view_of_each_image(
     tmp_path: Path, tiny_data: Data, tiny_weights: Path
 ) -> None:
     config = tiny_config(fine_tune="frozen", feature_views=3)
     rows = torch.arange(60)
     model = real_branch(tiny_weights, config)
     inputs = cached(model, tmp_path, rows, rows[:1], config=config, data=tiny_data)
-    names = [f"view_{view:02d}.npy" for view in range(4)]
+    names = [f"view_{view:02d}.npy" for view in range(3)]
     assert sorted(file.name for file in tmp_path.rglob("*.npy")) == names
-    views = [torch.from_numpy(np.load(next(tmp_path.rglob(name))))[rows] for name in names[1:]]
+    views = [torch.from_numpy(np.load(next(tmp_path.rglob(name))))[rows] for name in names]
     drawn = []
     for epoch in range(1, 5):
         inputs.start_epoch(epoch)
@@ -197,9 +197,8 @@ def test_second_trial_computes_nothing(tmp_path: Path) -> None:
     assert first.rows == sorted([*range(100)] * 2 + [*range(100, 144)])
     assert second.encoded == []
     assert notes == [
+        "features of by hand at 8 px, view 0: 144 images",
         "features of by hand at 8 px, view 1: 100 images",
-        "features of by hand at 8 px, view 2: 100 images",
-        "features of by hand at 8 px, view 0: 44 images",
     ]
 
 
@@ -215,7 +214,7 @@ def test_more_views_compute_only_the_new_ones(tmp_path: Path) -> None:
     model, notes = CountingModel(), []
     config = replace(AUGMENTED, feature_views=3)
     cached(model, tmp_path, ALL, ALL[:1], config=config, note=notes.append)
-    assert notes == ["features of by hand at 8 px, view 3: 144 images"]
+    assert notes == ["features of by hand at 8 px, view 2: 144 images"]
 
 
 def test_only_rows_asked_for_are_computed_and_done(tmp_path: Path) -> None:
@@ -254,7 +253,7 @@ def test_more_images_than_a_batch_are_all_computed(
 
 
 def test_rows_asked_for_nothing_are_no_problem(tmp_path: Path) -> None:
-    """A refit judges nothing, so nobody asks for plain views."""
+    """A refit judges nothing."""
     model = CountingModel()
     inputs = cached(model, tmp_path, ALL, ALL[:0], config=AUGMENTED)
     inputs.start_epoch(1)
@@ -329,7 +328,7 @@ def test_trial_does_not_depend_on_the_state_of_the_cache(
         for name, cache in caches.items()
     }
     metrics, notes, result = trials["cold"]
-    assert len(notes) == 3
+    assert len(notes) == 2
     weights = result.branches[0].state_dict()
     for name in ("warm", "none"):
         other_metrics, other_notes, other = trials[name]
@@ -344,7 +343,7 @@ def test_both_branches_of_a_trial_share_the_features(
 ) -> None:
     changes = {"architecture": "two_models", "fine_tune": "frozen", "epochs": 1}
     _, notes, _ = trial(tiny_data, tiny_weights, tmp_path, **changes)
-    assert len(notes) == 3
+    assert len(notes) == 2
 
 
 def test_other_weights_are_not_served_the_old_features(
@@ -353,7 +352,7 @@ def test_other_weights_are_not_served_the_old_features(
     trial(tiny_data, tiny_weights, tmp_path, fine_tune="frozen", epochs=0)
     other = write_weights(tmp_path / f"{BACKBONE}.pth", seed=1)
     _, notes, _ = trial(tiny_data, other, tmp_path, fine_tune="frozen", epochs=0)
-    assert len(notes) == 3
+    assert len(notes) == 2
 
 
 # --- Faults ------------------------------------------------------------------------------

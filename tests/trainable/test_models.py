@@ -10,8 +10,7 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
-from tests.trainable.tiny import tiny_backbone, tiny_branch
-from trainable.augment import Augmentation
+from tests.trainable.tiny import fixed_augmentation, tiny_backbone, tiny_branch
 from trainable.config import Branch, Task
 from trainable.models import INITIAL_COSINE_SCALE, BranchModel, CosineHead
 
@@ -224,7 +223,7 @@ def test_images_are_normalised_with_the_backbones_statistics() -> None:
 def test_prepared_images_are_float_and_channels_last(size: int, is_augmented: bool) -> None:
     images = pixels(8)
     before = images.clone()
-    turned = Augmentation(torch.full((2,), 5.0), torch.zeros(2, dtype=torch.bool))
+    turned = fixed_augmentation(torch.full((2,), 5.0), torch.zeros(2, dtype=torch.bool))
     x = build(image_size=size).prepare(images, turned if is_augmented else None)
     assert x.dtype == torch.float32
     assert x.shape == (2, 3, size, size)
@@ -245,12 +244,12 @@ def test_images_are_resized_as_pillow_does_it(size: int) -> None:
 def test_augmentation_is_applied_after_resizing_and_before_normalising() -> None:
     model = with_statistics((0.5, 0.5, 0.5), (0.25, 0.25, 0.25), 8)
     images = pixels(16)
-    mirrored = Augmentation(torch.zeros(2), torch.ones(2, dtype=torch.bool))
+    mirrored = fixed_augmentation(torch.zeros(2), torch.ones(2, dtype=torch.bool))
     torch.testing.assert_close(
         model.prepare(images, mirrored), model.prepare(images).flip(3), atol=1e-4, rtol=1e-4
     )
     # A rotation lets in black, which is (0 - 0.5) / 0.25 after normalisation.
     white = torch.full((1, 8, 8, 3), 255, dtype=torch.uint8)
-    turned = Augmentation(torch.full((1,), 45.0), torch.zeros(1, dtype=torch.bool))
+    turned = fixed_augmentation(torch.full((1,), 45.0), torch.zeros(1, dtype=torch.bool))
     corner = model.prepare(white, turned)[0, :, 0, 0]
     torch.testing.assert_close(corner, torch.full((3,), -2.0))

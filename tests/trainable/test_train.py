@@ -585,12 +585,12 @@ def test_checkpoint_of_a_frozen_trial_holds_only_the_heads(tmp_path: Path, run: 
 
 def test_stopping_early_keeps_the_schedule(tmp_path: Path, run: Run) -> None:
     config = tiny_config(epochs=3, schedule="one_cycle")
-    expected, expected_history = run(config)
-    _, reports = run(config, folder=tmp_path, stop_after=1)
+    expected, expected_history = run(config, folder=tmp_path / "whole")
+    _, reports = run(config, folder=tmp_path / "parts", stop_after=1)
     assert timeless(reports) == timeless(expected_history[:1])
     _, shorter = run(replace(config, epochs=1))
     assert timeless(shorter) != timeless(reports)
-    result, reports = run(config, folder=tmp_path)
+    result, reports = run(config, folder=tmp_path / "parts")
     assert timeless(reports) == timeless(expected_history)
     assert differing(state_of(result.branches[0]), state_of(expected.branches[0])) == set()
 

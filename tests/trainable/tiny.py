@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from trainable import synthetic
+from trainable.augment import STRONG_OPERATIONS, Augmentation
 from trainable.backbones import Backbone
 from trainable.config import Branch, TrialConfig
 from trainable.data import Data
@@ -95,6 +96,27 @@ def numbered_data(fingerprint: str = "numbered") -> Data:
         fingerprint=fingerprint,
         source="numbered",
         novel_source="numbered",
+    )
+
+
+def fixed_augmentation(
+    angle_N: torch.Tensor,
+    flip_N: torch.Tensor | None = None,
+    *,
+    place_N2: torch.Tensor | None = None,
+    side_N: torch.Tensor | None = None,
+    **strength_N: torch.Tensor,
+) -> Augmentation:
+    """Return the augmentation of those parameters; of the others, none."""
+    num = len(angle_N)
+    return Augmentation(
+        angle_N=angle_N,
+        flip_N=torch.zeros(num, dtype=torch.bool) if flip_N is None else flip_N,
+        strength_NK=torch.stack(
+            [strength_N.get(name, torch.zeros(num)) for name in STRONG_OPERATIONS], 1
+        ),
+        place_N2=torch.full((num, 2), 0.5) if place_N2 is None else place_N2,
+        side_N=torch.zeros(num, dtype=torch.int64) if side_N is None else side_N,
     )
 
 
