@@ -108,7 +108,8 @@ def _of_branch(
 
 def save_outputs(folder: UPath, outputs: Outputs) -> None:
     """Write the validation outputs, from which every threshold and score can be evaluated."""
-    tensors = {name: tensor.contiguous() for name, tensor in vars(outputs).items()}
+    # Cloned, as two heads of one branch share their scores and the format knows no sharing.
+    tensors = {name: tensor.clone() for name, tensor in vars(outputs).items()}
     write_atomically(folder / OUTPUTS_FILE, safetensors.torch.save(tensors))
 
 
