@@ -247,5 +247,5 @@ def hierarchy_area(outputs: Outputs, rule: Rule) -> float:
     novel = ~is_seen & right_super
     if not known.any() or not novel.any():
         return 0.0
-    share = known.sum() / is_seen.sum() * (novel.sum() / (~is_seen).sum())
+    share = known[is_seen].double().mean() * novel[~is_seen].double().mean()
     return auroc(score[known], score[novel]) * float(share)
