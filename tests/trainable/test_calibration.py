@@ -211,7 +211,7 @@ def rates_of(half: Outputs, options: dict[str, Any], task: str) -> dict[str, flo
     "options",
     [
         {},
-        {"known_rejection_super": 0.1, "known_rejection_sub": 0.1},
+        {"known_rejection_super": 0.3, "known_rejection_sub": 0.4},
         {"tau_sub_per_superclass": True},
         {"couple_novel": True, "super_novelty_score": "energy"},
         {"couple_novel": True, "restrict_sub": True, "known_rejection_super": 0.3},

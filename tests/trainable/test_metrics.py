@@ -1,8 +1,9 @@
 """Metrics equal independent references, and each half of the images has one use."""
 
 import math
-from dataclasses import fields, replace
+from dataclasses import replace
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,61 +11,40 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pytorch_ood.metrics import functional as pytorch_ood
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import average_precision_score, roc_auc_score
 
-from trainable.config import TASKS, TrialConfig
+from tests.trainable.made_outputs import SUPER_OF_SUB, make_outputs, mixed, without_bank
+from trainable.calibration import Outputs, choose_rule
+from trainable.config import BEST, FEATURE_SCORES, NOVELTY_SCORES, TASKS, TrialConfig
 from trainable.metrics import (
+    CONFORMAL_REJECTION,
+    ECE_BINS,
     METRICS,
-    Outputs,
-    Thresholds,
     accuracies,
     auroc,
-    calibrated_thresholds,
+    average_precision,
     evaluate,
+    expected_calibration_error,
     fpr_at_tpr,
+    hierarchy_area,
     oscr,
-    thresholds,
+    score_table,
+    separation,
 )
-from trainable.novelty import acceptance, decide
-from trainable.splits import NOVEL, PSEUDO_NOVEL, SEEN
+from trainable.novelty import Rule, decide
+from trainable.splits import NOVEL, PSEUDO_NOVEL, SECOND, SEEN
 
-SUPER_OF_SUB = (0, 0, 1, 1, 2)  # novel subclass 4 belongs to novel superclass 2
-ALL_SCORES = ("msp", "max_logit", "energy", "gen")
-
-
-def make_outputs(seed: int = 0, num: int = 200) -> Outputs:
-    """Logits that are right more often than not, for images of all three kinds."""
-    rng = torch.Generator().manual_seed(seed)
-    kind = torch.randint(3, (num,), generator=rng)
-    subclass = torch.randint(4, (num,), generator=rng)
-    sub_target = subclass.masked_fill(kind != SEEN, 4)
-    super_target = torch.tensor(SUPER_OF_SUB)[subclass].masked_fill(kind == NOVEL, 2)
-
-    def logits(target: torch.Tensor, num_classes: int) -> torch.Tensor:
-        noise = torch.randn(num, num_classes, generator=rng)
-        return noise + torch.nn.functional.one_hot(target, num_classes)
-
-    return Outputs(
-        super_logits=logits(super_target, 3),
-        sub_logits=logits(sub_target, 5),
-        super_target=super_target,
-        sub_target=sub_target,
-        kind=kind,
-        is_calibration=torch.arange(num) % 2 == 0,
-        rows=torch.arange(num),
-    )
+ALL_KINDS = (SEEN, PSEUDO_NOVEL, NOVEL, SECOND)
 
 
-def mixed(calibration: Outputs, evaluation: Outputs) -> Outputs:
-    """Return outputs with the calibration half of one and the evaluation half of the other."""
-    assert torch.equal(calibration.is_calibration, evaluation.is_calibration)
-
-    def choose(name: str) -> torch.Tensor:
-        ours, theirs = getattr(calibration, name), getattr(evaluation, name)
-        keep = calibration.is_calibration.view(-1, *[1] * (ours.dim() - 1))
-        return torch.where(keep, ours, theirs)
-
-    return replace(calibration, **{field.name: choose(field.name) for field in fields(Outputs)})
+def rule_of(tau_super: float, *tau_sub: float, **changes: Any) -> Rule:
+    """Return a rule by msp without options, with `changes`."""
+    rule = Rule(
+        super_score="msp", sub_score="msp", tau_super=tau_super,
+        tau_sub=tau_sub if len(tau_sub) == 2 else (*tau_sub, *tau_sub),
+        couple_novel=False, restrict_sub=False,
+    )  # fmt: skip
+    return replace(rule, **changes)
 
 
 # --- Threshold-free curves --------------------------------------------------------------------
@@ -140,26 +120,151 @@ def test_oscr_of_a_perfect_classifier_is_its_auroc(known: list[float], novel: li
     assert oscr(doubles(known), right, doubles(novel)) == pytest.approx(expected, abs=1e-12)
 
 
+@given(score_lists, score_lists)
+@example([1.0, 1.0], [1.0])
+@settings(deadline=None, max_examples=50)
+def test_average_precision_is_scikit_learns(positive: list[float], negative: list[float]) -> None:
+    """Ties included: the few values have many."""
+    labels = [1] * len(positive) + [0] * len(negative)
+    expected = average_precision_score(labels, positive + negative)
+    found = average_precision(doubles(positive), doubles(negative))
+    assert found == pytest.approx(expected, abs=1e-12)
+
+
+@given(score_lists, score_lists)
+@settings(deadline=None, max_examples=50)
+def test_separation_takes_novel_as_the_positive_class_of_precision_and_of_rejection(
+    known: list[float], novel: list[float]
+) -> None:
+    labels = torch.tensor([0] * len(known) + [-1] * len(novel))  # novel ones are negative there
+    outlier = -doubles(known + novel)
+    curves = separation(doubles(known), doubles(novel))
+    is_novel = (labels < 0).int().numpy()
+    expected = {
+        "auroc": float(pytorch_ood.auroc(outlier, labels)),
+        "aupr": average_precision_score(is_novel, outlier.numpy()),
+        "fpr95": min(
+            fmean(score >= tau for score in novel)
+            for tau in known
+            if fmean(score >= tau for score in known) >= 0.95
+        ),
+        "known_rejected95": float(pytorch_ood.fpr_at_tpr(outlier, labels, tpr=0.95)),
+    }
+    assert curves == pytest.approx(expected, abs=1e-12)
+
+
+def ece_by_numpy(logits: np.ndarray, target: np.ndarray) -> float:
+    """Return the calibration error, bin by bin: (b / 15, (b + 1) / 15]."""
+    exp = np.exp(logits - logits.max(1, keepdims=True))
+    probability = exp / exp.sum(1, keepdims=True)
+    confidence, right = probability.max(1), probability.argmax(1) == target
+    error = 0.0
+    for b in range(15):
+        inside = (confidence > b / 15) & (confidence <= (b + 1) / 15)
+        if inside.any():
+            error += inside.mean() * abs(confidence[inside].mean() - right[inside].mean())
+    return float(error)
+
+
+@pytest.mark.parametrize("num_classes", [2, 5, 30])
+@pytest.mark.parametrize("scale", [0.1, 2.0, 50.0])
+def test_calibration_error_is_that_of_a_plain_loop(num_classes: int, scale: float) -> None:
+    assert ECE_BINS == 15
+    rng = np.random.default_rng(num_classes)
+    logits = scale * rng.normal(size=(300, num_classes))
+    target = np.where(rng.random(300) < 0.5, logits.argmax(1), rng.integers(num_classes, size=300))
+    found = expected_calibration_error(torch.from_numpy(logits), torch.from_numpy(target))
+    assert found == pytest.approx(ece_by_numpy(logits, target), abs=1e-12)
+
+
+def test_calibration_error_of_known_confidences() -> None:
+    """All 0.75: three of four right is calibrated; none right is off by 0.75."""
+    logits = torch.tensor([[3.0, 1.0]], dtype=torch.float64).log().expand(4, 2)
+    right, wrong = torch.tensor([0, 0, 0, 1]), torch.ones(4, dtype=torch.int64)
+    assert expected_calibration_error(logits, right) == pytest.approx(0.0, abs=1e-12)
+    assert expected_calibration_error(logits, wrong) == pytest.approx(0.75, abs=1e-12)
+
+
+def area_by_sweep(outputs: Outputs, rule: Rule) -> float:
+    """Return the area under known against novel accuracy, by trapezoids over all thresholds.
+
+    Image by image. At the lowest threshold of all nothing is called novel, not even where novel
+    is the argmax, or where coupling says so.
+    """
+    points = []
+    scores = outputs.score("sub", rule.sub_score).tolist()
+    lowest, images = -1e9, []
+    superclasses = decide(outputs, rule)[0].tolist()
+    for i, superclass in enumerate(superclasses):
+        of_super, of_sub = outputs.super_logits[i].tolist(), outputs.sub_logits[i].tolist()
+        likeliest = max(range(2), key=of_super.__getitem__)
+        known = [c for c in range(4) if not rule.restrict_sub or SUPER_OF_SUB[c] == likeliest]
+        candidate = max(known, key=of_sub.__getitem__)
+        is_novel = of_sub[4] > of_sub[candidate] or (rule.couple_novel and superclass == 2)
+        images.append((superclass, candidate, lowest if is_novel else scores[i]))
+    for tau in sorted({math.inf, *(score for _, _, score in images)}):
+        right: dict[bool, list[bool]] = {True: [], False: []}
+        for i, (superclass, candidate, score) in enumerate(images):
+            subclass = candidate if score >= tau else 4
+            right[bool(outputs.kind[i] == SEEN)].append(
+                superclass == outputs.super_target[i] and subclass == outputs.sub_target[i]
+            )
+        points.append((fmean(right[False]), fmean(right[True])))
+    novel, known = zip(*points, strict=True)
+    return float(np.trapezoid(known, novel))
+
+
+@pytest.mark.parametrize("score", ["msp", "knn"])
+@pytest.mark.parametrize(
+    "changes", [{}, {"restrict_sub": True}, {"couple_novel": True}], ids=["", "restrict", "couple"]
+)
+@pytest.mark.parametrize("tau_super", [-1.5, 0.5, 0.7])
+def test_hierarchy_area_is_that_of_a_sweep(
+    tau_super: float, changes: dict[str, bool], score: str
+) -> None:
+    outputs = make_outputs(num=80)
+    features = (2 * outputs.sub_feature_scores).round() / 2  # with ties
+    outputs = replace(outputs, sub_feature_scores=features)
+    rule = rule_of(tau_super, 0.1, sub_score=score, **changes)
+    assert hierarchy_area(outputs, rule) == pytest.approx(area_by_sweep(outputs, rule), abs=1e-12)
+
+
+def test_hierarchy_area_does_not_depend_on_the_subclass_tau() -> None:
+    outputs = make_outputs(num=80)
+    areas = {hierarchy_area(outputs, rule_of(0.5, *taus)) for taus in [(0.1,), (0.9,), (0.2, 0.6)]}
+    assert len(areas) == 1
+
+
+def test_hierarchy_area_is_nothing_where_no_superclass_is_right() -> None:
+    outputs = make_outputs(num=80)
+    wrong = replace(outputs, super_target=(decide(outputs, rule_of(0.5, 0.5))[0] + 1) % 3)
+    assert hierarchy_area(wrong, rule_of(0.5, 0.5)) == 0.0
+
+
 # --- Accuracies -------------------------------------------------------------------------------
 
 
-def accuracies_by_loop(outputs: Outputs, tau: Thresholds, couple_novel: bool) -> dict[str, float]:
+def accuracies_by_loop(outputs: Outputs, rule: Rule) -> dict[str, float]:
     """Every accuracy from DESIGN's table, image by image, for the msp score."""
     right: dict[str, list[bool]] = {}
     for i, kind in enumerate(outputs.kind.tolist()):
         p_super = outputs.super_logits[i].double().softmax(0)
         p_sub = outputs.sub_logits[i].double().softmax(0)
-        superclass = int(p_super.argmax()) if p_super.max() >= tau.super else 2
-        subclass = int(p_sub.argmax()) if p_sub.max() >= tau.sub else 4
-        if couple_novel and superclass == 2:
+        superclass = int(p_super.argmax()) if p_super.max() >= rule.tau_super else 2
+        tau_sub = rule.tau_sub[SUPER_OF_SUB[int(p_sub[:4].argmax())]]
+        subclass = int(p_sub.argmax()) if p_sub.max() >= tau_sub else 4
+        if rule.couple_novel and superclass == 2:
             subclass = 4
         is_super, is_sub = superclass == outputs.super_target[i], subclass == outputs.sub_target[i]
         right.setdefault("overall_super", []).append(bool(is_super))
         right.setdefault("overall_sub", []).append(bool(is_sub))
         group = "unseen_super" if kind == NOVEL else "seen_super"
         right.setdefault(group, []).append(bool(is_super))
+        if kind != NOVEL:
+            right.setdefault("known_rejected_super", []).append(superclass == 2)
         if kind == SEEN:
             right.setdefault("seen_sub", []).append(bool(is_sub))
+            right.setdefault("known_rejected_sub", []).append(subclass == 4)
         else:
             right.setdefault("unseen_sub", []).append(bool(is_sub))
             near = "unseen_sub_near" if kind == PSEUDO_NOVEL else "unseen_sub_far"
@@ -172,41 +277,30 @@ def accuracies_by_loop(outputs: Outputs, tau: Thresholds, couple_novel: bool) ->
 
 
 @pytest.mark.parametrize("couple_novel", [False, True])
-@pytest.mark.parametrize("tau", [Thresholds(0.5, 0.4), Thresholds(0.0, 0.9), Thresholds(2.0, 0.3)])
-def test_accuracies_are_those_of_a_plain_loop(tau: Thresholds, couple_novel: bool) -> None:
+@pytest.mark.parametrize("taus", [(0.5, 0.4), (0.0, 0.9), (2.0, 0.3), (0.5, 0.3, 0.6)])
+def test_accuracies_are_those_of_a_plain_loop(taus: tuple[float, ...], couple_novel: bool) -> None:
     outputs = make_outputs()
-    config = TrialConfig(couple_novel=couple_novel)
-    expected = accuracies_by_loop(outputs, tau, couple_novel)
+    rule = rule_of(*taus, couple_novel=couple_novel)
+    expected = accuracies_by_loop(outputs, rule)
     # To rounding in float64: a search compares these.
-    assert accuracies(outputs, config, tau) == pytest.approx(expected, rel=1e-12, abs=1e-15)
+    assert accuracies(outputs, rule) == pytest.approx(expected, rel=1e-12, abs=1e-15)
 
 
 def test_group_without_images_is_left_out() -> None:
     outputs = make_outputs()
-    keep = outputs.kind != PSEUDO_NOVEL
-    some = replace(outputs, **{f.name: getattr(outputs, f.name)[keep] for f in fields(Outputs)})
-    result = accuracies(some, TrialConfig(), Thresholds(0.5, 0.5))
+    result = accuracies(outputs.where(outputs.kind != PSEUDO_NOVEL), rule_of(0.5, 0.5))
     assert "unseen_sub_near" not in result
     assert result["unseen_sub"] == result["unseen_sub_far"]
 
 
-# --- Thresholds and halves --------------------------------------------------------------------
+# --- Halves -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ALL_SCORES)
-def test_thresholds_depend_on_the_calibration_half_alone(name: str) -> None:
-    config = TrialConfig(novelty_score=name)
-    ours, other = make_outputs(seed=0), make_outputs(seed=1)
-    chosen = calibrated_thresholds(ours, config)
-    assert calibrated_thresholds(mixed(ours, other), config) == chosen
-    assert calibrated_thresholds(mixed(other, ours), config) != chosen
-
-
-@pytest.mark.parametrize("name", ALL_SCORES)
+@pytest.mark.parametrize("name", NOVELTY_SCORES)
 def test_metrics_at_fixed_thresholds_depend_on_the_evaluation_half_alone(name: str) -> None:
     ours, other = make_outputs(seed=0), make_outputs(seed=1)
-    tau = calibrated_thresholds(ours, TrialConfig(novelty_score=name))
-    config = TrialConfig(novelty_score=name, tau_super=tau.super, tau_sub=tau.sub)
+    rule = choose_rule(ours, TrialConfig(novelty_score=name))
+    config = TrialConfig(novelty_score=name, tau_super=rule.tau_super, tau_sub=rule.tau_sub[0])
     result, swapped = evaluate(ours, config), evaluate(mixed(other, ours), config)
     chooses = {"score_calibrated", "score_calibration"}
     assert {k: v for k, v in swapped.items() if k not in chooses} == {
@@ -217,19 +311,12 @@ def test_metrics_at_fixed_thresholds_depend_on_the_evaluation_half_alone(name: s
     assert changed["score_calibration"] == result["score_calibration"]
 
 
-def test_score_calibration_is_the_score_of_the_calibration_half() -> None:
-    outputs = make_outputs()
-    result = evaluate(outputs, TrialConfig())
+@pytest.mark.parametrize("options", [{}, {"novelty_score": BEST}, {"couple_novel": True}], ids=str)
+def test_score_calibration_is_the_score_of_the_calibration_half(options: dict[str, Any]) -> None:
+    outputs, config = make_outputs(), TrialConfig(**options)
     half = outputs.half(calibration=True)
-    tau = Thresholds(result["tau_super"], result["tau_sub"])
-    expected = accuracies(half, TrialConfig(), tau)["score"]
-    assert result["score_calibration"] == expected
-
-
-def test_halves_share_no_image_and_leave_none_out() -> None:
-    outputs = make_outputs()
-    rows = [outputs.half(calibration=each).rows.tolist() for each in (True, False)]
-    assert rows == [list(range(0, 200, 2)), list(range(1, 200, 2))]
+    expected = accuracies(half, choose_rule(outputs, config))["score"]
+    assert evaluate(outputs, config)["score_calibration"] == expected
 
 
 def test_fixed_taus_are_used_as_given_beside_the_calibrated_score() -> None:
@@ -237,93 +324,100 @@ def test_fixed_taus_are_used_as_given_beside_the_calibrated_score() -> None:
     fixed = TrialConfig(tau_super=0.99, tau_sub=0.85)
     result, calibrated = evaluate(outputs, fixed), evaluate(outputs, TrialConfig())
     assert (result["tau_super"], result["tau_sub"]) == (0.99, 0.85)
-    evaluation = outputs.half(calibration=False)
-    expected = accuracies(evaluation, fixed, Thresholds(0.99, 0.85))
+    expected = accuracies(outputs.half(calibration=False), rule_of(0.99, 0.85))
     assert {name: result[name] for name in expected} == expected
     assert result["score_calibrated"] == calibrated["score"] == calibrated["score_calibrated"]
     assert result["score"] != calibrated["score"]
 
 
-@pytest.mark.parametrize("fixed", ["super", "sub"])
-def test_one_fixed_tau_leaves_the_other_calibrated(fixed: str) -> None:
-    outputs = make_outputs()
-    calibrated = calibrated_thresholds(outputs, TrialConfig())
-    tau = thresholds(outputs, TrialConfig(**{f"tau_{fixed}": 0.77}))
-    assert getattr(tau, fixed) == 0.77
-    other = "sub" if fixed == "super" else "super"
-    assert getattr(tau, other) == getattr(calibrated, other)
+def test_conformal_taus_are_reported_beside_the_calibrated_score() -> None:
+    outputs = make_outputs(num=400)
+    config = TrialConfig(known_rejection_super=0.4, known_rejection_sub=0.4)
+    result, calibrated = evaluate(outputs, config), evaluate(outputs, TrialConfig())
+    rule = choose_rule(outputs, config)
+    assert (result["tau_super"], result["tau_sub"]) == (rule.tau_super, rule.tau_sub[0])
+    assert result["score"] == accuracies(outputs.half(calibration=False), rule)["score"]
+    assert result["score_calibrated"] == calibrated["score"] != result["score"]
 
 
-def hmean_sub(half: Outputs, config: TrialConfig, tau: Thresholds) -> float:
-    """The harmonic mean of seen and unseen subclass accuracy at these thresholds."""
-    _, subclass = decide(
-        half.super_logits, half.sub_logits,
-        acceptance(half.super_logits, "msp"), acceptance(half.sub_logits, "msp"),
-        tau_super=tau.super, tau_sub=tau.sub, couple_novel=config.couple_novel,
-    )  # fmt: skip
-    right, seen = subclass == half.sub_target, half.kind == SEEN
-    a, b = fmean(right[seen].tolist()), fmean(right[~seen].tolist())
-    return 2 * a * b / (a + b) if a + b else 0.0
+def test_tau_sub_is_the_mean_where_each_superclass_has_its_own() -> None:
+    outputs, config = make_outputs(), TrialConfig(tau_sub_per_superclass=True)
+    taus = choose_rule(outputs, config).tau_sub
+    assert evaluate(outputs, config)["tau_sub"] == pytest.approx(fmean(taus), rel=1e-12)
 
 
-@pytest.mark.parametrize("tau_super", [None, 0.5, 0.75])
-@pytest.mark.parametrize("seed", range(4))
-def test_coupled_subclass_tau_is_the_best_given_the_superclass_decision(
-    seed: int, tau_super: float | None
-) -> None:
-    """Whatever made that decision: a calibrated superclass threshold or a fixed one."""
-    outputs = make_outputs(seed)
-    config = TrialConfig(couple_novel=True, tau_super=tau_super)
-    tau = thresholds(outputs, config)
-    if tau_super is None:
-        assert tau.super == calibrated_thresholds(outputs, TrialConfig()).super
-    half = outputs.half(calibration=True)
-    candidates = [0.0, *half.sub_logits.double().softmax(1)[:, :-1].amax(1).tolist()]
-    best = max(hmean_sub(half, config, Thresholds(tau.super, each)) for each in candidates)
-    assert hmean_sub(half, config, tau) == pytest.approx(best, rel=1e-12)
+# --- The second hold-out ----------------------------------------------------------------------
 
 
-def test_coupling_changes_the_subclass_tau() -> None:
-    """Else the test above would pass with thresholds chosen one by one."""
-    plain, coupled = (
-        [calibrated_thresholds(make_outputs(seed), TrialConfig(couple_novel=couple)).sub
-         for seed in range(4)]
-        for couple in (False, True)
-    )  # fmt: skip
-    assert plain != coupled
+@pytest.mark.parametrize(
+    "options", [{}, {"novelty_score": BEST, "couple_novel": True}, {"tau_sub": 0.6}], ids=str
+)
+def test_second_hold_out_is_reported_apart_and_enters_nothing_else(options: dict[str, Any]) -> None:
+    outputs, config = make_outputs(kinds=ALL_KINDS), TrialConfig(**options)
+    is_second = outputs.kind == SECOND
+    result = evaluate(outputs, config)
+    second = {name: result.pop(name) for name in ("unseen_sub_second", "auroc_sub_second")}
+    without = outputs.where(~is_second)
+    assert result == evaluate(without, config)
+    rule = choose_rule(without, config)
+    called = decide(outputs, rule)[1] == 4
+    assert second["unseen_sub_second"] == fmean(called[is_second].tolist())
+    score = outputs.score("sub", rule.sub_score)
+    seen = ~outputs.is_calibration & (outputs.kind == SEEN)
+    labels = [1] * int(seen.sum()) + [0] * int(is_second.sum())
+    expected = roc_auc_score(labels, torch.cat([score[seen], score[is_second]]))
+    assert second["auroc_sub_second"] == pytest.approx(expected, abs=1e-12)
+
+
+def test_second_hold_out_is_not_in_the_table() -> None:
+    outputs = make_outputs(num=100, kinds=ALL_KINDS)
+    without = outputs.where(outputs.kind != SECOND)
+    config = TrialConfig()
+    assert list(score_table(outputs, config)) == list(score_table(without, config))
 
 
 # --- Everything a trial reports ---------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ALL_SCORES)
-def test_every_metric_is_reported_and_finite(name: str) -> None:
-    result = evaluate(make_outputs(), TrialConfig(novelty_score=name))
-    assert {*METRICS, "score_calibration", "tau_super", "tau_sub"} == set(result)
+@pytest.mark.parametrize("name", [*NOVELTY_SCORES, BEST])
+@pytest.mark.parametrize("kinds", [ALL_KINDS, ALL_KINDS[:3]], ids=["second", "no second"])
+def test_every_metric_is_reported_and_finite(name: str, kinds: tuple[int, ...]) -> None:
+    result = evaluate(make_outputs(kinds=kinds), TrialConfig(novelty_score=name))
+    metrics = {name for name in METRICS if SECOND in kinds or not name.endswith("_second")}
+    assert {*metrics, "score_calibration", "tau_super", "tau_sub"} == set(result)
     assert all(math.isfinite(value) for value in result.values())
-    fractions = [result[metric] for metric in METRICS if not metric.startswith("ce_")]
+    fractions = [result[metric] for metric in metrics if not metric.startswith("ce_")]
     assert all(0 <= value <= 1 for value in fractions)
 
 
 def test_threshold_free_metrics_take_known_images_by_task() -> None:
     outputs = make_outputs()
-    result = evaluate(outputs, TrialConfig(super_novelty_score="energy", sub_novelty_score="msp"))
+    config = TrialConfig(super_novelty_score="energy", sub_novelty_score="msp")
+    result = evaluate(outputs, config)
     half = outputs.half(calibration=False)
     energy = half.super_logits.double()[:, :-1].logsumexp(1)
-    assert result["auroc_super"] == pytest.approx(roc_auc_score(half.kind != NOVEL, energy))
+    is_novel = half.kind == NOVEL
+    assert result["auroc_super"] == pytest.approx(roc_auc_score(~is_novel, energy))
+    assert result["aupr_super"] == pytest.approx(average_precision_score(is_novel, -energy))
     p_sub = half.sub_logits.double().softmax(1)
     msp = p_sub[:, :-1].amax(1)
-    assert result["auroc_sub"] == pytest.approx(roc_auc_score(half.kind == SEEN, msp))
     known = half.kind == SEEN
+    assert result["auroc_sub"] == pytest.approx(roc_auc_score(known, msp))
+    assert result["aupr_sub"] == pytest.approx(average_precision_score(~known, -msp))
     assert result["fpr95_sub"] == fpr_at_tpr(msp[known], msp[~known], 0.95)
+    assert result["known_rejected95_sub"] == fpr_at_tpr(-msp[~known], -msp[known], 0.95)
     right = half.sub_logits[known, :-1].argmax(1) == half.sub_target[known]
     assert result["oscr_sub"] == oscr(msp[known], right, msp[~known])
     ce = -p_sub[torch.arange(len(p_sub)), half.sub_target].log().mean()
     assert result["ce_sub"] == pytest.approx(float(ce), rel=1e-9)
+    ece = ece_by_numpy(half.sub_logits.double().numpy(), half.sub_target.numpy())
+    assert result["ece_sub"] == pytest.approx(ece, abs=1e-12)
+    rule = choose_rule(outputs, config)
+    assert result["hierarchy_area"] == hierarchy_area(half, rule)
 
 
 def test_perfect_outputs_have_perfect_metrics() -> None:
-    outputs = make_outputs()
+    outputs = make_outputs(kinds=ALL_KINDS)
     perfect = replace(
         outputs,
         super_logits=20.0 * torch.nn.functional.one_hot(outputs.super_target, 3),
@@ -333,3 +427,102 @@ def test_perfect_outputs_have_perfect_metrics() -> None:
     for metric, direction in METRICS.items():
         expected = 1.0 if direction == "maximize" else 0.0
         assert result[metric] == pytest.approx(expected, abs=1e-6), metric
+
+
+# --- The table of what could have been chosen -------------------------------------------------
+
+
+def key_of(row: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(
+        row[name] for name in ("task", "novelty_score", "threshold", "couple_novel", "restrict_sub")
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "rejections", "has_fixed"),
+    [
+        ({}, (CONFORMAL_REJECTION, CONFORMAL_REJECTION), (False, False)),
+        ({"tau_super": 0.6}, (CONFORMAL_REJECTION, CONFORMAL_REJECTION), (True, False)),
+        ({"known_rejection_sub": 0.2, "couple_novel": True}, (0.05, 0.2), (False, False)),
+        ({"tau_sub": 0.4, "restrict_sub": True}, (0.05, 0.05), (False, True)),
+    ],
+    ids=str,
+)
+def test_table_has_a_row_of_every_score_threshold_and_option(
+    options: dict[str, Any], rejections: tuple[float, float], has_fixed: tuple[bool, bool]
+) -> None:
+    config = TrialConfig(**options)
+    expected = []
+    for task, rejection, is_fixed in zip(TASKS, rejections, has_fixed, strict=True):
+        thresholds = ["harmonic_mean", f"reject_{rejection}", *["fixed"] * is_fixed]
+        own = [(config.couple_novel, config.restrict_sub)]
+        all_options = [(c, r) for c in (False, True) for r in (False, True)]
+        expected += [
+            (task, name, threshold, *option)
+            for name in NOVELTY_SCORES
+            for threshold in thresholds
+            for option in (own if task == "super" else all_options)
+        ]
+    rows = [key_of(row) for row in score_table(make_outputs(num=60), config)]
+    assert sorted(rows) == sorted(expected)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"known_rejection_super": 0.3, "couple_novel": True, "sub_novelty_score": "gen"},
+        {"tau_sub": 0.4, "tau_super": 0.5},
+        {"tau_sub_per_superclass": True, "super_novelty_score": BEST},
+    ],
+    ids=str,
+)
+def test_row_equals_the_result_of_a_config_that_had_chosen_it(options: dict[str, Any]) -> None:
+    outputs = make_outputs(num=120, kinds=ALL_KINDS)
+    config = TrialConfig(**options)
+    rows = list(score_table(outputs, config))
+    assert len(rows) > 0
+    for row in rows[::5]:  # no count of thresholds and options is a multiple: all are met
+        task = row["task"]
+        changes: dict[str, Any] = {
+            f"{task}_novelty_score": row["novelty_score"],
+            "couple_novel": row["couple_novel"],
+            "restrict_sub": row["restrict_sub"],
+        }
+        if row["threshold"] != "fixed":
+            kind, _, rejection = row["threshold"].partition("reject_")
+            changes[f"tau_{task}"] = None
+            changes[f"known_rejection_{task}"] = None if kind else float(rejection)
+        chosen = replace(config, **changes)
+        result = evaluate(outputs, chosen)
+        for metric in ("hmean", "seen", "unseen", "known_rejected", "overall"):
+            assert row[metric] == result[f"{metric}_{task}"]
+        for metric in ("auroc", "aupr", "fpr95", "known_rejected95"):
+            assert row[metric] == result[f"{metric}_{task}"]
+        assert row["score"] == result["score"]
+        taus = [float(each) for each in row["tau"].split()]
+        if task == "super" or len(taus) == 1:
+            assert taus == [pytest.approx(result[f"tau_{task}"], rel=1e-5)]
+        else:
+            assert taus == pytest.approx(choose_rule(outputs, chosen).tau_sub, rel=1e-5)
+
+
+def test_scores_that_were_not_fitted_are_left_out_of_the_table() -> None:
+    rows = list(score_table(without_bank(make_outputs(num=60)), TrialConfig()))
+    names = {row["novelty_score"] for row in rows}
+    assert names == set(NOVELTY_SCORES) - set(FEATURE_SCORES)
+
+
+def test_table_of_one_branch_with_a_bank_has_its_scores_for_that_task_alone() -> None:
+    outputs = make_outputs(num=60)
+    nothing = torch.full_like(outputs.sub_feature_scores, math.nan)
+    rows = list(score_table(replace(outputs, sub_feature_scores=nothing), TrialConfig()))
+    by_features = {row["task"] for row in rows if row["novelty_score"] in FEATURE_SCORES}
+    assert by_features == {"super"}
+
+
+def test_table_without_borrowed_images_leaves_their_score_out() -> None:
+    """No configuration without borrowed images may ask for the distance to them."""
+    rows = list(score_table(make_outputs(num=60), TrialConfig(novel_images=0)))
+    names = {row["novelty_score"] for row in rows}
+    assert names == set(NOVELTY_SCORES) - {"knn_difference"}
