@@ -3,32 +3,36 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import safetensors.torch
 import torch
 
 from tests.trainable.tiny import tiny_config, write_weights
 from trainable import backbones
+from trainable.calibration import available_scores, choose_rule
 from trainable.classifier import (
     INFO_FILE,
     MODEL_FILE,
     OUTPUTS_FILE,
+    TABLE_FILE,
     Classifier,
     Predictions,
     load_outputs,
     save_classifier,
 )
-from trainable.config import TrialConfig
+from trainable.config import NOVELTY_SCORES, TASKS, Task, TrialConfig
 from trainable.data import Data
 from trainable.errors import DataError, WeightsError
-from trainable.metrics import Outputs
+from trainable.feature_scores import FeatureBank
 from trainable.models import BranchModel
-from trainable.novelty import acceptance, decide, novelty_score
+from trainable.novelty import Rule, decide
 from trainable.splits import Pools, make_pools
-from trainable.train import Trainer, train
+from trainable.train import train
 
 VARIED = {"novelty_score": "max_logit", "novel_images": 10, "lr": 3e-3, "epochs": 2}
 """A trial whose answers are not all novel."""
@@ -38,23 +42,6 @@ CONFIG = tiny_config(fine_tune="last_1", **VARIED)
 
 def silent(*args: object) -> None:
     pass
-
-
-def decided(outputs: Outputs, config: TrialConfig, info: dict[str, Any]) -> tuple[Any, Any]:
-    """Return the trial's own answers, counted as the heads count."""
-    return decide(
-        outputs.super_logits,
-        outputs.sub_logits,
-        acceptance(outputs.super_logits, config.of("super", "novelty_score")),
-        acceptance(outputs.sub_logits, config.of("sub", "novelty_score")),
-        tau_super=info["tau_super"],
-        tau_sub=info["tau_sub"],
-        couple_novel=config.couple_novel,
-    )
-
-
-def trial_scores(outputs: Outputs, config: TrialConfig, task: Any) -> torch.Tensor:
-    return novelty_score(outputs.of(task)[0], config.of(task, "novelty_score"))
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +72,7 @@ def save_by_hand(
     *,
     config: TrialConfig = CONFIG,
     change: Callable[[list[BranchModel]], None] = silent,
-    **taus: float,
+    **rule: Any,
 ) -> Pools:
     """Save an untrained classifier after `change`; return the pools that it goes with."""
     pools = make_pools(data, config)
@@ -97,9 +84,22 @@ def save_by_hand(
             for branch in config.branches()
         ]
     change(branches)
-    metrics = {"tau_super": -1e9, "tau_sub": -1e9} | taus
-    save_classifier(folder, config, data, pools, branches, metrics, self_contained=True)
+    banks = [None] * len(branches)
+    save_classifier(
+        folder, config, data, pools, branches, {}, rule_by_hand(data, **rule), banks,
+        self_contained=True,
+    )  # fmt: skip
     return pools
+
+
+def rule_by_hand(data: Data, **changes: Any) -> Rule:
+    """Return a rule that accepts everything, after `changes`."""
+    accept_all = (-1e9,) * len(data.superclasses)
+    rule = Rule(
+        super_score="max_logit", sub_score="max_logit", tau_super=-1e9, tau_sub=accept_all,
+        couple_novel=False, restrict_sub=False,
+    )  # fmt: skip
+    return replace(rule, **changes)
 
 
 # --- Answers -----------------------------------------------------------------------------
@@ -112,8 +112,21 @@ def save_by_hand(
         {"fine_tune": "frozen", "super_novelty_score": "energy"},
         {"fine_tune": "last_1", "head": "cosine", "couple_novel": True},
         {"architecture": "two_models", "sub_image_size": 48, "sub_fine_tune": "frozen"},
+        {"fine_tune": "full", "novelty_score": "knn_difference", "ema": 0.5, "restrict_sub": True},
+        {"fine_tune": "frozen", "novelty_score": "rmds", "tau_sub_per_superclass": True},
+        {"architecture": "two_models", "sub_novelty_score": "knn", "super_novelty_score": "gen"},
+        {"fine_tune": "last_1", "novelty_score": "best"},
     ],
-    ids=["full", "frozen", "last_1", "two_models"],
+    ids=[
+        "full",
+        "frozen",
+        "last_1",
+        "two_models",
+        "knn_difference",
+        "rmds",
+        "knn of one of two",
+        "best",
+    ],
 )
 @pytest.mark.parametrize("self_contained", [False, True])
 def test_loaded_classifier_answers_as_the_trial_did(
@@ -134,25 +147,26 @@ def test_loaded_classifier_answers_as_the_trial_did(
         note=silent,
     )
     pools = make_pools(tiny_data, config)
-    if self_contained:  # of the last epoch, which need not be the best
-        refit = tmp_path / "refit"
+    outputs, classifier = load_outputs(tmp_path), Classifier.load(tmp_path, tiny_weights)
+    rule = choose_rule(outputs, config)
+    assert classifier.rule == rule
+    if self_contained:
         save_classifier(
-            refit, config, tiny_data, pools, result.branches, result.metrics, self_contained=True
-        )
-        trainer = Trainer(config, tiny_data, pools, cache=None, weights=tiny_weights, note=silent)
-        trainer.branches[:] = result.branches
-        outputs, classifier = trainer.outputs(), Classifier.load(refit)  # no weights anywhere
-    else:
-        outputs, classifier = load_outputs(tmp_path), Classifier.load(tmp_path, tiny_weights)
+            tmp_path / "refit", config, tiny_data, pools, result.branches, result.metrics, rule,
+            result.banks, self_contained=True,
+        )  # fmt: skip
+        classifier = Classifier.load(tmp_path / "refit")  # no weights anywhere
     assert torch.equal(outputs.rows, pools.val)
     answers = classifier.predict(tiny_data.images[outputs.rows])
-    clear = torch.ones(len(pools.val), dtype=torch.bool)
-    for task, score in (("super", answers.super_score), ("sub", answers.sub_score)):
-        expected = trial_scores(outputs, config, task)
-        torch.testing.assert_close(score, expected, rtol=1e-5, atol=1e-5)
-        clear &= (expected - classifier.info[f"tau_{task}"]).abs() > 1e-5
-    superclass, output = decided(outputs, config, classifier.info)
+    super_score = outputs.score("super", rule.super_score)
+    sub_score = outputs.score("sub", rule.sub_score)
+    torch.testing.assert_close(answers.super_score, super_score, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(answers.sub_score, sub_score, rtol=1e-4, atol=1e-4)
+    superclass, output = decide(outputs, rule)
     subclass = torch.tensor([*pools.subclasses, len(tiny_data.subclasses)])[output]
+    tau_sub = torch.tensor(rule.tau_sub)[:, None].double()
+    clear = (super_score - rule.tau_super).abs() > 1e-4
+    clear &= ((sub_score - tau_sub).abs() > 1e-4).all(0)
     assert clear.sum() >= len(clear) - 2  # others may fall to either side by rounding
     assert torch.equal(answers.superclass[clear], superclass[clear])
     assert torch.equal(answers.subclass[clear], subclass[clear])
@@ -169,17 +183,31 @@ def test_no_image_of_the_calibration_lies_on_a_threshold(
     train(config, tiny_data, silent, folder=tmp_path, weights=tiny_weights, note=silent)
     outputs = load_outputs(tmp_path).half(calibration=True)
     info = json.loads((tmp_path / INFO_FILE).read_text())
-    for task in ("super", "sub"):
-        distance = (trial_scores(outputs, config, task) - info[f"tau_{task}"]).abs().min()
-        assert distance > 1e-5, task
+    taus: dict[Task, float] = {
+        "super": info["rule"]["tau_super"],
+        "sub": info["rule"]["tau_sub"][0],
+    }
+    for task, tau in taus.items():
+        assert (outputs.score(task, "max_logit") - tau).abs().min() > 1e-5, task
 
 
-def test_thresholds_are_those_of_the_trials_best_epoch(trial: Path, tiny_weights: Path) -> None:
+def test_rule_is_that_of_the_trials_best_epoch(trial: Path, tiny_weights: Path) -> None:
     info = json.loads((trial / INFO_FILE).read_text())
     classifier = Classifier.load(trial, tiny_weights)
     assert classifier.info == info
-    assert info["tau_super"] == info["metrics"]["tau_super"]
-    assert info["tau_sub"] == info["metrics"]["tau_sub"]
+    assert classifier.rule.tau_super == info["metrics"]["tau_super"]
+    assert set(classifier.rule.tau_sub) == {info["metrics"]["tau_sub"]}
+    assert classifier.rule == choose_rule(load_outputs(trial), CONFIG)
+
+
+def test_every_part_of_a_rule_comes_back(tmp_path: Path, tiny_data: Data) -> None:
+    """Exactly, as a threshold lies between two scores."""
+    rule = rule_by_hand(
+        tiny_data, super_score="energy", sub_score="gen", tau_super=0.1 + 0.2,
+        tau_sub=(1 / 3, -2.5e-17, 4.0), couple_novel=True, restrict_sub=True,
+    )  # fmt: skip
+    save_by_hand(tmp_path, tiny_data, **vars(rule))
+    assert Classifier.load(tmp_path).rule == rule
 
 
 def test_labels_end_with_novel(trial: Path, tiny_data: Data, tiny_weights: Path) -> None:
@@ -220,8 +248,7 @@ def test_novel_superclass_makes_the_subclass_novel_only_where_coupled(
         with torch.no_grad():
             models[0].heads["super"].bias[-1] = models[0].heads["sub"].bias[-1] = -1e6
 
-    config = tiny_config(**VARIED, couple_novel=couple_novel)
-    save_by_hand(tmp_path, tiny_data, config=config, change=never_novel, tau_super=1e9)
+    save_by_hand(tmp_path, tiny_data, change=never_novel, tau_super=1e9, couple_novel=couple_novel)
     answers = Classifier.load(tmp_path).predict(tiny_data.images[:20])
     assert (answers.superclass == len(tiny_data.superclasses)).all()
     assert (answers.subclass == len(tiny_data.subclasses)).all() == couple_novel
@@ -300,10 +327,10 @@ def test_outputs_come_back_as_they_were(trial: Path, tiny_data: Data) -> None:
 
 
 def test_older_classifier_in_the_folder_is_replaced(tmp_path: Path, tiny_data: Data) -> None:
-    save_by_hand(tmp_path, tiny_data, tau_sub=1.0)
-    save_by_hand(tmp_path, tiny_data, tau_sub=2.0)
+    save_by_hand(tmp_path, tiny_data, tau_super=1.0)
+    save_by_hand(tmp_path, tiny_data, tau_super=2.0)
     assert sorted(file.name for file in tmp_path.iterdir()) == [INFO_FILE, MODEL_FILE]
-    assert Classifier.load(tmp_path).info["tau_sub"] == 2.0
+    assert Classifier.load(tmp_path).rule.tau_super == 2.0
 
 
 def test_moving_the_folder_changes_nothing(
@@ -313,6 +340,76 @@ def test_moving_the_folder_changes_nothing(
     images = tiny_data.images[:20]
     assert torch.equal(before.predict(images).sub_score, after.predict(images).sub_score)
     assert str(trial) not in (trial / INFO_FILE).read_text()
+
+
+# --- Banks -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def with_bank(
+    tiny_data: Data, tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The folder of a trial that scores by features; not to be changed."""
+    folder = tmp_path_factory.mktemp("with_bank")
+    config = replace(CONFIG, novelty_score="rmds", epochs=1)
+    train(config, tiny_data, silent, folder=folder, weights=tiny_weights, note=silent)
+    return folder
+
+
+def bank_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    stored = safetensors.torch.load_file(folder / MODEL_FILE)
+    return {key: tensor for key, tensor in stored.items() if ".bank." in key}
+
+
+def test_bank_is_stored_only_where_features_score(
+    trial: Path, with_bank: Path, tmp_path: Path, tiny_data: Data, tiny_weights: Path
+) -> None:
+    names = {field.name for field in fields(FeatureBank)}
+    assert bank_tensors(trial) == {}
+    assert set(bank_tensors(with_bank)) == {f"0.bank.{name}" for name in names}
+    config = tiny_config(
+        architecture="two_models", fine_tune="frozen", epochs=0, sub_novelty_score="knn"
+    )
+    train(config, tiny_data, silent, folder=tmp_path, weights=tiny_weights, note=silent)
+    assert set(bank_tensors(tmp_path)) == {f"1.bank.{name}" for name in names}
+
+
+def test_bank_comes_back_bit_for_bit_and_scores_alike(
+    with_bank: Path, tiny_data: Data, tiny_weights: Path
+) -> None:
+    config = Classifier.load(with_bank, tiny_weights).config
+    result = train(config, tiny_data, silent, weights=tiny_weights, note=silent)
+    (bank,) = result.banks
+    assert bank is not None
+    stored = {key.removeprefix("0.bank."): t for key, t in bank_tensors(with_bank).items()}
+    assert all(torch.equal(tensor, stored[key]) for key, tensor in bank.tensors().items())
+    features = torch.randn(20, bank.known_ND.shape[1], generator=torch.Generator().manual_seed(0))
+    assert torch.equal(FeatureBank.from_tensors(stored).scores(features), bank.scores(features))
+
+
+@pytest.mark.parametrize("lost", ["all", "mean_CD"])
+def test_scores_by_features_without_a_bank_are_refused(
+    with_bank: Path, tmp_path: Path, tiny_weights: Path, lost: str
+) -> None:
+    folder = Path(shutil.copytree(with_bank, tmp_path / "trial"))
+    stored = safetensors.torch.load_file(folder / MODEL_FILE)
+    for key in bank_tensors(folder):
+        if lost in ("all", key.removeprefix("0.bank.")):
+            del stored[key]
+    safetensors.torch.save_file(stored, folder / MODEL_FILE)
+    with pytest.raises(
+        WeightsError, match=rf"{MODEL_FILE} does not fit its {INFO_FILE}: .*FeatureBank.*'mean_CD'"
+    ):
+        Classifier.load(folder, tiny_weights)
+
+
+def test_table_of_every_score_is_written_at_the_end_of_a_trial(
+    trial: Path, tiny_data: Data
+) -> None:
+    outputs, table = load_outputs(trial), pd.read_csv(trial / TABLE_FILE)
+    for task in TASKS:
+        assert available_scores(outputs, task) == NOVELTY_SCORES
+        assert set(table.loc[table["task"] == task, "novelty_score"]) == set(NOVELTY_SCORES)
 
 
 # --- Refusals ----------------------------------------------------------------------------
