@@ -39,6 +39,11 @@ def test_defaults_are_the_papers_approach_a() -> None:
     assert (config.tau_super, config.tau_sub, config.couple_novel) == (None, None, False)
     assert (config.pseudo_novel_fraction, config.val_fraction) == (0.15, 0.10)
     assert config.augment == "flip_rotate"
+    assert (config.label_smoothing, config.mixup, config.outlier_exposure) == (0.0, 0.0, 0.0)
+    assert (config.ema, config.match_resolution) == (0.0, 0.0)
+    assert (config.known_rejection_super, config.known_rejection_sub) == (None, None)
+    assert (config.tau_sub_per_superclass, config.restrict_sub) == (False, False)
+    assert config.second_pseudo_novel_fraction == 0.0
 
 
 @pytest.mark.parametrize(
@@ -100,6 +105,14 @@ RANGES: list[tuple[str, float, float]] = [
     ("temperature", 0.01, 1000.0),
     ("pseudo_novel_fraction", 0.0, 0.5),
     ("val_fraction", 0.001, 0.5),
+    ("second_pseudo_novel_fraction", 0.0, 0.5),
+    ("label_smoothing", 0.0, 0.5),
+    ("mixup", 0.0, 10.0),
+    ("outlier_exposure", 0.0, 10.0),
+    ("ema", 0.0, 0.9999),
+    ("match_resolution", 0.0, 1.0),
+    ("known_rejection_super", 0.001, 0.5),
+    ("known_rejection_sub", 0.001, 0.5),
     ("feature_views", 1, 32),
     ("seed", 0, 2**31 - 1),
 ]
@@ -149,6 +162,32 @@ def test_tau_that_is_not_finite_is_refused(key: str, value: float) -> None:
         TrialConfig(**{key: value})
 
 
+@pytest.mark.parametrize("task", ["super", "sub"])
+def test_threshold_both_fixed_and_chosen_is_refused(task: str) -> None:
+    with pytest.raises(
+        ConfigError,
+        match=f"^`tau_{task}` fixes the threshold, and known_rejection_{task} chooses it: drop one",
+    ):
+        TrialConfig(**{f"tau_{task}": 0.5, f"known_rejection_{task}": 0.1})
+    with pytest.raises(
+        ConfigError,
+        match=f"^`tau_{task}` fixes the threshold, and novelty_score best chooses it: drop one$",
+    ):
+        TrialConfig(**{f"tau_{task}": 0.5, f"{task}_novelty_score": "best"})
+    other = "sub" if task == "super" else "super"
+    TrialConfig(**{f"tau_{task}": 0.5, f"known_rejection_{other}": 0.1})
+
+
+@pytest.mark.parametrize("key", ["novelty_score", "super_novelty_score", "sub_novelty_score"])
+def test_distance_to_borrowed_images_without_any_is_refused(key: str) -> None:
+    with pytest.raises(
+        ConfigError, match=f"^`{key}` knn_difference .* but novel_images is 0: take knn, or borrow"
+    ):
+        TrialConfig(**{key: "knn_difference", "novel_images": 0})
+    TrialConfig(**{key: "knn_difference", "novel_images": 1})
+    TrialConfig(**{key: "best", "novel_images": 0})
+
+
 @pytest.mark.parametrize("value", [-3.5, 0.0, 0.99, 40.0])
 def test_tau_of_any_size_is_allowed_as_scores_differ_in_scale(value: float) -> None:
     assert TrialConfig(tau_super=value, tau_sub=value).tau_sub == value
@@ -160,6 +199,10 @@ def test_tau_of_any_size_is_allowed_as_scores_differ_in_scale(value: float) -> N
         ("architecture", "two_head", "two_heads"),
         ("head", "cosin", "cosine"),
         ("novelty_score", "max_logits", "max_logit"),
+        ("novelty_score", "knn_diference", "knn_difference"),
+        ("novelty_score", "bests", "best"),
+        ("schedule", "cosin", "cosine"),
+        ("augment", "strongest", "strong"),
         ("optimizer", "adan", "adam"),
         ("schedule", "onecycle", "one_cycle"),
         ("augment", "flip-rotate", "flip_rotate"),

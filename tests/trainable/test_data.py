@@ -100,7 +100,7 @@ def edit(path: Path, old: str, new: str) -> None:
 
 
 def same(a: Data, b: Data) -> bool:
-    tensors = ("images", "superclass", "subclass", "borrowed_class")
+    tensors = ("images", "superclass", "subclass", "borrowed_class", "native_side")
     names = ("superclasses", "subclasses", "borrowed_classes", "super_of_sub")
     return all(torch.equal(getattr(a, t), getattr(b, t)) for t in tensors) and all(
         getattr(a, n) == getattr(b, n) for n in names
@@ -164,6 +164,39 @@ def test_a_folder_and_its_zip_at_any_depth_give_the_same_data(
         assert same(case.load(known), expected)
     for novel in novels:
         assert same(case.load(folder, novel), expected)
+
+
+@pytest.mark.parametrize("layout", [course, tree])
+def test_every_image_keeps_the_side_it_came_with(
+    case: Case, tmp_path: Path, layout: Callable[[Path], Path]
+) -> None:
+    """The shorter one, before all are stored at one size."""
+    known = layout(tmp_path / "sized")
+    (first,) = known.rglob("0.png")
+    if layout is course:
+        first = known / "train_images" / "0.png"
+    picture(first, 0, (6, 20))
+    data = case.load(known)
+    place = 0
+    if layout is tree:
+        place = sorted(path.relative_to(known).as_posix() for path in known.rglob("*.png")).index(
+            first.relative_to(known).as_posix()
+        )
+    expected = [SIZE] * 6 + [SIZE // 2] * 4
+    expected[place] = 6
+    assert data.native_side.tolist() == expected
+    assert data.images.shape[1] == SIZE
+
+
+def test_a_cache_entry_of_another_format_is_made_anew(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("trainable.data.CACHE_FORMAT", 1)
+        old = case.load()
+    new = case.load()
+    assert new.fingerprint != old.fingerprint
+    assert case.decodings() == 2
 
 
 def test_a_folder_tree_labels_in_sorted_order(case: Case, tmp_path: Path) -> None:

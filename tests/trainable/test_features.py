@@ -96,12 +96,19 @@ def real_branch(weights: Path, config: TrialConfig) -> BranchModel:
 
 
 @pytest.mark.parametrize("fine_tune", ["frozen", "last_1", "last_3"])
-@pytest.mark.parametrize("augment", ["none", "flip_rotate"])
+@pytest.mark.parametrize(
+    ("augment", "match_resolution"), [("none", 0.0), ("flip_rotate", 0.0), ("strong", 0.5)]
+)
 def test_cached_features_equal_computed_ones(
-    tmp_path: Path, tiny_data: Data, tiny_weights: Path, fine_tune: str, augment: str
+    tmp_path: Path,
+    tiny_data: Data,
+    tiny_weights: Path,
+    fine_tune: str,
+    augment: str,
+    match_resolution: float,
 ) -> None:
     """To the last bit: a resumed or repeated trial may find a cache or not."""
-    config = tiny_config(fine_tune=fine_tune, augment=augment)
+    config = tiny_config(fine_tune=fine_tune, augment=augment, match_resolution=match_resolution)
     train_rows, val_rows = torch.arange(0, 90), torch.arange(80, 144)
     with_cache, without = (
         cached(
@@ -207,6 +214,28 @@ def test_other_seeds_share_the_features(tmp_path: Path) -> None:
     model = CountingModel()
     cached(model, tmp_path, ALL, ALL, config=replace(AUGMENTED, seed=1, lr=0.5, alpha=0.0))
     assert model.encoded == []
+
+
+def test_one_view_is_the_plain_image(tmp_path: Path) -> None:
+    inputs = cached(CountingModel(), tmp_path, ALL, ALL, config=tiny_config(feature_views=1))
+    inputs.start_epoch(1)
+    assert torch.equal(inputs.training(ALL), inputs.plain(ALL))
+    assert [file.name for file in tmp_path.rglob("*.npy")] == ["view_00.npy"]
+
+
+@pytest.mark.parametrize("change", [{"augment": "strong"}, {"match_resolution": 0.5}])
+def test_plain_view_is_shared_by_every_kind_of_augmentation(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
+    data = numbered_data()
+    data.superclass[100:] = len(data.superclasses)  # borrowed
+    cached(CountingModel(), tmp_path, ALL, ALL, config=AUGMENTED, data=data)
+    notes: list[str] = []
+    config = replace(AUGMENTED, **change)
+    cached(CountingModel(), tmp_path, ALL, ALL, config=config, data=data, note=notes.append)
+    assert notes == ["features of by hand at 8 px, view 1: 144 images"]
+    assert len(list(tmp_path.rglob("view_00.npy"))) == 1
+    assert len(list(tmp_path.rglob("view_01.npy"))) == 2
 
 
 def test_more_views_compute_only_the_new_ones(tmp_path: Path) -> None:

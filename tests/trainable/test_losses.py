@@ -11,8 +11,9 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 from scipy.special import rel_entr, softmax
 from scipy.stats import entropy
+from torch.nn import functional as F
 
-from trainable.losses import implied_super_log_probs, interaction_loss
+from trainable.losses import implied_super_log_probs, interaction_loss, soft_targets
 
 Array = NDArray[np.float64]
 temperatures = st.floats(0.25, 8.0)
@@ -131,3 +132,30 @@ def test_temperature_divides_the_logits_of_both_heads(case: Any, t: float) -> No
     super_logits, sub_logits, super_of_sub = case
     divided = interaction_loss(super_logits / t, sub_logits / t, super_of_sub)
     assert float(interaction_loss(*case, t)) == pytest.approx(float(divided), rel=1e-12, abs=1e-15)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
+def test_cross_entropy_with_soft_targets_is_pytorchs_label_smoothing(smoothing: float) -> None:
+    rng = torch.Generator().manual_seed(0)
+    logits = torch.randn(12, 5, generator=rng)
+    target = torch.randint(5, (12,), generator=rng)
+    soft = soft_targets(target, 5, label_smoothing=smoothing)
+    expected = F.cross_entropy(logits, target, label_smoothing=smoothing)
+    torch.testing.assert_close(F.cross_entropy(logits, soft), expected)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_outlier_exposure_asks_for_every_known_class_alike_and_of_borrowed_images_alone(
+    smoothing: float,
+) -> None:
+    rng = torch.Generator().manual_seed(1)
+    logits, weight = torch.randn(6, 4, generator=rng), 0.7
+    target = torch.tensor([0, 3, 1, 3, 2, 3])  # 3 is novel
+    soft = soft_targets(target, 4, label_smoothing=smoothing, outlier_exposure=weight)
+    each = F.cross_entropy(logits, soft, reduction="none")
+    is_novel = target == 3
+    # Hendrycks et al. (2019), equation 2: lambda times the cross-entropy to uniform.
+    log_p = torch.from_numpy(np.log(softmax(logits.numpy(), axis=1)))
+    torch.testing.assert_close(each[is_novel], -weight * log_p[is_novel, :3].mean(1))
+    unexposed = soft_targets(target, 4, label_smoothing=smoothing)
+    assert torch.equal(soft[~is_novel], unexposed[~is_novel])

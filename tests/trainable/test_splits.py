@@ -13,7 +13,7 @@ from tests.trainable.factories import make_data
 from trainable.config import TrialConfig
 from trainable.data import Data
 from trainable.errors import DataError
-from trainable.splits import NOVEL, PSEUDO_NOVEL, SEEN, Pools, make_pools, make_refit_pools
+from trainable.splits import NOVEL, PSEUDO_NOVEL, SECOND, SEEN, Pools, make_pools, make_refit_pools
 
 # Four subclasses or more: two are always seen, and give an image to each half.
 datas = st.builds(
@@ -26,6 +26,7 @@ configs = st.builds(
     TrialConfig,
     seed=st.integers(0, 2**31 - 1),
     pseudo_novel_fraction=st.floats(0.0, 0.5),
+    second_pseudo_novel_fraction=st.floats(0.0, 0.12),
     val_fraction=st.floats(0.001, 0.5),
     novel_images=st.integers(0, 40),
 )
@@ -70,7 +71,7 @@ def test_held_out_subclasses_are_never_in_training(data: Data, config: TrialConf
     pools = make_pools(data, config)
     out = held_out(data, pools)
     assert not out & set(data.subclass[pools.train].tolist())
-    pseudo = pools.val[pools.val_kind == PSEUDO_NOVEL]
+    pseudo = pools.val[(pools.val_kind == PSEUDO_NOVEL) | (pools.val_kind == SECOND)]
     expected = {i for i, c in enumerate(data.subclass.tolist()) if c in out}
     assert set(pseudo.tolist()) == expected
 
@@ -84,7 +85,7 @@ def test_kind_tells_seen_from_held_out_from_borrowed(data: Data, config: TrialCo
         if row >= data.num_known:
             assert kind == NOVEL
         else:
-            assert kind == (PSEUDO_NOVEL if int(data.subclass[row]) in out else SEEN)
+            assert kind in ((PSEUDO_NOVEL, SECOND) if int(data.subclass[row]) in out else (SEEN,))
 
 
 @given(datas, configs)
@@ -184,6 +185,39 @@ def test_other_seed_holds_out_other_subclasses() -> None:
     data = make_data(subclasses=(8, 8, 8), images=2)
     chosen = [held_out(data, make_pools(data, TrialConfig(seed=seed))) for seed in range(5)]
     assert len({frozenset(out) for out in chosen}) == 5
+
+
+def subclasses_of(data: Data, pools: Pools, kind: int) -> set[int]:
+    return set(data.subclass[pools.val[pools.val_kind == kind]].tolist())
+
+
+@given(datas, configs)
+@any_pools
+def test_second_hold_out_shares_no_subclass_and_nothing_is_chosen_on_it(
+    data: Data, config: TrialConfig
+) -> None:
+    pools = make_pools(data, config)
+    second = subclasses_of(data, pools, SECOND)
+    for kind in (SEEN, PSEUDO_NOVEL):
+        assert not second & subclasses_of(data, pools, kind)
+    assert not second & set(data.subclass[pools.train].tolist())
+    assert not second & set(pools.subclasses)
+    assert not pools.val_is_calibration[pools.val_kind == SECOND].any()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_second_hold_out_is_its_fraction_and_leaves_the_first_as_it_is(seed: int) -> None:
+    data = make_data(subclasses=(8, 8, 8), images=4)
+    firsts, seconds = [], []
+    for fraction in (0.0, 0.125, 0.25):
+        config = TrialConfig(second_pseudo_novel_fraction=fraction, seed=seed)
+        pools = make_pools(data, config)
+        of_first = pools.val_kind == PSEUDO_NOVEL
+        firsts.append((pools.val[of_first].tolist(), pools.val_is_calibration[of_first].tolist()))
+        seconds.append(subclasses_of(data, pools, SECOND))
+    assert firsts[0] == firsts[1] == firsts[2]
+    assert [len(each) for each in seconds] == [0, 3, 6]
+    assert seconds[1] < seconds[2]
 
 
 # --- Sizes ------------------------------------------------------------------------------------

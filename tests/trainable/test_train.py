@@ -1,6 +1,7 @@
 """Every variant trains what it says, as if alone, and ends the same however often it is stopped."""
 
 import json
+import math
 import re
 import shutil
 import tempfile
@@ -10,7 +11,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+import safetensors.torch
 import torch
+from scipy.stats import kstest
 from torch import nn
 from upath import UPath
 
@@ -18,7 +21,7 @@ import trainable.train as module
 from tests.trainable.tiny import BACKBONE, tiny_config
 from trainable import backbones
 from trainable.backbones import Backbone
-from trainable.classifier import INFO_FILE, MODEL_FILE, OUTPUTS_FILE, load_outputs
+from trainable.classifier import INFO_FILE, MODEL_FILE, OUTPUTS_FILE, TABLE_FILE, load_outputs
 from trainable.config import Branch, TrialConfig
 from trainable.data import Data
 from trainable.errors import ConfigError, TrialError
@@ -26,6 +29,7 @@ from trainable.models import BranchModel
 from trainable.splits import Pools, make_pools, make_refit_pools
 from trainable.train import (
     Metrics,
+    Mixup,
     Trainer,
     TrialResult,
     best_epoch,
@@ -36,6 +40,17 @@ from trainable.train import (
 )
 
 Make = Callable[..., Trainer]
+
+EVERY_OPTION = {
+    "label_smoothing": 0.1,
+    "mixup": 0.4,
+    "outlier_exposure": 0.5,
+    "ema": 0.6,
+    "augment": "strong",
+    "match_resolution": 0.5,
+    "schedule": "cosine",
+    "epochs": 3,
+}
 
 
 class StoppedEarlyError(Exception):
@@ -141,6 +156,7 @@ def assert_trained_together_as_alone(config: TrialConfig, trainer: Make) -> None
         {"super_fine_tune": "last_1", "sub_lr": 1e-2, "sub_head": "cosine"},
         {"super_fine_tune": "frozen", "schedule": "one_cycle", "epochs": 2},
         {"sub_image_size": 48, "augment": "none", "head_lr": 1e-2},
+        {"super_fine_tune": "frozen", **EVERY_OPTION},
     ],
 )
 def test_two_models_train_as_each_does_alone(trainer: Make, changes: dict[str, Any]) -> None:
@@ -315,6 +331,77 @@ def test_no_batch_is_a_single_image_even_with_batches_of_two(
     pools = replace(pools, train=pools.train[:5])
     each = Trainer(config, tiny_data, pools, cache=None, weights=None, note=silent)
     assert each.train_epoch(1)["train_loss"] > 0
+
+
+def test_cosine_falls_from_lr_to_zero(trainer: Make) -> None:
+    each = trainer(tiny_config(fine_tune="last_1", head_lr=1e-2, schedule="cosine", epochs=2))
+    total = 2 * each.steps_per_epoch
+    for rates, peak in zip(learning_rates(each, 2), (1e-3, 1e-2), strict=True):
+        expected = [peak * (1 + math.cos(math.pi * step / total)) / 2 for step in range(total)]
+        assert rates == pytest.approx(expected, rel=1e-12)
+
+
+# --- Mixup and averages ------------------------------------------------------------------
+
+
+def test_mixup_blends_each_row_with_its_partner() -> None:
+    rows = torch.tensor([[1.0, 0.0], [0.0, 1.0], [4.0, 8.0]])
+    mixed = Mixup(share=0.75, partner_N=torch.tensor([1, 2, 0])).of(rows)
+    assert mixed.tolist() == [[0.75, 0.25], [1.0, 2.75], [3.25, 6.0]]
+
+
+def test_mixup_is_drawn_from_beta_anew_for_every_step_and_alike_for_the_same() -> None:
+    draws = [Mixup.draw(8, 0.4, 0, 1, step) for step in range(2000)]
+    shares = [each.share for each in draws]
+    assert 0 <= min(shares) <= max(shares) <= 1
+    assert kstest(shares, "beta", args=(0.4, 0.4)).pvalue > 0.001
+    assert all(sorted(each.partner_N.tolist()) == [*range(8)] for each in draws[:20])
+    again = Mixup.draw(8, 0.4, 0, 1, 3)
+    assert again.share == draws[3].share
+    assert torch.equal(again.partner_N, draws[3].partner_N)
+    for other in ((1, 1, 3), (0, 2, 3)):
+        assert Mixup.draw(8, 0.4, *other).share != again.share
+
+
+def test_average_follows_the_weights_that_it_leaves_alone(trainer: Make) -> None:
+    config = tiny_config(fine_tune="last_1")
+    alone, averaging = trainer(config), trainer(replace(config, ema=0.3))
+    (model,), (average,) = averaging.branches, averaging.evaluated
+    expected = {k: t.double().numpy().copy() for k, t in model.trained_state().items()}
+    num_steps = 0
+
+    def follow(*args: Any) -> None:
+        nonlocal num_steps
+        num_steps += 1
+        decay = min(0.3, (1 + num_steps) / (10 + num_steps))
+        for key, tensor in model.trained_state().items():
+            new = tensor.double().numpy()
+            is_count = key.endswith("num_batches_tracked")
+            expected[key] = new.copy() if is_count else decay * expected[key] + (1 - decay) * new
+
+    averaging.optimizer.register_step_post_hook(follow)
+    for epoch in (1, 2):
+        alone.train_epoch(epoch)
+        averaging.train_epoch(epoch)
+    assert num_steps > 3
+    assert differing(state_of(model), state_of(alone.branches[0])) == set()
+    assert average.frozen is model.frozen
+    for key, tensor in average.trained_state().items():
+        torch.testing.assert_close(
+            tensor.double(), torch.from_numpy(expected[key]).double(), rtol=1e-4, atol=1e-5
+        )
+    assert differing(state_of(model), state_of(average)) >= {"heads.sub.weight"}
+
+
+def test_average_is_what_is_kept(tmp_path: Path, run: Run, trainer: Make) -> None:
+    config = tiny_config(fine_tune="last_1", ema=0.5)
+    result, _ = run(config, folder=tmp_path)
+    each = trainer(config)
+    each.train_epoch(1)
+    assert differing(state_of(result.branches[0]), state_of(each.evaluated[0])) == set()
+    stored = safetensors.torch.load_file(tmp_path / MODEL_FILE)
+    for key, tensor in each.evaluated[0].trained_state().items():
+        assert torch.equal(stored[f"0.{key}"], tensor)
 
 
 # --- Results -----------------------------------------------------------------------------
@@ -529,6 +616,20 @@ def test_interrupted_trial_ends_as_an_uninterrupted_one(
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
+@pytest.mark.parametrize("fine_tune", ["full", "frozen"])
+def test_interrupted_trial_with_every_option_ends_as_an_uninterrupted_one(
+    tmp_path: Path, run: Run, fine_tune: str
+) -> None:
+    config = tiny_config(fine_tune=fine_tune, **EVERY_OPTION)
+    expected, expected_history = run(config, folder=tmp_path / "a", cache=tmp_path / "cache")
+    run(config, folder=tmp_path / "b", cache=tmp_path / "cache", stop_after=1)
+    result, reports = run(config, folder=tmp_path / "b", cache=tmp_path / "cache")
+    assert timeless(reports) == timeless(expected_history)
+    assert differing(state_of(result.branches[0]), state_of(expected.branches[0])) == set()
+    for name in (MODEL_FILE, OUTPUTS_FILE, TABLE_FILE):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
 def test_trial_is_kept_and_resumed_on_any_filesystem(tmp_path: Path, run: Run) -> None:
     config = tiny_config(epochs=3)
     _, expected_history = run(config, folder=tmp_path)
@@ -595,7 +696,7 @@ def test_stopping_early_keeps_the_schedule(tmp_path: Path, run: Run) -> None:
     assert differing(state_of(result.branches[0]), state_of(expected.branches[0])) == set()
 
 
-@pytest.mark.parametrize("schedule", ["constant", "one_cycle"])
+@pytest.mark.parametrize("schedule", ["constant", "one_cycle", "cosine"])
 def test_trial_can_be_given_more_epochs(tmp_path: Path, run: Run, schedule: str) -> None:
     config = tiny_config(epochs=2, schedule=schedule)
     _, first = run(config, folder=tmp_path)
