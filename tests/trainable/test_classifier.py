@@ -114,7 +114,13 @@ def rule_by_hand(data: Data, **changes: Any) -> Rule:
         {"architecture": "two_models", "sub_image_size": 48, "sub_fine_tune": "frozen"},
         {"fine_tune": "full", "novelty_score": "knn_difference", "ema": 0.5, "restrict_sub": True},
         {"fine_tune": "frozen", "novelty_score": "rmds", "tau_sub_per_superclass": True},
-        {"architecture": "two_models", "sub_novelty_score": "knn", "super_novelty_score": "gen"},
+        {
+            "architecture": "two_models",
+            "super_novelty_score": "gen",
+            "sub_novelty_score": "knn",
+            "outlier_exposure": 1.0,
+            "known_rejection_sub": 0.3,
+        },
         {"fine_tune": "last_1", "novelty_score": "best"},
     ],
     ids=[
