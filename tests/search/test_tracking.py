@@ -32,6 +32,7 @@ DATA = Data(
     superclass=torch.tensor([0, 0, 1]),
     subclass=torch.tensor([0, 1, 2]),
     borrowed_class=torch.full((3,), -1),
+    native_side=torch.full((3,), 2),
     superclasses=("bird",),
     subclasses=("robin", "wren"),
     borrowed_classes=(),
