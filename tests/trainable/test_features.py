@@ -246,7 +246,7 @@ def test_features_do_not_depend_on_what_was_asked_with_them(
 def test_more_images_than_a_batch_are_all_computed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(features, "EXTRACTION_BATCH", 50)
+    monkeypatch.setitem(features.EXTRACTION_BATCH, "cpu", 50)
     model = CountingModel()
     inputs = cached(model, tmp_path, ALL, ALL)
     assert model.rows == ALL.tolist()
@@ -404,7 +404,7 @@ class KilledModel(CountingModel):
 
 def extract_and_be_killed(cache: Path) -> None:
     torch.set_num_threads(1)
-    features.EXTRACTION_BATCH = 32
+    features.WRITTEN_ROWS = 32
     cached(KilledModel(), cache, ALL, ALL)
 
 
@@ -420,11 +420,13 @@ class WaitingModel(CountingModel):
         return super().encode(x)
 
 
-def extract_while_another_waits(cache: Path, holding: Event, other_asks: Event) -> None:
+def extract_while_another_waits(
+    cache: Path, holding: Event, other_asks: Event, config: TrialConfig = PLAIN
+) -> None:
     torch.set_num_threads(1)
     model = WaitingModel()
     model.holding, model.other_asks = holding, other_asks
-    cached(model, cache, ALL[:100], ALL[:0])
+    cached(model, cache, ALL[:100], ALL[:0], config=config)
     (cache / "rows").write_text(repr(model.rows))
 
 
@@ -458,3 +460,24 @@ def test_two_processes_at_once_compute_each_row_once(tmp_path: Path) -> None:
     assert (tmp_path / "rows").read_text() == repr([*range(100)])
     assert model.rows == [*range(100, 144)]
     torch.testing.assert_close(inputs.plain(ALL), expected_features(ALL))
+
+
+def test_a_view_that_another_process_works_at_comes_last(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    holding, this_asks = context.Event(), context.Event()
+    process = context.Process(
+        target=extract_while_another_waits, args=(tmp_path, holding, this_asks, AUGMENTED)
+    )
+    process.start()
+    assert holding.wait(DEADLINE_S)  # of its first view
+    notes: list[str] = []
+
+    def note(line: str) -> None:
+        notes.append(line)
+        this_asks.set()
+
+    cached(CountingModel(), tmp_path, ALL, ALL, config=AUGMENTED, note=note)
+    process.join(DEADLINE_S)
+    assert process.exitcode == 0
+    assert notes[0].endswith(": 144 images")
+    assert notes[-1].endswith(": 44 images")
