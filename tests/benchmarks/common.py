@@ -1,6 +1,7 @@
 """What the benchmarks share: the data as both sides take it, our search and the plain one."""
 
 import argparse
+import contextlib
 import itertools
 import json
 import os
@@ -129,6 +130,8 @@ class OurSearch:
     """When each trial ended, in seconds since the first one's start; ascending."""
     driver_s: list[float]
     """CPU seconds that the driver had used when it said that each trial ended."""
+    cpu_s: float
+    """CPU seconds of the driver, Ray and the workers until the last trial's end."""
 
 
 def our_search(
@@ -150,7 +153,7 @@ def our_search(
         "--trials", str(trials), "--epochs", str(epochs), "--concurrency", str(slots),
         "--tracking-uri", f"sqlite:///{folder / 'mlflow.db'}", *arguments,
     ]  # fmt: skip
-    driver_s = []
+    driver_s, cpu_s = [], 0.0
     start_s, last = time.monotonic(), ""
     with subprocess.Popen(
         command, cwd=folder, env=_environment(), stdout=subprocess.PIPE, text=True
@@ -158,8 +161,10 @@ def our_search(
         assert process.stdout is not None
         for line in process.stdout:
             if _ENDED.match(line):
-                times = psutil.Process(process.pid).cpu_times()
-                driver_s.append(times.user + times.system)
+                driver = psutil.Process(process.pid)
+                driver_s.append(driver.cpu_times().user + driver.cpu_times().system)
+                if len(driver_s) == trials:
+                    cpu_s = _cpu_s(driver)
             if line.startswith("trial "):
                 say(f"  {line.rstrip()[:100]}")
             last = line
@@ -171,7 +176,7 @@ def our_search(
     starts = [t.datetime_start for t in study.trials if t.datetime_start is not None]
     ends = sorted(t.datetime_complete for t in study.trials if t.datetime_complete is not None)
     ended_s = [(end - min(starts)).total_seconds() for end in ends]
-    return OurSearch(wall_s, ended_s[-1], ended_s, driver_s)
+    return OurSearch(wall_s, ended_s[-1], ended_s, driver_s, cpu_s)
 
 
 def plain_search(folder: Path, spec: Spec) -> dict[str, Any]:
@@ -196,18 +201,28 @@ def plain_starts_s(result: dict[str, Any], slots: int) -> list[float]:
 
     A slot's first trial, which may wait for Ray's first worker, is left out.
     """
-    ready = sorted(trial["ready_s"] for trial in result["trials"])
+    ready = sorted(trial["ready_s"][0] for trial in result["trials"])
     ended = sorted(trial["now_s"][-1] for trial in result["trials"])
     return [r - e for r, e in zip(ready[slots:], ended, strict=False)]
 
 
-def plain_epochs_s(result: dict[str, Any]) -> list[float]:
-    """Return how long each epoch took, in seconds."""
+def plain_epochs_s(result: dict[str, Any], clock: str = "") -> list[float]:
+    """Return how long each epoch took, in seconds: on the wall, or of the CPU (`cpu_`)."""
     epochs = []
     for trial in result["trials"]:
-        stamps = [trial["ready_s"], *trial["now_s"]]
+        stamps = [trial[f"ready_{clock}s"][0], *trial[f"now_{clock}s"]]
         epochs += [b - a for a, b in itertools.pairwise(stamps)]
     return epochs
+
+
+def _cpu_s(process: psutil.Process) -> float:
+    """Return the CPU seconds of a process and of all that it started and that still runs."""
+    total = 0.0
+    for each in (process, *process.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = each.cpu_times()
+            total += times.user + times.system
+    return total
 
 
 def _environment() -> dict[str, str]:

@@ -147,14 +147,21 @@ class Trial:
 def train_frozen(config: dict[str, Any], spec: Spec) -> None:
     """Train two heads on a frozen backbone; report every epoch with a checkpoint."""
     trial = Trial(spec, frozen=True, lr=config["lr"], weight_decay=config["weight_decay"])
-    ready_s = time.time()
+    ready_s, ready_cpu_s = time.time(), time.process_time()
     for _ in range(spec.epochs):
         loss, accuracy = trial.train_epoch(), trial.validate()
         with tempfile.TemporaryDirectory() as folder:
             state = {"model": trial.model.state_dict(), "optimizer": trial.optimizer.state_dict()}
             torch.save(state, Path(folder) / "checkpoint.pt")
             tune.report(
-                {"loss": loss, "accuracy": accuracy, "ready_s": ready_s, "now_s": time.time()},
+                {
+                    "loss": loss,
+                    "accuracy": accuracy,
+                    "ready_s": ready_s,
+                    "now_s": time.time(),
+                    "ready_cpu_s": ready_cpu_s,
+                    "now_cpu_s": time.process_time(),
+                },
                 checkpoint=tune.Checkpoint.from_directory(folder),
             )
 
@@ -201,14 +208,12 @@ def search(spec: Spec, folder: Path) -> dict[str, Any]:
     wall_s = time.time() - start_s
     if results.errors:
         raise RuntimeError(f"{len(results.errors)} plain trials failed: {results.errors[0]}")
-    trials = []
-    for number in range(len(results)):
-        result = results[number]
-        frame = result.metrics_dataframe
-        assert frame is not None
-        trials.append(
-            {"ready_s": float(frame["ready_s"].iloc[0]), "now_s": frame["now_s"].tolist()}
-        )
+    frames = [results[number].metrics_dataframe for number in range(len(results))]
+    trials = [
+        {name: frame[name].tolist() for name in map(str, frame) if name.endswith("_s")}
+        for frame in frames
+        if frame is not None
+    ]
     ray.shutdown()
     return {"wall_s": wall_s, "start_s": start_s, "trials": trials}
 

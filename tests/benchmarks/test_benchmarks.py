@@ -36,6 +36,9 @@ def test_frozen_search_extrapolates_the_plain_side_and_says_so(
     start_s, epoch_s = result["plain_start_s"]["min"], result["plain_epoch_s"]["min"]
     assert result["plain_s"] == pytest.approx(3 * (start_s + 2 * epoch_s))
     assert result["ratio"] == pytest.approx(result["plain_s"] / result["ours_s"])
+    start_s, epoch_s = result["plain_start_cpu_s"], result["plain_epoch_cpu_s"]["min"]
+    assert result["plain_cpu_s"] == pytest.approx(3 * (start_s + 2 * epoch_s))
+    assert result["ratio_cpu"] == pytest.approx(result["plain_cpu_s"] / result["ours_cpu_s"])
 
 
 def test_full_epoch_counts_the_images_of_both_sides(
@@ -81,10 +84,10 @@ def test_scale_reports_every_size_and_the_drivers_time(
 
 def test_a_plain_start_lies_between_the_end_of_a_trial_and_the_next_in_its_slot() -> None:
     trials = [
-        {"ready_s": 5.0, "now_s": [7.0, 9.0]},
-        {"ready_s": 6.0, "now_s": [8.5, 10.0]},
-        {"ready_s": 12.0, "now_s": [14.0]},
-        {"ready_s": 14.5, "now_s": [16.0]},
+        {"ready_s": [5.0], "now_s": [7.0, 9.0]},
+        {"ready_s": [6.0], "now_s": [8.5, 10.0]},
+        {"ready_s": [12.0], "now_s": [14.0]},
+        {"ready_s": [14.5], "now_s": [16.0]},
     ]
     assert plain_starts_s({"trials": trials}, slots=2) == [3.0, 4.5]
     assert plain_epochs_s({"trials": trials}) == [2.0, 2.0, 2.5, 1.5, 2.0, 1.5]
