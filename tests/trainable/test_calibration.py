@@ -100,9 +100,9 @@ def test_taus_are_those_of_the_calibration_images_that_each_task_knows(
     outputs = make_outputs()
     half = outputs.half(calibration=True)
     free = TrialConfig(novelty_score=name, restrict_sub=restrict)
-    bound = replace(free, known_rejection_super=0.1, known_rejection_sub=0.2)
+    bound = replace(free, known_rejection_super=0.4, known_rejection_sub=0.5)
     rules = choose_rule(outputs, free), choose_rule(outputs, bound)
-    for task, rejection in (("super", 0.1), ("sub", 0.2)):
+    for task, rejection in (("super", 0.4), ("sub", 0.5)):
         score = accepted_by(half, name, task, restrict)
         known = half.kind != NOVEL if task == "super" else half.kind == SEEN
         logits = half.super_logits if task == "super" else half.sub_logits

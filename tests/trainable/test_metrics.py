@@ -185,6 +185,13 @@ def test_calibration_error_of_known_confidences() -> None:
     assert expected_calibration_error(logits, wrong) == pytest.approx(0.75, abs=1e-12)
 
 
+def test_full_confidence_is_in_the_bin_of_the_highest() -> None:
+    """1.0 and wrong, 0.95 and right: their gaps of 1 and -0.05 come together."""
+    logits = torch.tensor([[1000.0, 0.0], [math.log(19), 0.0]], dtype=torch.float64)
+    error = expected_calibration_error(logits, torch.tensor([1, 0]))
+    assert error == pytest.approx(0.95 / 2, abs=1e-12)
+
+
 def area_by_sweep(outputs: Outputs, rule: Rule) -> float:
     """Return the area under known against novel accuracy, by trapezoids over all thresholds.
 
