@@ -195,8 +195,8 @@ def test_full_confidence_is_in_the_bin_of_the_highest() -> None:
 def area_by_sweep(outputs: Outputs, rule: Rule) -> float:
     """Return the area under known against novel accuracy, by trapezoids over all thresholds.
 
-    Image by image. At the lowest threshold of all nothing is called novel, not even where novel
-    is the argmax, or where coupling says so.
+    Image by image. At the lowest threshold of all no novel image is called novel, not even where
+    novel is the argmax or coupling says so; known images that are called novel there stay wrong.
     """
     points = []
     scores = outputs.score("sub", rule.sub_score).tolist()
@@ -213,9 +213,9 @@ def area_by_sweep(outputs: Outputs, rule: Rule) -> float:
         right: dict[bool, list[bool]] = {True: [], False: []}
         for i, (superclass, candidate, score) in enumerate(images):
             subclass = candidate if score >= tau else 4
-            right[bool(outputs.kind[i] == SEEN)].append(
-                superclass == outputs.super_target[i] and subclass == outputs.sub_target[i]
-            )
+            is_right = superclass == outputs.super_target[i] and subclass == outputs.sub_target[i]
+            is_seen = bool(outputs.kind[i] == SEEN)
+            right[is_seen].append(is_right and not (is_seen and score == lowest))
         points.append((fmean(right[False]), fmean(right[True])))
     novel, known = zip(*points, strict=True)
     return float(np.trapezoid(known, novel))
