@@ -204,7 +204,7 @@ class Trainer:
         return kind(
             [group for group in groups if group["params"]],
             weight_decay=self.config.weight_decay,
-            fused=self.device.type == "cuda",
+            fused=True,
         )
 
     def _schedule(self) -> torch.optim.lr_scheduler.LRScheduler:

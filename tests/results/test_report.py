@@ -1,22 +1,29 @@
 """What a search found, as tables and pictures: also when it found little or nothing."""
 
 import io
+import json
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
 from PIL import Image
 from rich.console import Console
+from upath import UPath
 
 from results import report
-from results.load import SearchRecord, study_url, trials_frame
+from results.load import SearchRecord, study_url, trial_folder, trials_frame
+from tests.trainable.made_outputs import make_outputs
+from trainable.calibration import choose_rule
+from trainable.classifier import FORMAT, INFO_FILE, KEYS, save_outputs
 from trainable.config import TrialConfig
-from trainable.metrics import METRICS
+from trainable.metrics import METRICS, hierarchy_area
 
 SPACE = {
     "lr": FloatDistribution(1e-4, 1e-1, log=True),
@@ -181,6 +188,38 @@ def test_tables_of_several_objectives_show_the_front(tmp_path: Path) -> None:
 
 def test_report_without_any_trial_is_a_table_without_rows(search: Search) -> None:
     assert search.write() == ["trials.csv"]
+
+
+def test_curve_is_drawn_of_trials_whose_outputs_are_there(
+    search: Search, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search.tell(baseline=True, score=0.4)
+    search.tell(score=0.6)
+    search.tell(score=0.5)
+    drawn: list[tuple[list[str], int]] = []
+
+    def keep(figure: Figure, file: UPath) -> UPath:
+        (axes,) = figure.axes
+        labels = [str(line.get_label()) for line in axes.lines]
+        drawn.append(([label for label in labels if "area" in label], len(axes.lines)))
+        return saved(figure, file)
+
+    saved = report._save
+    rule = choose_rule(make_outputs(), TrialConfig())
+    for number in (1, 2):  # the baseline's were not copied; the third trial is neither
+        folder = trial_folder(UPath(search.folder), number)
+        folder.mkdir(parents=True)
+        save_outputs(folder, make_outputs())
+        info = dict.fromkeys(KEYS) | {"format": FORMAT, "rule": asdict(rule)}
+        (folder / INFO_FILE).write_text(json.dumps(info))
+    assert "report/hierarchy.png" in search.write()
+    half = make_outputs()
+    half = half.where(~half.is_calibration)
+    file = UPath(search.folder / "again.png")
+    monkeypatch.setattr(report, "_save", keep)
+    report._plot_hierarchy(file, UPath(search.folder), search.trials, search.record)
+    # A curve and its dot, of the best trial alone.
+    assert drawn == [([f"00001, area {hierarchy_area(half, rule):.3f}"], 2)]
 
 
 def test_report_without_a_complete_trial_is_the_table_alone(search: Search) -> None:

@@ -23,10 +23,12 @@ from trainable.metrics import (
     accuracies,
     auroc,
     average_precision,
+    both_right,
     evaluate,
     expected_calibration_error,
     fpr_at_tpr,
     hierarchy_area,
+    hierarchy_curve,
     oscr,
     score_table,
     separation,
@@ -234,6 +236,15 @@ def test_hierarchy_area_is_that_of_a_sweep(
     outputs = replace(outputs, sub_feature_scores=features)
     rule = rule_of(tau_super, 0.1, sub_score=score, **changes)
     assert hierarchy_area(outputs, rule) == pytest.approx(area_by_sweep(outputs, rule), abs=1e-12)
+
+
+@pytest.mark.parametrize("changes", [{}, {"couple_novel": True}, {"restrict_sub": True}])
+def test_a_rule_lies_on_its_own_hierarchical_curve(changes: dict[str, bool]) -> None:
+    outputs = make_outputs(num=80)
+    rule = rule_of(0.4, 0.35, **changes)
+    novel, known = (values.tolist() for values in hierarchy_curve(outputs, rule))
+    assert both_right(outputs, rule) in [*zip(novel, known, strict=True)]
+    assert 0 < both_right(outputs, rule)[0] < max(novel)
 
 
 def test_hierarchy_area_does_not_depend_on_the_subclass_tau() -> None:
