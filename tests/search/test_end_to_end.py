@@ -282,11 +282,15 @@ def test_folder_of_a_search_holds_what_a_resume_needs_and_no_more(finished: Fini
         "driver.lock", "search.json", "space.py", "study.db", "trials", "trials.csv",
     }  # fmt: skip
     assert (run_folder / "space.py").read_text() == SPACE
-    for number in range(4):
-        trial = run_folder / "trials" / f"{number:05d}"
-        assert {path.name for path in trial.iterdir()} == {
-            "model.json", "model.safetensors", "outputs.safetensors",
-        }  # fmt: skip
+    for _, trial in trials_of(finished.folder, "tiny").iterrows():
+        folder = run_folder / "trials" / f"{trial['number']:05d}"
+        assert {path.name for path in folder.iterdir()} == files_of(trial["state"])
+
+
+def files_of(state: str) -> set[str]:
+    """Return what a trial leaves: only one that ran to its end has the table of choices."""
+    files = {"model.json", "model.safetensors", "outputs.safetensors"}
+    return files | {"scores.csv"} if state == "COMPLETE" else files
 
 
 def test_mlflow_holds_every_epoch_of_every_trial_once(finished: Finished) -> None:
@@ -317,9 +321,7 @@ def test_mlflow_runs_of_trials_hold_the_best_model(finished: Finished) -> None:
     client = client_of(finished.folder)
     for child in runs_of(finished.folder, "trial"):
         artifacts = {item.path for item in client.list_artifacts(child.info.run_id, "best")}
-        assert artifacts == {
-            "best/model.json", "best/model.safetensors", "best/outputs.safetensors",
-        }  # fmt: skip
+        assert artifacts == {f"best/{name}" for name in files_of(child.data.tags["state"])}
 
 
 def test_mlflow_parent_holds_the_question_the_data_and_the_table(finished: Finished) -> None:
