@@ -226,8 +226,10 @@ def _cpu_s(process: psutil.Process) -> float:
 
 
 def _environment() -> dict[str, str]:
+    """Return this process's environment without what an import of ours told Ray and Tune."""
+    given = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "TUNE_"))}
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
+    return given | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
 
 
 def say(line: str) -> None:
