@@ -226,7 +226,8 @@ class Tracker:
     def _run_id(self, trial: Trial) -> str:
         """Return the trial's run: the one there is, or a new one."""
         if trial.number not in self._run_ids:
-            found = self._find("trial", trial.number)
+            # `start` found all runs there were; since then only a failed call may have made one.
+            found = self._find("trial", trial.number) if trial.number in self._tries else []
             run_id = found[0].info.run_id if found else self._create_child(trial)
             self._run_ids[trial.number] = run_id
         return self._run_ids[trial.number]
@@ -252,8 +253,10 @@ class Tracker:
         }
         if trial.repeat_of is not None:
             tags["repeat_of"] = str(trial.repeat_of)
-        run_id: str = self._client.create_run(self._experiment_id, tags=tags).info.run_id
-        return run_id
+        run = self._client.create_run(self._experiment_id, tags=tags)
+        self._log_missing_params(run, trial.config.to_dict())
+        self._sent_epochs[trial.number] = set()
+        return str(run.info.run_id)
 
     def _create_parent(self) -> str:
         tags = {**self._tags("parent"), "mlflow.runName": self._info.name}

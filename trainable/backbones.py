@@ -1,5 +1,6 @@
 """Name -> pretrained feature extractor, cut into stages, with its own normalisation."""
 
+import copy
 import functools
 import hashlib
 import math
@@ -63,6 +64,14 @@ def build(
         WeightsError: Weights that cannot be fetched or do not fit.
     """
     file = _weights_file(name, weights) if pretrained else None
+    changed_ns = file.stat().st_mtime_ns if file else 0
+    return copy.deepcopy(_built(name, image_size, file, changed_ns, pretrained))
+
+
+@functools.lru_cache(maxsize=2)  # a process trains many trials, and of two branches at most
+def _built(
+    name: str, image_size: int, file: Path | None, changed_ns: int, pretrained: bool
+) -> Backbone:
     if name == EMBEDDED:
         return _embedded(file, pretrained)
     if name in _TORCHVISION:

@@ -1,5 +1,6 @@
 """A backbone is the published network, whole and unchanged, cut into stages."""
 
+import os
 import pickle
 import urllib.error
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from sklearn.datasets import load_sample_image
 from torch import nn
 from torch.nn import functional as F
 
-from tests.trainable.tiny import BACKBONE, Bait, small_state
+from tests.trainable.tiny import BACKBONE, Bait, small_state, write_weights
 from trainable import backbones
 from trainable.backbones import EMBEDDED, IMAGENET_MEAN, IMAGENET_STD, Backbone
 from trainable.errors import ConfigError, WeightsError
@@ -424,3 +425,23 @@ def test_fingerprint_depends_on_the_number_of_stages() -> None:
     stages = backbones.build(EMBEDDED, 32).stages
     digests = {backbones.fingerprint(stages[:count]) for count in range(len(stages) + 1)}
     assert len(digests) == len(stages) + 1
+
+
+# --- Built once per process ---------------------------------------------------------------------
+
+
+def test_training_a_backbone_does_not_change_the_next_one(tiny_weights: Path) -> None:
+    first = backbones.build(BACKBONE, 32, tiny_weights)
+    expected = backbones.fingerprint(first.stages)
+    with torch.no_grad():
+        for parameter in nn.Sequential(*first.stages).parameters():
+            parameter.zero_()
+    assert backbones.fingerprint(backbones.build(BACKBONE, 32, tiny_weights).stages) == expected
+
+
+def test_weights_that_changed_on_the_disk_are_read_again(tmp_path: Path) -> None:
+    file = write_weights(tmp_path / "weights.pth")
+    before = backbones.fingerprint(backbones.build(BACKBONE, 32, file).stages)
+    write_weights(file, seed=1)
+    os.utime(file, ns=(1, 1))
+    assert backbones.fingerprint(backbones.build(BACKBONE, 32, file).stages) != before
