@@ -17,6 +17,11 @@ SHRINKAGE = 1e-3
 _QUERIES = 512  # rows of a distance matrix at once
 
 
+def formula() -> str:
+    """Return what scores depend on beside the features: stored scores of another are not these."""
+    return f"{FEATURE_SCORES} k {NEIGHBOURS} shrinkage {SHRINKAGE}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class FeatureBank:
     """Training features, and what scores need of them; see `fit`.

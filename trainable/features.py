@@ -91,6 +91,7 @@ class FeatureInputs:
     ) -> None:
         self._model, self._data, self._config = model, data, config
         self._num_views = config.feature_views if _is_augmented(config) else 1
+        self._augmentations = [_view(data, config, view) for view in range(self._num_views)]
         self._view_of_row = torch.zeros(0, dtype=torch.int64)
         self._cached: dict[int, torch.Tensor] | None = None
         self._folder: Path | None = None
@@ -104,8 +105,9 @@ class FeatureInputs:
                     rows = torch.cat([train_rows, val_rows]) if view == PLAIN_VIEW else train_rows
                     folder = cache / "features" / _key(model, data, config, view)
                     features = _extract(
-                        model, data, config, view, rows, folder, note, is_patient=is_patient
-                    )
+                        model, data, view, self._augmentations[view], rows, folder, note,
+                        is_patient=is_patient,
+                    )  # fmt: skip
                     if features is not None:
                         self._cached[view] = _resident(features, model.mean.device)
             self._folder = cache / "features" / _key(model, data, config, PLAIN_VIEW)
@@ -151,7 +153,8 @@ class FeatureInputs:
             if self._cached is not None:
                 parts.append(_pick(self._cached[view], rows[place]))
             else:
-                parts.append(_encode(self._model, self._data, self._config, view, rows[place]))
+                augmentation = self._augmentations[view]
+                parts.append(_encode(self._model, self._data, augmentation, rows[place]))
         features = _pick(torch.cat(parts), torch.cat(places).argsort())
         return features.to(self._model.mean.device, non_blocking=True)
 
@@ -210,9 +213,8 @@ def _view(data: Data, config: TrialConfig, view: int) -> Augmentation | None:
 
 
 def _encode(
-    model: BranchModel, data: Data, config: TrialConfig, view: int, rows: torch.Tensor
+    model: BranchModel, data: Data, augmentation: Augmentation | None, rows: torch.Tensor
 ) -> torch.Tensor:
-    augmentation = _view(data, config, view)
     parts = []
     num_images = FORWARD_BATCH[model.mean.device.type]
     for batch in rows.split(num_images):
@@ -243,8 +245,8 @@ def _key(model: BranchModel, data: Data, config: TrialConfig, view: int) -> str:
 def _extract(
     model: BranchModel,
     data: Data,
-    config: TrialConfig,
     view: int,
+    augmentation: Augmentation | None,
     rows: torch.Tensor,
     folder: Path,
     note: Callable[[str], None],
@@ -272,7 +274,7 @@ def _extract(
         if len(missing):
             # A writer killed before its first mask may have left less than a file's header.
             mode: Literal["r+", "w+"] = "r+" if done.any() else "w+"
-            _fill(model, data, config, view, missing, values_file, mode, note)
+            _fill(model, data, view, augmentation, missing, values_file, mode, note)
             done[missing] = True
             write_atomically(done_file, np.packbits(done.numpy()).tobytes())
     return torch.from_numpy(np.load(values_file, mmap_mode="c"))
@@ -288,8 +290,8 @@ def _read_mask(file: Path, num_rows: int) -> torch.Tensor:
 def _fill(
     model: BranchModel,
     data: Data,
-    config: TrialConfig,
     view: int,
+    augmentation: Augmentation | None,
     rows: torch.Tensor,
     file: Path,
     mode: Literal["r+", "w+"],
@@ -299,7 +301,7 @@ def _fill(
     what = f"features of {model.branch.backbone} at {model.branch.image_size} px, view {view}"
     note(f"{what}: {len(rows):,} images")
     for batch in rows.split(FORWARD_BATCH[model.mean.device.type]):
-        features = _encode(model, data, config, view, batch).cpu().numpy()
+        features = _encode(model, data, augmentation, batch).cpu().numpy()
         if values is None:
             shape = (len(data.images), *features.shape[1:])
             values = np.lib.format.open_memmap(file, mode, features.dtype, shape)

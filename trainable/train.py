@@ -24,7 +24,7 @@ from trainable.classifier import load_weights, save_classifier, save_outputs, sa
 from trainable.config import BEST, FEATURE_SCORES, Task, TrialConfig, parse_settings
 from trainable.data import Data, default_cache, folder_for_images, load_data
 from trainable.errors import TrialError, UserError, WeightsError
-from trainable.feature_scores import FeatureBank
+from trainable.feature_scores import FeatureBank, formula
 from trainable.features import FORWARD_BATCH, FeatureInputs, inputs_for
 from trainable.losses import interaction_loss, soft_targets
 from trainable.metrics import evaluate
@@ -359,7 +359,7 @@ class Trainer:
             inputs = self.inputs[number]
             assert isinstance(inputs, FeatureInputs)
             self._frozen_scores[number] = inputs.once(
-                "feature scores",
+                formula(),
                 (*self._bank_rows(), self.pools.val),
                 lambda: self._bank(number).scores(pooled_ND).cpu(),
             )

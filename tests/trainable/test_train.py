@@ -19,7 +19,7 @@ from upath import UPath
 
 import trainable.train as module
 from tests.trainable.tiny import BACKBONE, tiny_config
-from trainable import backbones
+from trainable import backbones, feature_scores
 from trainable.backbones import Backbone
 from trainable.classifier import INFO_FILE, MODEL_FILE, OUTPUTS_FILE, TABLE_FILE, load_outputs
 from trainable.config import Branch, TrialConfig
@@ -788,3 +788,22 @@ def test_command_reports_a_failed_trial(
 )
 def test_novel_pool_goes_with_the_data(data: str, novel: str) -> None:
     assert default_novel(data) == novel
+
+
+def test_stored_scores_of_another_formula_are_not_taken(
+    tiny_data: Data, tiny_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config(fine_tune="frozen", novelty_score="knn")
+    pools = make_pools(tiny_data, config)
+
+    def scores(cache: Path | None) -> torch.Tensor:
+        trainer = Trainer(
+            config, tiny_data, pools, cache=cache, weights=tiny_weights, note=lambda line: None
+        )
+        return trainer.outputs().sub_feature_scores
+
+    before = scores(tmp_path)
+    assert torch.equal(scores(tmp_path), before)
+    monkeypatch.setattr(feature_scores, "NEIGHBOURS", 1)
+    assert not torch.equal(scores(tmp_path), before)
+    torch.testing.assert_close(scores(tmp_path), scores(None), rtol=1e-4, atol=1e-4)
