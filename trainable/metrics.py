@@ -90,12 +90,15 @@ def evaluate(outputs: Outputs, config: TrialConfig) -> dict[str, float]:
     whatever the config's. `tau_sub` is the mean where each superclass has its own.
     """
     rule = choose_rule(outputs, config)
-    free = Threshold()
-    calibrated = choose_rule(outputs, config, super_threshold=free, sub_threshold=free)
+    free, calibrated = Threshold(), rule
+    if any(Threshold.of(config, task) != free for task in TASKS):
+        calibrated = choose_rule(outputs, config, super_threshold=free, sub_threshold=free)
     everything = outputs.half(calibration=False)
     half = everything.where(everything.kind != SECOND)
     result = accuracies(half, rule)
-    result["score_calibrated"] = accuracies(half, calibrated)["score"]
+    result["score_calibrated"] = (
+        result["score"] if calibrated is rule else accuracies(half, calibrated)["score"]
+    )
     result["score_calibration"] = accuracies(outputs.half(calibration=True), rule)["score"]
     for task in TASKS:
         score = half.score(task, rule.super_score if task == "super" else rule.sub_score)
