@@ -41,6 +41,7 @@ from search.tracking import EXPERIMENT, local_copies
 from trainable.classifier import INFO_FILE, MODEL_FILE, load_rule, save_classifier
 from trainable.data import Data, folder_for_images, load_data
 from trainable.errors import TrialError, UserError
+from trainable.memory import keep_freed_memory
 from trainable.novelty import Rule
 from trainable.splits import make_refit_pools
 from trainable.train import Metrics, train
@@ -60,6 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--storage", type=UPath, metavar="DIR|URI", help="(default: runs)")
     parser.add_argument("--trial", type=int, metavar="N", help="its number (default: the best)")
     args = parser.parse_args(argv)
+    keep_freed_memory()
     console = Console(highlight=False, soft_wrap=True)
     default_uri = mlflow.get_tracking_uri()
     try:

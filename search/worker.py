@@ -1,7 +1,6 @@
 """What a worker process does with one trial: load the data once, train, report, never raise."""
 
 import contextlib
-import ctypes
 import functools
 import gc
 import os
@@ -18,10 +17,13 @@ from trainable.checkpoint import write_atomically
 from trainable.config import TrialConfig
 from trainable.data import Data, find_data, load_data, store_data
 from trainable.errors import DataError, TrialError, UserError
+from trainable.memory import give_back_memory, keep_freed_memory
 from trainable.train import train
 
 CONTEXT_BYTES = 600 * 2**20
 """What CUDA takes of a device for each process, beside what PyTorch counts."""
+
+keep_freed_memory()  # when a worker imports this, Tune has not started the thread that trains
 
 
 @functools.lru_cache(maxsize=1)
@@ -82,7 +84,7 @@ def run_trial(task: dict[str, Any], shipped: tuple[Any, ...] = (None,)) -> None:
     finally:
         # The process lives on for the next trial.
         gc.collect()
-        _trim()
+        give_back_memory()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
     _send(*last)
@@ -94,12 +96,6 @@ def _memory_fraction(share: float) -> float:
         return 1.0
     total_bytes = torch.cuda.get_device_properties().total_memory
     return max(share / 2, share - CONTEXT_BYTES / total_bytes)
-
-
-def _trim() -> None:
-    """Give freed memory back to the system: glibc keeps it, and each trial's thread its own."""
-    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
-        trim(0)
 
 
 def _send(kind: str, content: Any) -> None:

@@ -18,6 +18,7 @@ from trainable.config import FEATURE_SCORES, Task, TrialConfig
 from trainable.data import Data
 from trainable.errors import DataError, WeightsError
 from trainable.feature_scores import FeatureBank
+from trainable.features import FORWARD_BATCH
 from trainable.metrics import score_table
 from trainable.models import BranchModel
 from trainable.novelty import Response, Rule, decide
@@ -30,7 +31,8 @@ KEYS = (
     "config", "superclasses", "subclasses", "subclass_of_output", "super_of_output", "stored_size",
     "rule", "self_contained", "frozen_fingerprints",
 )  # fmt: skip
-PREDICTION_BATCH = 256
+PREDICTED_AT_ONCE = 4096
+"""Images whose features are held together, and compared with a bank in one go."""
 _BANK = "bank."
 
 
@@ -221,11 +223,14 @@ class Classifier:
     def _response(self, images_NHWC: torch.Tensor) -> Response:
         logits: dict[Task, list[torch.Tensor]] = {"super": [], "sub": []}
         scores: dict[Task, list[torch.Tensor]] = {"super": [], "sub": []}
-        for batch in images_NHWC.split(PREDICTION_BATCH):
+        for images in images_NHWC.split(PREDICTED_AT_ONCE):
             for model, bank in zip(self._branches, self._banks, strict=True):
-                pooled = model.tuned(model.encode(model.prepare(batch)))
+                batches = images.split(FORWARD_BATCH[model.mean.device.type])
+                pooled = torch.cat(
+                    [model.tuned(model.encode(model.prepare(batch))) for batch in batches]
+                )
                 answers = model.classify(pooled)
-                nothing = torch.full((len(batch), len(FEATURE_SCORES)), torch.nan)
+                nothing = torch.full((len(images), len(FEATURE_SCORES)), torch.nan)
                 score = nothing if bank is None else bank.scores(pooled).cpu()
                 for task in model.branch.tasks:
                     logits[task].append(answers[task].float().cpu())

@@ -27,6 +27,7 @@ from trainable.errors import TrialError, UserError, WeightsError
 from trainable.feature_scores import FeatureBank, formula
 from trainable.features import FORWARD_BATCH, FeatureInputs, inputs_for
 from trainable.losses import interaction_loss, soft_targets
+from trainable.memory import keep_freed_memory
 from trainable.metrics import evaluate
 from trainable.models import BranchModel
 from trainable.rng import generator
@@ -492,6 +493,7 @@ def main(argv: list[str] | None = None) -> int:
     where("--cache", type=Path, default=default_cache(), help="decoded images and frozen features")
     where("--no-cache", action="store_true", help="keep neither, and compute in float32")
     args = parser.parse_args(argv)
+    keep_freed_memory()
     try:
         config = TrialConfig.from_dict(parse_settings(args.settings))
         novel = args.novel or default_novel(args.data)

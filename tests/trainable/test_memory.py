@@ -1,0 +1,41 @@
+"""What happens to memory that is freed."""
+
+import subprocess
+import sys
+
+import pytest
+
+FAULTS = """
+import resource, threading, torch
+from trainable.memory import keep_freed_memory
+if {is_kept}:
+    keep_freed_memory()
+
+def train():
+    for _ in range(16):  # until the heap has settled
+        torch.ones(2**24)  # 64 MiB, freed at once
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(4):
+        torch.ones(2**24)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+
+thread = threading.Thread(target=train)  # as Tune runs a trial
+thread.start()
+thread.join()
+"""
+PAGES = 2**26 // 4096
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of glibc's malloc")
+def test_large_blocks_are_reused_instead_of_mapped_anew() -> None:
+    faults = {
+        is_kept: int(
+            subprocess.run(
+                [sys.executable, "-c", FAULTS.format(is_kept=is_kept)],
+                capture_output=True, text=True, check=True,
+            ).stdout
+        )
+        for is_kept in (False, True)
+    }  # fmt: skip
+    assert faults[True] < PAGES / 10
+    assert faults[False] > 3 * PAGES  # else the system does it by itself, and ours is not needed

@@ -1,0 +1,26 @@
+"""What happens to memory that is freed: kept between two steps, given back between two trials."""
+
+import ctypes
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # as in glibc's malloc.h
+_LARGE_BYTES = 2**30
+
+
+def keep_freed_memory() -> None:
+    """Have glibc reuse large blocks instead of returning them to the system at every free.
+
+    By default each activation of a few MiB is mapped anew and cleared page by page in every step.
+    Training at 128 px is 1.4 to 1.6 times as fast without that. Call it before the threads that
+    train are started: a thread that has a heap of its own maps large blocks all the same. Nothing
+    happens where the C library is another.
+    """
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
+        mallopt(_M_ARENA_MAX, 1)
+        mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def give_back_memory() -> None:
+    """Return freed memory to the system, as far as the C library can."""
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
