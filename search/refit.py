@@ -38,7 +38,9 @@ from results.load import (
 )
 from results.repeats import best_repeated, repeated
 from search.tracking import EXPERIMENT, local_copies
-from trainable.classifier import INFO_FILE, MODEL_FILE, load_rule, save_classifier
+from trainable.calibration import choose_rule
+from trainable.classifier import INFO_FILE, MODEL_FILE, load_outputs, save_classifier
+from trainable.config import TrialConfig
 from trainable.data import Data, folder_for_images, load_data
 from trainable.errors import TrialError, UserError
 from trainable.memory import keep_freed_memory
@@ -67,12 +69,14 @@ def main(argv: list[str] | None = None) -> int:
     try:
         folder = run_folder(args.name, args.storage)
         record = load_record(folder)
-        row = _chosen(trials_frame(folder, record), record, args.trial)
+        trials = trials_frame(folder, record)
+        row = _chosen(trials, record, args.trial)
         console.print(f"refit of trial {row['number']:05d}: {row['config'].describe()}")
         if len(row["seeds"]) > 1:
             console.print(f"the best mean over {len(row['seeds'])} seeds; their median thresholds")
         numbers = sorted(row["seeds"], key=lambda number: number != row["number"])
-        rule = common_rule([load_rule(trial_folder(folder, number)) for number in numbers])
+        configs = dict(zip(trials["number"], trials["config"], strict=True))
+        rule = common_rule([_rule(folder, number, configs[number]) for number in numbers])
         _check_mlflow(record)
         with folder_for_images(Path(record.cache) if record.cache else None) as images:
             data = load_data(record.data, record.novel, images, note=console.print)
@@ -130,6 +134,12 @@ def _chosen(trials: pd.DataFrame, record: SearchRecord, number: int | None) -> "
     if not len(rows):
         raise RefitError(f"{record.name}: there is no COMPLETE trial {number}")
     return pd.Series({**rows.iloc[0], "seeds": [number]})
+
+
+def _rule(folder: UPath, number: int, config: TrialConfig) -> Rule:
+    """Return a trial's rule chosen anew on both halves: nothing is reported from them any more."""
+    outputs = load_outputs(trial_folder(folder, number))
+    return choose_rule(outputs.all_calibrating(), config)
 
 
 def common_rule(rules: Sequence[Rule]) -> Rule:

@@ -16,7 +16,7 @@ from trainable.novelty import (
     harmonic_mean,
     superclass_of_candidate,
 )
-from trainable.splits import NOVEL, SEEN
+from trainable.splits import NOVEL, SECOND, SEEN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +42,13 @@ class Outputs(Response):
     def half(self, *, calibration: bool) -> "Outputs":
         """Return the images that choose thresholds, or those that are reported on."""
         return self.where(self.is_calibration == calibration)
+
+    def all_calibrating(self) -> "Outputs":
+        """Return the same images, all choosing thresholds but those of the second hold-out.
+
+        For a model whose validation is over: twice as many images choose more exactly.
+        """
+        return replace(self, is_calibration=self.kind != SECOND)
 
     def target(self, task: Task) -> torch.Tensor:
         """Return what `task` should answer, int64 (N,)."""

@@ -64,6 +64,13 @@ def test_halves_share_no_image_and_leave_none_out() -> None:
     assert rows == [list(range(0, 200, 2)), list(range(1, 200, 2))]
 
 
+def test_where_validation_is_over_all_images_but_the_second_hold_out_calibrate() -> None:
+    outputs = make_outputs(kinds=(SEEN, PSEUDO_NOVEL, NOVEL, SECOND))
+    is_calibration = outputs.all_calibrating().is_calibration
+    assert torch.equal(is_calibration, outputs.kind != SECOND)
+    assert is_calibration.sum() > outputs.is_calibration.sum()
+
+
 def test_where_selects_every_figure_of_an_image() -> None:
     outputs = make_outputs()
     some = outputs.where(outputs.kind == SEEN)
