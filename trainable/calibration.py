@@ -11,10 +11,8 @@ from trainable.novelty import (
     Rule,
     acceptance,
     calibrate,
-    candidates,
     conformal_threshold,
     harmonic_mean,
-    superclass_of_candidate,
 )
 from trainable.splits import NOVEL, SECOND, SEEN
 
@@ -41,7 +39,9 @@ class Outputs(Response):
 
     def half(self, *, calibration: bool) -> "Outputs":
         """Return the images that choose thresholds, or those that are reported on."""
-        return self.where(self.is_calibration == calibration)
+        return self.once(
+            ("half", calibration), lambda: self.where(self.is_calibration == calibration)
+        )
 
     def all_calibrating(self) -> "Outputs":
         """Return the same images, all choosing thresholds but those of the second hold-out.
@@ -112,8 +112,7 @@ def choose_rule(
     )[1:]
     rejected = nothing
     if config.couple_novel:
-        accepted = acceptance(half.super_logits, half.score("super", super_score)) >= tau_super[0]
-        rejected = ~accepted
+        rejected = ~(acceptance(half, "super", super_score) >= tau_super[0])
     sub_score, tau_sub = max(
         _choices(half, "sub", config, sub_threshold, rejected), key=lambda each: each[0]
     )[1:]
@@ -150,13 +149,15 @@ def _choices(
         threshold: How tau is found.
         rejected_N: bool, images that are novel whatever their score.
     """
-    logits = candidates(half, task, restrict_sub=config.restrict_sub)
+    restrict_sub = task == "sub" and config.restrict_sub
+    answer, likeliest_known = half.answer(task, restrict_sub=restrict_sub)
     known = half.is_known(task)
-    correct = (logits.argmax(1) == half.target(task)) & ~rejected_N
+    correct = (answer == half.target(task)) & ~rejected_N
     num_superclasses = half.super_logits.shape[1] - 1
-    superclass = superclass_of_candidate(half, logits) if task == "sub" else None
+    superclass = half.super_of_sub[likeliest_known] if task == "sub" else None
     for name in scores_of(half, task, config):
-        score = acceptance(logits, half.score(task, name)).masked_fill(rejected_N, -torch.inf)
+        score = acceptance(half, task, name, restrict_sub=restrict_sub)
+        score = score.masked_fill(rejected_N, -torch.inf)
         tau = threshold.find(score, correct, known)
         taus = [tau] * (num_superclasses if task == "sub" else 1)
         if superclass is not None and config.tau_sub_per_superclass:

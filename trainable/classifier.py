@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +111,7 @@ def _of_branch(
 def save_outputs(folder: UPath, outputs: Outputs) -> None:
     """Write the validation outputs, from which every threshold and score can be evaluated."""
     # Cloned, as two heads of one branch share their scores and the format knows no sharing.
-    tensors = {name: tensor.clone() for name, tensor in vars(outputs).items()}
+    tensors = {field.name: getattr(outputs, field.name).clone() for field in fields(outputs)}
     write_atomically(folder / OUTPUTS_FILE, safetensors.torch.save(tensors))
 
 

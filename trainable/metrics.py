@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from trainable.calibration import Outputs, Threshold, available_scores, choose_rule
 from trainable.config import TASKS, TrialConfig
-from trainable.novelty import Rule, acceptance, candidates, decide, harmonic_mean
+from trainable.novelty import Rule, acceptance, decide, harmonic_mean
 from trainable.splits import NOVEL, PSEUDO_NOVEL, SECOND, SEEN
 
 CONFORMAL_REJECTION = 0.05
@@ -240,12 +240,12 @@ def hierarchy_curve(outputs: Outputs, rule: Rule) -> tuple[torch.Tensor, torch.T
     """
     superclass, _ = decide(outputs, rule)
     right_super = superclass == outputs.super_target
-    logits = candidates(outputs, "sub", restrict_sub=rule.restrict_sub)
-    score = acceptance(logits, outputs.score("sub", rule.sub_score))
+    score = acceptance(outputs, "sub", rule.sub_score, restrict_sub=rule.restrict_sub)
     if rule.couple_novel:
         score = score.masked_fill(superclass == outputs.super_logits.shape[1] - 1, -torch.inf)
     is_seen = outputs.kind == SEEN
-    right_sub = logits[:, :-1].argmax(1) == outputs.sub_target
+    _, likeliest_known = outputs.answer("sub", restrict_sub=rule.restrict_sub)
+    right_sub = likeliest_known == outputs.sub_target
     known = score[is_seen & right_super & right_sub].sort().values
     known = known[known.isfinite()]
     novel = score[~is_seen & right_super].sort().values

@@ -1,8 +1,10 @@
 """When to say novel: how known an image looks, the decision rule, and exact thresholds."""
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +13,7 @@ from trainable.config import FEATURE_SCORES, Task
 
 GEN_GAMMA, GEN_TOP = 0.1, 100
 """Liu, Lochman and Zach, GEN (CVPR 2023): the values its authors use for ImageNet."""
+T = TypeVar("T")
 _ACCEPT_ALL = -1e300
 """A threshold below every finite score; finite, because it is written as JSON."""
 
@@ -46,7 +49,10 @@ _LOGIT_SCORES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Response:
-    """What a model says about N images: every answer, score and threshold follows from it."""
+    """What a model says about N images: every answer, score and threshold follows from it.
+
+    It never changes, so what many rules ask of it is computed once.
+    """
 
     super_logits: torch.Tensor
     """float (N, K + 1), novel last."""
@@ -68,7 +74,30 @@ class Response:
         if name in FEATURE_SCORES:
             all_N3 = self.super_feature_scores if task == "super" else self.sub_feature_scores
             return all_N3[:, FEATURE_SCORES.index(name)].double()
-        return novelty_score(self.logits(task), name)
+        return self.once((task, name), lambda: novelty_score(self.logits(task), name))
+
+    def answer(self, task: Task, *, restrict_sub: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the argmax of `candidates`, which may be novel, and that of the known ones.
+
+        Both int64 (N,).
+        """
+
+        def compute() -> tuple[torch.Tensor, torch.Tensor]:
+            logits_NC = candidates(self, task, restrict_sub=restrict_sub)
+            return logits_NC.argmax(1), logits_NC[:, :-1].argmax(1)
+
+        return self.once((task, restrict_sub), compute)
+
+    def once(self, what: tuple[Any, ...], compute: Callable[[], T]) -> T:
+        """Return what `compute` gives, which `what` names and which is kept with the response."""
+        if what not in self._known:
+            self._known[what] = compute()
+        found: T = self._known[what]
+        return found
+
+    @functools.cached_property
+    def _known(self) -> dict[tuple[Any, ...], Any]:
+        return {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,28 +143,26 @@ def candidates(response: Response, task: Task, *, restrict_sub: bool) -> torch.T
     return logits_NC.masked_fill(is_outside_NC, -torch.inf)
 
 
-def acceptance(logits_NC: torch.Tensor, score_N: torch.Tensor) -> torch.Tensor:
+def acceptance(
+    response: Response, task: Task, name: str, *, restrict_sub: bool = False
+) -> torch.Tensor:
     """Return the score that decides: -inf where novel is itself the argmax, float64 (N,)."""
-    is_novel_N = logits_NC.argmax(1) == logits_NC.shape[1] - 1
-    return score_N.masked_fill(is_novel_N, -torch.inf)
-
-
-def superclass_of_candidate(response: Response, sub_logits_NC: torch.Tensor) -> torch.Tensor:
-    """Return the superclass of the likeliest known subclass: int64 (N,), it names the tau."""
-    return response.super_of_sub[sub_logits_NC[:, :-1].argmax(1)]
+    answer_N, _ = response.answer(task, restrict_sub=restrict_sub)
+    is_novel_N = answer_N == response.logits(task).shape[1] - 1
+    return response.score(task, name).masked_fill(is_novel_N, -torch.inf)
 
 
 def decide(response: Response, rule: Rule) -> tuple[torch.Tensor, torch.Tensor]:
     """Return both answers, int64 (N,): the argmax where its acceptance reaches tau, else novel."""
-    super_logits = response.super_logits
-    sub_logits = candidates(response, "sub", restrict_sub=rule.restrict_sub)
-    novel_super, novel_sub = super_logits.shape[1] - 1, sub_logits.shape[1] - 1
-    accept_super = acceptance(super_logits, response.score("super", rule.super_score))
-    accept_sub = acceptance(sub_logits, response.score("sub", rule.sub_score))
+    novel_super, novel_sub = response.super_logits.shape[1] - 1, response.sub_logits.shape[1] - 1
+    superclass, _ = response.answer("super", restrict_sub=False)
+    subclass, known_sub = response.answer("sub", restrict_sub=rule.restrict_sub)
+    accept_super = acceptance(response, "super", rule.super_score)
+    accept_sub = acceptance(response, "sub", rule.sub_score, restrict_sub=rule.restrict_sub)
     tau_sub = torch.tensor(rule.tau_sub, dtype=torch.float64)
-    tau_sub_N = tau_sub[superclass_of_candidate(response, sub_logits)]
-    superclass = super_logits.argmax(1).masked_fill(~(accept_super >= rule.tau_super), novel_super)
-    subclass = sub_logits.argmax(1).masked_fill(~(accept_sub >= tau_sub_N), novel_sub)
+    tau_sub_N = tau_sub[response.super_of_sub[known_sub]]
+    superclass = superclass.masked_fill(~(accept_super >= rule.tau_super), novel_super)
+    subclass = subclass.masked_fill(~(accept_sub >= tau_sub_N), novel_sub)
     if rule.couple_novel:
         subclass = subclass.masked_fill(superclass == novel_super, novel_sub)
     return superclass, subclass

@@ -1,7 +1,7 @@
 """Outputs made up: what a model might say about validation images of every kind."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import torch
 import torch.nn.functional as F
@@ -57,7 +57,7 @@ def mixed(calibration: Outputs, evaluation: Outputs) -> Outputs:
         keep = calibration.is_calibration.view(-1, *[1] * (ours.dim() - 1))
         return torch.where(keep, ours, theirs)
 
-    names = [name for name in vars(calibration) if name != "super_of_sub"]
+    names = [field.name for field in fields(calibration) if field.name != "super_of_sub"]
     return replace(calibration, **{name: choose(name) for name in names})
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.trainable.made_outputs import SUPER_OF_SUB, make_outputs, mixed, without_bank
+from trainable import novelty
 from trainable.calibration import (
     Outputs,
     Threshold,
@@ -18,7 +19,13 @@ from trainable.calibration import (
 )
 from trainable.config import BEST, LOGIT_SCORES, NOVELTY_SCORES, TASKS, TrialConfig
 from trainable.metrics import accuracies
-from trainable.novelty import acceptance, calibrate, candidates, conformal_threshold, decide
+from trainable.novelty import (
+    acceptance,
+    calibrate,
+    conformal_threshold,
+    decide,
+    novelty_score,
+)
 from trainable.splits import NOVEL, PSEUDO_NOVEL, SECOND, SEEN
 
 ALL_KINDS = (SEEN, PSEUDO_NOVEL, NOVEL, SECOND)
@@ -33,8 +40,7 @@ OPTIONS: list[dict[str, Any]] = [
 
 def accepted_by(response: Outputs, rule_score: str, task: Any, restrict: bool) -> torch.Tensor:
     """Return the acceptance that a tau of `task` is compared with."""
-    logits = candidates(response, task, restrict_sub=restrict)
-    return acceptance(logits, response.score(task, rule_score))
+    return acceptance(response, task, rule_score, restrict_sub=restrict)
 
 
 # --- Which images choose ----------------------------------------------------------------------
@@ -69,6 +75,36 @@ def test_where_validation_is_over_all_images_but_the_second_hold_out_calibrate()
     is_calibration = outputs.all_calibrating().is_calibration
     assert torch.equal(is_calibration, outputs.kind != SECOND)
     assert is_calibration.sum() > outputs.is_calibration.sum()
+
+
+def test_what_outputs_keep_stays_theirs() -> None:
+    outputs = make_outputs()
+    whole = {each: outputs.answer("sub", restrict_sub=each) for each in (False, True)}
+    score, half = outputs.score("sub", "gen"), outputs.half(calibration=True)
+    assert not torch.equal(whole[False][0], whole[True][0])
+    is_ours = outputs.is_calibration
+    assert torch.equal(half.score("sub", "gen"), score[is_ours])
+    assert not torch.equal(half.score("sub", "msp"), score[is_ours])
+    assert not torch.equal(half.score("super", "gen"), score[is_ours])
+    for restrict, both in whole.items():
+        for of_half, of_all in zip(half.answer("sub", restrict_sub=restrict), both, strict=True):
+            assert torch.equal(of_half, of_all[is_ours])
+    turned = replace(outputs, sub_logits=-outputs.sub_logits)
+    assert not torch.equal(turned.score("sub", "gen"), score)
+
+
+def test_rules_of_the_same_outputs_compute_a_score_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(
+        novelty,
+        "novelty_score",
+        lambda logits, name: asked.append(name) or novelty_score(logits, name),
+    )
+    outputs = make_outputs()
+    for couple in (False, True):
+        config = TrialConfig(novelty_score="gen", couple_novel=couple)
+        accuracies(outputs.half(calibration=False), choose_rule(outputs, config))
+    assert asked == ["gen"] * 4  # of two tasks and two halves
 
 
 def test_where_selects_every_figure_of_an_image() -> None:

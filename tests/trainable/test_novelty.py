@@ -104,7 +104,7 @@ def test_acceptance_is_never_where_novel_is_the_argmax(name: str) -> None:
     is_novel = torch.tensor([max(row) == row[-1] for row in logits.tolist()])
     assert 0 < is_novel.sum() < len(logits)
     score = novelty_score(logits, name)
-    accepted = acceptance(logits, score)
+    accepted = acceptance(response_of(logits, random_logits(4)), "super", name)
     assert (accepted[is_novel] == -INF).all()
     assert torch.equal(accepted[~is_novel], score[~is_novel])
 
