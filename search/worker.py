@@ -52,6 +52,7 @@ def run_trial(task: dict[str, Any], shipped: tuple[Any, ...] = (None,)) -> None:
     raises would raise again.
     """
     folder = UPath(task["folder"])
+    _freeze_modules()
     torch.set_num_threads(max(1, int(task["cpus"])))
     if not task["gpus"]:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before CUDA starts; this process never gets one
@@ -88,6 +89,16 @@ def run_trial(task: dict[str, Any], shipped: tuple[Any, ...] = (None,)) -> None:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
     _send(*last)
+
+
+@functools.cache
+def _freeze_modules() -> None:
+    """Spare what is imported from every later collection: it took longer than an empty trial.
+
+    Not when this is imported, which the driver does too: what is frozen is not freed at its end,
+    and triton then complains of leaks.
+    """
+    gc.freeze()
 
 
 def _memory_fraction(share: float) -> float:

@@ -146,17 +146,24 @@ class FeatureInputs:
         return safetensors.torch.load(file.read_bytes())["values"]
 
     def _gather(self, rows: torch.Tensor, views: torch.Tensor) -> torch.Tensor:
-        parts, places = [], []
-        for view in views.unique().tolist():
+        features = torch.empty(0)
+        for view in range(self._num_views):
             place = (views == view).nonzero()[:, 0]
-            places.append(place)
-            if self._cached is not None:
-                parts.append(_pick(self._cached[view], rows[place]))
-            else:
-                augmentation = self._augmentations[view]
-                parts.append(_encode(self._model, self._data, augmentation, rows[place]))
-        features = _pick(torch.cat(parts), torch.cat(places).argsort())
+            if not len(place):
+                continue
+            part = self._of_view(view, rows[place])
+            if len(place) == len(rows):
+                features = part
+                break
+            if not len(features):
+                features = part.new_empty(len(rows), *part.shape[1:])
+            features.index_copy_(0, place.to(part.device, non_blocking=True), part)
         return features.to(self._model.mean.device, non_blocking=True)
+
+    def _of_view(self, view: int, rows: torch.Tensor) -> torch.Tensor:
+        if self._cached is not None:
+            return _pick(self._cached[view], rows)
+        return _encode(self._model, self._data, self._augmentations[view], rows)
 
 
 def _resident(values: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -114,8 +114,9 @@ class BranchModel(nn.Module):
 
     def train(self, mode: bool = True) -> Self:
         """Set training mode on what is trained; the frozen part always evaluates."""
-        super().train(mode)
-        self.frozen.eval()
+        self.training = mode
+        self.tuned.train(mode)
+        self.heads.train(mode)
         return self
 
     def prepare(

@@ -379,6 +379,8 @@ class Trainer:
     def _pooled_all(self, number: int, rows: torch.Tensor) -> torch.Tensor:
         """Return the whole backbone's output for images as they are, (N, D)."""
         model, inputs = self.evaluated[number].eval(), self.inputs[number]
+        if model.is_frozen:
+            return inputs.plain(rows)
         batches = rows.split(FORWARD_BATCH[self.device.type])
         return torch.cat([self._pooled(model, inputs.plain(batch)) for batch in batches])
 
