@@ -17,7 +17,7 @@ from PIL import Image
 from rich.console import Console
 from upath import UPath
 
-from results import report
+from results import pictures, report
 from results.load import SearchRecord, study_url, trial_folder, trials_frame
 from tests.trainable.made_outputs import make_outputs
 from trainable.calibration import choose_rule
@@ -204,7 +204,7 @@ def test_curve_is_drawn_of_trials_whose_outputs_are_there(
         drawn.append(([label for label in labels if "area" in label], len(axes.lines)))
         return saved(figure, file)
 
-    saved = report._save
+    saved = pictures._save
     rule = choose_rule(make_outputs(), TrialConfig())
     for number in (1, 2):  # the baseline's were not copied; the third trial is neither
         folder = trial_folder(UPath(search.folder), number)
@@ -216,8 +216,8 @@ def test_curve_is_drawn_of_trials_whose_outputs_are_there(
     half = make_outputs()
     half = half.where(~half.is_calibration)
     file = UPath(search.folder / "again.png")
-    monkeypatch.setattr(report, "_save", keep)
-    report._plot_hierarchy(file, UPath(search.folder), search.trials, search.record)
+    monkeypatch.setattr(pictures, "_save", keep)
+    pictures._plot_hierarchy(file, UPath(search.folder), search.trials, search.record)
     # A curve and its dot, of the best trial alone.
     assert drawn == [([f"00001, area {hierarchy_area(half, rule):.3f}"], 2)]
 

@@ -1,6 +1,7 @@
 """Imports point one way, so that training needs no search and a space file needs neither."""
 
 import ast
+import subprocess
 import sys
 from pathlib import Path
 
@@ -65,3 +66,11 @@ def test_only_search_imports_ray() -> None:
 def test_space_files_import_only_optuna_and_trainable() -> None:
     for file, imports in imports_by_file("spaces").items():
         assert imports <= {"optuna", "trainable"} | sys.stdlib_module_names, file
+
+
+def test_a_search_starts_without_what_draws_pictures() -> None:
+    code = "import sys, search.driver; print(sys.modules.keys() & {'matplotlib', 'plotly'})"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "set()\n"
