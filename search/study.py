@@ -176,14 +176,14 @@ class Study:
                 self._space.configure(trial)  # the space has it, so the sampler can learn from it
         else:
             config = self._space.configure(trial)
-        trial.set_user_attr("baseline", is_baseline)
+        if is_baseline:
+            trial.set_user_attr("baseline", True)
         trial.set_user_attr("config", config.to_dict())
         return Trial(number=number, config=config, state="RUNNING", is_baseline=is_baseline)
 
     def _repeated(self, repeat: Repeat, trial: optuna.Trial) -> Trial:
         config = replace(self.trials[repeat.trial].config, seed=repeat.seed)
         trial.set_user_attr("repeat_of", repeat.trial)
-        trial.set_user_attr("baseline", False)
         trial.set_user_attr("config", config.to_dict())
         return Trial(
             number=repeat.number,
@@ -241,7 +241,8 @@ class Study:
             return  # a worker that died after its last report was run again
         live = self._live.pop(trial.number)
         live.set_user_attr("metrics", trial.metrics)
-        live.set_user_attr("reason", trial.reason)
+        if trial.reason:
+            live.set_user_attr("reason", trial.reason)
         values = None
         if trial.state == "COMPLETE":
             values = [trial.metrics[name] for name in self._space.metrics]
@@ -485,7 +486,7 @@ def _trial(frozen: optuna.trial.FrozenTrial) -> Trial:
         number=frozen.number,
         config=TrialConfig.from_dict(attributes["config"]),
         state=frozen.state.name,
-        is_baseline=attributes["baseline"],
+        is_baseline=attributes.get("baseline", False),
         repeat_of=attributes.get("repeat_of"),
         epochs=tuple(attributes[key] for key in sorted(attributes) if key.startswith("epoch_")),
         metrics=attributes.get("metrics", {}),
