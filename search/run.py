@@ -1,6 +1,7 @@
 """python -m search.run: the command line, nothing else."""
 
 import argparse
+import os
 import re
 import sys
 from pathlib import Path
@@ -160,4 +161,7 @@ def _seconds(text: str | None) -> float | None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # all is written and closed; taking Ray, MLflow and torch apart takes seconds
