@@ -9,6 +9,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -345,7 +346,6 @@ def _run(
         id=record.id, name=record.name, folder=folder, params=_params(record, data), tags=_tags()
     )
     tracker = Tracker(record.tracking_uri, info, console.print)
-    tracker.start(data, [folder / record.space_file, folder / RECORD_FILE])
     num_trials = space.num_trials + len(record.repeats)
     progress = Progress(console, num_trials=num_trials, metric=space.metrics[0])
 
@@ -360,17 +360,25 @@ def _run(
         observers=[progress.update, clean_up, tracker.update],
         repeats=record.repeats,
     )
-    for trial in study.trials.values():
-        progress.update(trial)
-        tracker.update(trial)
-    if study.num_finished:
-        console.print(f"{study.num_finished} of {num_trials} trials are finished already")
     over_budget = deadline_after(options.time_budget_s)
     status = "FINISHED"
     try:
-        if not study.is_done:
-            with connected(options.address) as cluster:
-                interrupts.listen()
+        with ExitStack() as running:
+            cluster = None
+            # Most of MLflow's start is waiting for the disk: Ray starts beside it.
+            with ThreadPoolExecutor(1) as beside:
+                files = [folder / record.space_file, folder / RECORD_FILE]
+                started = beside.submit(tracker.start, data, files)
+                if not study.is_done:
+                    cluster = running.enter_context(connected(options.address))
+                    interrupts.listen()
+            started.result()
+            for trial in study.trials.values():
+                progress.update(trial)
+                tracker.update(trial)
+            if study.num_finished:
+                console.print(f"{study.num_finished} of {num_trials} trials are finished already")
+            if cluster is not None:
                 check_storage(folder)
                 job = _job(record, folder, cache, ship_data(data, cache, console.print))
                 slots = make_slots(

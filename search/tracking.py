@@ -132,7 +132,8 @@ class Tracker:
             self._end = _End(status, tuple(artifacts))
             self._is_closing = True
             self._changed.notify()
-        self._thread.join(within_s)
+        if self._thread.is_alive():
+            self._thread.join(within_s)
         return self._has_arrived
 
     def _work(self) -> None:

@@ -413,6 +413,7 @@ def test_server_that_cannot_be_reached_at_the_start_is_an_error_within_seconds(
     assert message.startswith(f"MLflow at {uri} does not answer (")
     assert message.endswith("): start the server, or pass another --tracking-uri")
     assert "\n" not in message
+    assert not tracker.close("KILLED", [])
 
 
 @pytest.mark.slow
