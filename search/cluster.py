@@ -23,6 +23,10 @@ _ENVIRONMENT = {
 }
 os.environ.update(_ENVIRONMENT)
 
+# One heap for all threads of a worker, see `trainable.memory`. Read when a process starts, and
+# Ray's own threads have their heaps before any code of ours runs.
+_WORKER_ENVIRONMENT = {"MALLOC_ARENA_MAX": "1"}
+
 import ray  # noqa: E402
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: E402
 from upath import UPath  # noqa: E402
@@ -64,9 +68,15 @@ def connected(address: str | None, *, num_cpus: int | None = None) -> Iterator[C
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 object_store_memory=LOCAL_OBJECT_STORE_BYTES,
+                runtime_env={"env_vars": _WORKER_ENVIRONMENT},
             )
         else:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            ray.init(
+                address=address,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env={"env_vars": _WORKER_ENVIRONMENT},
+            )
     except (ConnectionError, ValueError) as error:
         if address is None:
             raise

@@ -82,12 +82,13 @@ def main(argv: list[str] | None = None) -> int:
             data = load_data(record.data, record.novel, images, note=console.print)
         target = folder / "refit" / f"{row['number']:05d}"
         _refit(row, rule, record, data, target, console)
-        version = _register(record, data, target, row)
-    except (MlflowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        print(f"failed: {target} is written and predicts, but is not registered: {reason}",
-              file=sys.stderr)  # fmt: skip
-        return 1
+        try:
+            version = _register(record, data, target, row)
+        except (MlflowException, OSError) as error:
+            reason = str(error).splitlines()[0]
+            print(f"failed: {target} is written and predicts, but is not registered: {reason}",
+                  file=sys.stderr)  # fmt: skip
+            return 1
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -166,7 +167,7 @@ def _refit(
     target: UPath,
     console: Console,
 ) -> None:
-    """Train on everything for as many epochs as were best, with the scores and thresholds of then.
+    """Train on everything for as many epochs as were best; the answers go by `rule`.
 
     The learning-rate schedule is that of the trial, ended early where its best epoch was.
     """

@@ -241,7 +241,7 @@ class Study:
             return  # a worker that died after its last report was run again
         live = self._live.pop(trial.number)
         live.set_user_attr("metrics", trial.metrics)
-        if trial.reason:
+        if trial.reason or "reason" in live.user_attrs:  # a killed driver may have left one
             live.set_user_attr("reason", trial.reason)
         values = None
         if trial.state == "COMPLETE":
@@ -490,7 +490,7 @@ def _trial(frozen: optuna.trial.FrozenTrial) -> Trial:
         repeat_of=attributes.get("repeat_of"),
         epochs=tuple(attributes[key] for key in sorted(attributes) if key.startswith("epoch_")),
         metrics=attributes.get("metrics", {}),
-        reason=attributes.get("reason", ""),
+        reason=attributes.get("reason", "") if frozen.state == TrialState.FAIL else "",
         host=attributes.get("host", ""),
         device=attributes.get("device", ""),
     )

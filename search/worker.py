@@ -23,8 +23,6 @@ from trainable.train import train
 CONTEXT_BYTES = 600 * 2**20
 """What CUDA takes of a device for each process, beside what PyTorch counts."""
 
-keep_freed_memory()  # when a worker imports this, Tune has not started the thread that trains
-
 
 @functools.lru_cache(maxsize=1)
 def node_data(source: str, novel: str, cache: Path, fingerprint: str, shipped: Any) -> Data:
@@ -52,7 +50,7 @@ def run_trial(task: dict[str, Any], shipped: tuple[Any, ...] = (None,)) -> None:
     raises would raise again.
     """
     folder = UPath(task["folder"])
-    _freeze_modules()
+    _prepare_process()
     torch.set_num_threads(max(1, int(task["cpus"])))
     if not task["gpus"]:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before CUDA starts; this process never gets one
@@ -92,12 +90,13 @@ def run_trial(task: dict[str, Any], shipped: tuple[Any, ...] = (None,)) -> None:
 
 
 @functools.cache
-def _freeze_modules() -> None:
-    """Spare what is imported from every later collection: it took longer than an empty trial.
+def _prepare_process() -> None:
+    """Keep freed memory, and spare what is imported from every later collection, which took longer
+    than an empty trial.
 
-    Not when this is imported, which the driver does too: what is frozen is not freed at its end,
-    and triton then complains of leaks.
+    Not when this is imported, which the driver does too.
     """
+    keep_freed_memory()
     gc.freeze()
 
 

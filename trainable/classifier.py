@@ -122,8 +122,16 @@ def save_table(folder: UPath, outputs: Outputs, config: TrialConfig) -> None:
 
 
 def load_outputs(folder: UPath) -> Outputs:
-    """Return the validation outputs of the best epoch of the trial in `folder`."""
-    return Outputs(**safetensors.torch.load((folder / OUTPUTS_FILE).read_bytes()))
+    """Return the validation outputs of the best epoch of the trial in `folder`.
+
+    Raises:
+        DataError: There are none, or they are damaged.
+    """
+    file = folder / OUTPUTS_FILE
+    try:
+        return Outputs(**safetensors.torch.load(file.read_bytes()))
+    except (safetensors.SafetensorError, OSError, TypeError) as error:
+        raise DataError(f"{file} cannot be read: {error}") from error
 
 
 @dataclass(frozen=True, kw_only=True)

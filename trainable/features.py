@@ -146,19 +146,19 @@ class FeatureInputs:
         return safetensors.torch.load(file.read_bytes())["values"]
 
     def _gather(self, rows: torch.Tensor, views: torch.Tensor) -> torch.Tensor:
-        features = torch.empty(0)
+        device, features = self._model.mean.device, None
         for view in range(self._num_views):
             place = (views == view).nonzero()[:, 0]
             if not len(place):
                 continue
-            part = self._of_view(view, rows[place])
+            part = self._of_view(view, rows[place]).to(device, non_blocking=True)
             if len(place) == len(rows):
-                features = part
-                break
-            if not len(features):
+                return part
+            if features is None:
                 features = part.new_empty(len(rows), *part.shape[1:])
-            features.index_copy_(0, place.to(part.device, non_blocking=True), part)
-        return features.to(self._model.mean.device, non_blocking=True)
+            features.index_copy_(0, place.to(device, non_blocking=True), part)
+        assert features is not None, "there must be rows"
+        return features
 
     def _of_view(self, view: int, rows: torch.Tensor) -> torch.Tensor:
         if self._cached is not None:

@@ -1,13 +1,20 @@
 """What becomes of a trial that Ray's host-memory monitor kills, which ends Tune's experiment, and
-of one for which its share of a GPU was too small."""
+of one for which its share of a GPU was too small; and whether workers reuse what they free."""
+
+import resource
+import sys
+import threading
 
 import psutil
 import pytest
+import ray
+import torch
 from ray.cluster_utils import Cluster
 
 from search.cluster import connected
 from tests.faults import faulty
 from tests.faults.conftest import SmallSearch
+from trainable.memory import keep_freed_memory
 
 GIB = 2**30
 HEADROOM_GIB = 6
@@ -58,3 +65,39 @@ def test_a_trial_out_of_gpu_memory_is_tried_again_alone_with_a_whole_gpu(
     trials = small_search.folder / "trials"
     shares = [{file.name for file in (trials / f"{n:05d}").glob("share_*")} for n in range(4)]
     assert shares == [{"share_0.5"}, {"share_0.5", "share_1"}, {"share_0.5"}, set()]
+
+
+def faults_of_large_blocks() -> list[int]:
+    """Return the page faults of blocks of 128 MiB in threads, as Tune runs a process's trials."""
+    keep_freed_memory()
+    found: list[int] = []
+
+    def allocate() -> None:
+        for _ in range(16):  # until the heap has settled
+            torch.ones(2**25)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(4):
+            torch.ones(2**25)
+        found.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+
+    for _ in range(3):
+        thread = threading.Thread(target=allocate)
+        thread.start()
+        thread.join()
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="of glibc's malloc")
+@pytest.mark.parametrize("joined", [False, True])
+def test_workers_reuse_large_blocks_in_every_thread(joined: bool) -> None:
+    """Ray's own threads have heaps already when our code begins."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1}) if joined else None
+    try:
+        with connected(cluster.address if cluster else None):
+            found = ray.get(ray.remote(faults_of_large_blocks).remote())
+    finally:
+        if cluster:
+            cluster.shutdown()
+    pages = 2**27 // resource.getpagesize()
+    assert max(found) < pages / 10

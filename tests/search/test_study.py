@@ -256,6 +256,16 @@ def test_failed_trial_keeps_its_reason(memory: Memory) -> None:
     assert (again.state, again.reason) == ("FAIL", "the loss is nan in epoch 1: lower lr")
 
 
+def test_trial_that_ends_well_after_all_keeps_no_reason(memory: Memory) -> None:
+    study = memory.open()
+    assert study.next()
+    trial = memory.optuna.get_trials()[0]
+    # A driver killed after this write, and before the trial's state.
+    memory.optuna._storage.set_trial_user_attr(trial._trial_id, "reason", "its process died")
+    assert run_out(resumed(memory, [0]), 0).state == "COMPLETE"
+    assert memory.optuna.get_trials()[0].user_attrs["reason"] == ""
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_final_metric_that_is_not_finite_is_a_failure(memory: Memory, value: float) -> None:
     study = memory.open()

@@ -23,7 +23,7 @@ def events(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
     monkeypatch.setattr(worker, "_send", lambda kind, content: sent.append((kind, content)))
     monkeypatch.setattr(worker, "node_data", lambda *args: None)
     monkeypatch.setattr(torch, "set_num_threads", lambda num: None)  # of this process
-    monkeypatch.setattr(worker, "_freeze_modules", lambda: None)  # likewise
+    monkeypatch.setattr(worker, "_prepare_process", lambda: None)  # likewise
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     return sent
 

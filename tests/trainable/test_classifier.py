@@ -393,6 +393,17 @@ def test_bank_comes_back_bit_for_bit_and_scores_alike(
     assert torch.equal(FeatureBank.from_tensors(stored).scores(features), bank.scores(features))
 
 
+@pytest.mark.parametrize("content", [None, b"", b"half a file"])
+def test_outputs_that_are_damaged_or_not_there_are_refused(
+    copied: Path, content: bytes | None
+) -> None:
+    (copied / OUTPUTS_FILE).unlink()
+    if content is not None:
+        (copied / OUTPUTS_FILE).write_bytes(content)
+    with pytest.raises(DataError, match=rf"{OUTPUTS_FILE} cannot be read: "):
+        load_outputs(copied)
+
+
 @pytest.mark.parametrize("lost", ["all", "mean_CD"])
 def test_scores_by_features_without_a_bank_are_refused(
     with_bank: Path, tmp_path: Path, tiny_weights: Path, lost: str
