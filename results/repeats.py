@@ -50,7 +50,7 @@ def repeated(trials: pd.DataFrame) -> list[Repeated]:
         if config is not None:
             groups.setdefault(replace(config, seed=0), []).append(place)
     found = []
-    for places in groups.values():
+    for places in (each for each in groups.values() if len(each) > 1):
         rows = trials.iloc[places]
         complete = rows[rows["state"] == "COMPLETE"]
         seeds = frozenset(config.seed for config in rows["config"])

@@ -365,9 +365,9 @@ def _run(
     try:
         with ExitStack() as running:
             cluster = None
+            files = [folder / record.space_file, folder / RECORD_FILE]
             # Most of MLflow's start is waiting for the disk: Ray starts beside it.
             with ThreadPoolExecutor(1) as beside:
-                files = [folder / record.space_file, folder / RECORD_FILE]
                 started = beside.submit(tracker.start, data, files)
                 if not study.is_done:
                     cluster = running.enter_context(connected(options.address))

@@ -7,6 +7,9 @@ them.
 Command: python -m search.run --space spaces/two_heads.py --data DATA.zip --novel POOL.zip
          (--set fine_tune=frozen --set lr=1e-2 asks the same of frozen features in minutes)
 Cost:    full fine-tuning: a GPU's work, or hours on 2 cores.
+Result:  within luck on the course's data, over three seeds of 3 epochs fine-tuned whole and of 10
+         on frozen features: mean score .801 without interaction, .799 with the paper's, .796 with
+         ten times as much; frozen, seven settings from .780 to .791 (README).
 """
 
 from typing import Any

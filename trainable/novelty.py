@@ -13,7 +13,7 @@ from trainable.config import FEATURE_SCORES, Task
 
 GEN_GAMMA, GEN_TOP = 0.1, 100
 """Liu, Lochman and Zach, GEN (CVPR 2023): the values its authors use for ImageNet."""
-T = TypeVar("T")
+_T = TypeVar("_T")
 _ACCEPT_ALL = -1e300
 """A threshold below every finite score; finite, because it is written as JSON."""
 
@@ -74,7 +74,7 @@ class Response:
         if name in FEATURE_SCORES:
             all_N3 = self.super_feature_scores if task == "super" else self.sub_feature_scores
             return all_N3[:, FEATURE_SCORES.index(name)].double()
-        return self.once((task, name), lambda: novelty_score(self.logits(task), name))
+        return self.once(("score", task, name), lambda: novelty_score(self.logits(task), name))
 
     def answer(self, task: Task, *, restrict_sub: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the argmax of `candidates`, which may be novel, and that of the known ones.
@@ -86,13 +86,13 @@ class Response:
             logits_NC = candidates(self, task, restrict_sub=restrict_sub)
             return logits_NC.argmax(1), logits_NC[:, :-1].argmax(1)
 
-        return self.once((task, restrict_sub), compute)
+        return self.once(("answer", task, restrict_sub), compute)
 
-    def once(self, what: tuple[Any, ...], compute: Callable[[], T]) -> T:
+    def once(self, what: tuple[Any, ...], compute: Callable[[], _T]) -> _T:
         """Return what `compute` gives, which `what` names and which is kept with the response."""
         if what not in self._known:
             self._known[what] = compute()
-        found: T = self._known[what]
+        found: _T = self._known[what]
         return found
 
     @functools.cached_property

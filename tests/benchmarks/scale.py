@@ -3,8 +3,9 @@
 `python -m tests.benchmarks.scale` runs a frozen search on 1, 2 and 4 times the built-in images,
 then with 8, 16 and 32 trials on the smallest set, each from a cold cache; time should grow with
 the images and with the trials in equal steps. Then 500 empty trials: the driver's own work
-for each of the last hundred, in CPU seconds, should be that of the first hundred. The last line
-is one JSON object.
+for each of the last hundred, in CPU seconds, should be that of the first hundred. That is
+measured three times and the median counts: between two hundreds, a minute apart, the machine's own
+speed changes as much. The last line is one JSON object.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import itertools
 import os
 import tempfile
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from tests.benchmarks.common import OurSearch, Sources, built_in, finish, our_search, say
@@ -29,6 +31,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--trials", type=int, nargs="+", default=[8, 16, 32])
     add("--epochs", type=int, default=10)
     add("--empty-trials", type=int, default=500)
+    add("--repetitions", type=int, default=3, help="of the empty trials")
     add("--image-size", type=int, default=64)
     add("--slots", type=int, default=os.cpu_count(), help="trials at once, one core each")
     args = parser.parse_args(argv)
@@ -49,22 +52,26 @@ def main(argv: list[str] | None = None) -> None:
                 + [(args.factors[0], trials) for trials in args.trials]
             )
         }
-        empty = _run(scratch, data[args.factors[0]], args.factors[0], args.empty_trials, args, 0)
+        least = args.factors[0]
+        empty = [
+            _run(scratch / f"empty-{number}", data[least], least, args.empty_trials, args, 0)
+            for number in range(args.repetitions)
+        ]
     by_images = {factor: runs[factor, args.trials[0]].trials_s for factor in args.factors}
     by_trials = {trials: runs[args.factors[0], trials].trials_s for trials in args.trials}
-    driver = _growth(empty.driver_s)
+    driver = [_growth(run.driver_s) for run in empty]
+    ratio = median(growth["ratio"] for growth in driver)
     say(f"images: {_shown(by_images)}, {_slopes(by_images)} s for each further 1x")
     say(f"trials: {_shown(by_trials)}, {_slopes(by_trials)} s for each further trial")
-    say(
-        f"driver: {driver['first_s']:.3f} s per trial at first, {driver['last_s']:.3f} s at last, "
-        f"ratio {driver['ratio']:.2f}"
-    )
+    for growth in driver:
+        say("driver: {first_s:.3f} s per trial at first, {last_s:.3f} s at last".format(**growth))
+    say(f"median ratio of last to first: {ratio:.2f}")
     finish(
         {
             "benchmark": "scale",
-            "ratio": driver["ratio"],
+            "ratio": ratio,
             "driver_cpu": driver,
-            "wall": _growth(empty.ended_s),
+            "wall": [_growth(run.ended_s) for run in empty],
             "empty_trials": args.empty_trials,
             "wall_s_by_images": by_images,
             "wall_s_by_trials": by_trials,
