@@ -19,9 +19,13 @@ Chosen:  160 px and knn_difference for the superclass: with one of three supercl
          splits); max_logit of a linear head found 79% at 128 px, rmds 69% (6 splits).
          32 images a step: at 128 px as fast as 64 with half the memory, and twice the steps.
          1,000 borrowed images: knn_difference is as good as with 3,600, and an epoch is shorter.
+         9 epochs: the first trial's recipe finds 80% of the held-out subclasses after 6 and 81%
+         after 10 where 11% of the known ones are rejected (AUROC .921 and .931, one seed); at 9 the
+         pruner already looks after the first epoch, at 10 only after the second.
 Rejected: max_logit times the similarity to frozen features (AUROC of held-out subclasses .930
          instead of .917, but as many found at 10% of the known ones rejected); logits averaged with
-         those of the mirrored image (.922, likewise).
+         those of the mirrored image (.922, likewise). A cosine subclass head: 72% found instead
+         of 80% (one seed). Strong augmentation: pruned in both of its trials of 6 epochs.
 """
 
 from typing import Any
@@ -29,7 +33,7 @@ from typing import Any
 import optuna
 
 NUM_TRIALS = 6
-EPOCHS = 6
+EPOCHS = 9
 METRIC = "score"
 
 COMMON: dict[str, Any] = {
@@ -46,6 +50,7 @@ COMMON: dict[str, Any] = {
     "known_rejection_super": 0.04,
     "sub_fine_tune": "full",
     "sub_image_size": 128,
+    "augment": "flip_rotate",
     "sub_novelty_score": "max_logit",
     "known_rejection_sub": 0.11,
     "couple_novel": True,
@@ -53,10 +58,9 @@ COMMON: dict[str, Any] = {
 BASELINES: list[dict[str, Any]] = [
     {
         **COMMON,
-        "sub_lr": 5e-4,
-        "augment": "flip_rotate",
-        "label_smoothing": 0.0,
-        "outlier_exposure": 0.0,
+        "sub_lr": 8.5e-4,
+        "label_smoothing": 0.1,
+        "outlier_exposure": 0.5,
     },
 ]
 
@@ -66,7 +70,6 @@ def space(trial: optuna.Trial) -> dict[str, Any]:
     return {
         **COMMON,
         "sub_lr": trial.suggest_float("sub_lr", 2e-4, 2e-3, log=True),
-        "augment": trial.suggest_categorical("augment", ["flip_rotate", "strong"]),
         "label_smoothing": trial.suggest_categorical("label_smoothing", [0.0, 0.1]),
         "outlier_exposure": trial.suggest_categorical("outlier_exposure", [0.0, 0.5]),
     }
