@@ -50,6 +50,7 @@ def repeated(trials: pd.DataFrame) -> list[Repeated]:
         if config is not None:
             groups.setdefault(replace(config, seed=0), []).append(place)
     found = []
+    # Most configurations ran once, and tables of one row each are seconds in a long search.
     for places in (each for each in groups.values() if len(each) > 1):
         rows = trials.iloc[places]
         complete = rows[rows["state"] == "COMPLETE"]

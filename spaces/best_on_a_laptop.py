@@ -55,12 +55,7 @@ COMMON: dict[str, Any] = {
     "couple_novel": True,
 }
 BASELINES: list[dict[str, Any]] = [
-    {
-        **COMMON,
-        "sub_lr": 8.5e-4,
-        "label_smoothing": 0.1,
-        "outlier_exposure": 0.5,
-    },
+    {**COMMON, "sub_lr": 8.5e-4, "label_smoothing": 0.1, "outlier_exposure": 0.5},
 ]
 
 

@@ -52,9 +52,9 @@ def main(argv: list[str] | None = None) -> None:
                 + [(args.factors[0], trials) for trials in args.trials]
             )
         }
-        least = args.factors[0]
+        smallest = args.factors[0]
         empty = [
-            _run(scratch / f"empty-{number}", data[least], least, args.empty_trials, args, 0)
+            _run(scratch / f"empty-{number}", data[smallest], smallest, args.empty_trials, args, 0)
             for number in range(args.repetitions)
         ]
     by_images = {factor: runs[factor, args.trials[0]].trials_s for factor in args.factors}
