@@ -219,7 +219,7 @@ class Classifier:
     @torch.inference_mode()
     def predict(self, images_NHWC: torch.Tensor) -> Predictions:
         """Return the answers for square uint8 images (N, S, S, 3) of any size S."""
-        response = self._response(images_NHWC)
+        response = self.response(images_NHWC)
         superclass, output = decide(response, self.rule)
         return Predictions(
             superclass=superclass,
@@ -228,7 +228,9 @@ class Classifier:
             sub_score=response.score("sub", self.rule.sub_score),
         )
 
-    def _response(self, images_NHWC: torch.Tensor) -> Response:
+    @torch.inference_mode()
+    def response(self, images_NHWC: torch.Tensor) -> Response:
+        """Return what the heads say of square uint8 images (N, S, S, 3); classes are outputs."""
         logits: dict[Task, list[torch.Tensor]] = {"super": [], "sub": []}
         scores: dict[Task, list[torch.Tensor]] = {"super": [], "sub": []}
         for images in images_NHWC.split(PREDICTED_AT_ONCE):

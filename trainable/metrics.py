@@ -1,6 +1,6 @@
 """What a trial reports: accuracies by its rule, and threshold-free curves."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -55,30 +55,83 @@ images rejected where 95% of the novel ones are. aupr: novel is the positive cla
 """
 
 
-def accuracies(outputs: Outputs, rule: Rule) -> dict[str, float]:
-    """Return the metrics that depend on thresholds, as fractions; empty groups are left out."""
+def judgements(outputs: Outputs, rule: Rule) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Return for each rate which images it is over, and which of those count: bool (N,) each."""
     superclass, subclass = decide(outputs, rule)
     right_super = superclass == outputs.super_target
     right_sub = subclass == outputs.sub_target
     novel_super, novel_sub = outputs.super_logits.shape[1] - 1, outputs.sub_logits.shape[1] - 1
     kind = outputs.kind
-    groups = {
-        "seen_super": right_super[kind != NOVEL],
-        "unseen_super": right_super[kind == NOVEL],
-        "overall_super": right_super,
-        "known_rejected_super": superclass[kind != NOVEL] == novel_super,
-        "seen_sub": right_sub[kind == SEEN],
-        "unseen_sub": right_sub[kind != SEEN],
-        "unseen_sub_near": right_sub[kind == PSEUDO_NOVEL],
-        "unseen_sub_far": right_sub[kind == NOVEL],
-        "overall_sub": right_sub,
-        "known_rejected_sub": subclass[kind == SEEN] == novel_sub,
+    everything = torch.ones_like(right_sub)
+    return {
+        "seen_super": (kind != NOVEL, right_super),
+        "unseen_super": (kind == NOVEL, right_super),
+        "overall_super": (everything, right_super),
+        "known_rejected_super": (kind != NOVEL, superclass == novel_super),
+        "seen_sub": (kind == SEEN, right_sub),
+        "unseen_sub": (kind != SEEN, right_sub),
+        "unseen_sub_near": (kind == PSEUDO_NOVEL, right_sub),
+        "unseen_sub_far": (kind == NOVEL, right_sub),
+        "overall_sub": (everything, right_sub),
+        "known_rejected_sub": (kind == SEEN, subclass == novel_sub),
     }
-    result = {name: float(r.double().mean()) for name, r in groups.items() if len(r)}
+
+
+def combined(rates: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the rates and what follows from them: hmean_* and score, where their parts are there.
+
+    Args:
+        rates: By name; float64 of any one shape, such as (R,) for R resamples.
+    """
+    result = dict(rates)
     for task in TASKS:
-        rates = [result[f"seen_{task}"], result[f"unseen_{task}"]]
-        result[f"hmean_{task}"] = float(harmonic_mean(*torch.tensor(rates, dtype=torch.float64)))
-    result["score"] = (result["hmean_super"] + result["hmean_sub"]) / 2
+        if {f"seen_{task}", f"unseen_{task}"} <= rates.keys():
+            seen, unseen = rates[f"seen_{task}"], rates[f"unseen_{task}"]
+            result[f"hmean_{task}"] = harmonic_mean(seen, unseen)
+    if {"hmean_super", "hmean_sub"} <= result.keys():
+        result["score"] = (result["hmean_super"] + result["hmean_sub"]) / 2
+    return result
+
+
+def accuracies(outputs: Outputs, rule: Rule) -> dict[str, float]:
+    """Return the metrics that depend on thresholds, as fractions; empty groups are left out."""
+    rates = {
+        name: counts[over].double().mean()
+        for name, (over, counts) in judgements(outputs, rule).items()
+        if over.any()
+    }
+    return {name: float(value) for name, value in combined(rates).items()}
+
+
+def judge(outputs: Outputs, rule: Rule) -> dict[str, float]:
+    """Return every metric of labelled images that were answered by `rule`.
+
+    What has no images is left out: no `unseen_super` without a novel superclass.
+    """
+    main = outputs.where(outputs.kind != SECOND)
+    result = accuracies(main, rule)
+    is_seen = main.kind == SEEN
+    for task in TASKS:
+        score = main.score(task, rule.super_score if task == "super" else rule.sub_score)
+        known = main.is_known(task)
+        logits, target = main.logits(task).double(), main.target(task)
+        result |= {
+            f"ce_{task}": float(F.cross_entropy(logits, target)),
+            f"ece_{task}": expected_calibration_error(logits, target),
+        }
+        if known.any() and not known.all():
+            for metric, value in separation(score[known], score[~known]).items():
+                result[f"{metric}_{task}"] = value
+    score = main.score("sub", rule.sub_score)
+    correct = main.sub_logits[:, :-1].argmax(1) == main.sub_target
+    if is_seen.any() and not is_seen.all():
+        result["oscr_sub"] = oscr(score[is_seen], correct[is_seen], score[~is_seen])
+        result["hierarchy_area"] = hierarchy_area(main, rule)
+    second = outputs.where(outputs.kind == SECOND)
+    if len(second.rows):
+        novel_sub = second.sub_logits.shape[1] - 1
+        result["unseen_sub_second"] = float((decide(second, rule)[1] == novel_sub).double().mean())
+        result["auroc_sub_second"] = auroc(score[is_seen], second.score("sub", rule.sub_score))
     return result
 
 
@@ -94,32 +147,12 @@ def evaluate(outputs: Outputs, config: TrialConfig) -> dict[str, float]:
     if any(Threshold.of(config, task) != free for task in TASKS):
         calibrated = choose_rule(outputs, config, super_threshold=free, sub_threshold=free)
     everything = outputs.half(calibration=False)
-    half = everything.where(everything.kind != SECOND)
-    result = accuracies(half, rule)
-    result["score_calibrated"] = (
-        result["score"] if calibrated is rule else accuracies(half, calibrated)["score"]
-    )
+    result = judge(everything, rule)
+    result["score_calibrated"] = result["score"]
+    if calibrated is not rule:
+        half = everything.where(everything.kind != SECOND)
+        result["score_calibrated"] = accuracies(half, calibrated)["score"]
     result["score_calibration"] = accuracies(outputs.half(calibration=True), rule)["score"]
-    for task in TASKS:
-        score = half.score(task, rule.super_score if task == "super" else rule.sub_score)
-        known = half.is_known(task)
-        logits, target = half.logits(task).double(), half.target(task)
-        result |= {
-            f"ce_{task}": float(F.cross_entropy(logits, target)),
-            f"ece_{task}": expected_calibration_error(logits, target),
-        }
-        for metric, value in separation(score[known], score[~known]).items():
-            result[f"{metric}_{task}"] = value
-    score = half.score("sub", rule.sub_score)
-    correct = half.sub_logits[:, :-1].argmax(1) == half.sub_target
-    is_seen = half.kind == SEEN
-    result["oscr_sub"] = oscr(score[is_seen], correct[is_seen], score[~is_seen])
-    result["hierarchy_area"] = hierarchy_area(half, rule)
-    second = everything.where(everything.kind == SECOND)
-    if len(second.rows):
-        novel_sub = second.sub_logits.shape[1] - 1
-        result["unseen_sub_second"] = float((decide(second, rule)[1] == novel_sub).double().mean())
-        result["auroc_sub_second"] = auroc(score[is_seen], second.score("sub", rule.sub_score))
     tau_sub = sum(rule.tau_sub) / len(rule.tau_sub)
     return result | {"tau_super": rule.tau_super, "tau_sub": tau_sub}
 

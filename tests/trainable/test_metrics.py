@@ -29,6 +29,7 @@ from trainable.metrics import (
     fpr_at_tpr,
     hierarchy_area,
     hierarchy_curve,
+    judge,
     oscr,
     score_table,
     separation,
@@ -544,3 +545,15 @@ def test_table_without_borrowed_images_leaves_their_score_out() -> None:
     rows = list(score_table(make_outputs(num=60), TrialConfig(novel_images=0)))
     names = {row["novelty_score"] for row in rows}
     assert names == set(NOVELTY_SCORES) - {"knn_difference"}
+
+
+@pytest.mark.parametrize("kinds", [[SEEN], [SEEN, PSEUDO_NOVEL], [NOVEL], [SEEN, NOVEL]])
+def test_labelled_images_without_a_kind_are_judged_by_what_they_have(kinds: list[int]) -> None:
+    outputs = make_outputs(3, kinds=kinds)
+    rule = choose_rule(make_outputs(3), TrialConfig())
+    result = judge(outputs, rule)
+    assert ("unseen_super" in result) == (NOVEL in kinds)
+    assert ("seen_super" in result) == (kinds != [NOVEL])
+    assert ("score" in result) == (kinds == [SEEN, NOVEL])
+    assert ("oscr_sub" in result) == (len(kinds) > 1)
+    assert all(math.isfinite(value) for value in result.values())
