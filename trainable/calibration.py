@@ -31,6 +31,9 @@ class Outputs(Response):
     """bool (N,)."""
     rows: torch.Tensor
     """int64 (N,): the images, as rows of the data set."""
+    true_class: torch.Tensor
+    """int64 (N,): what each image shows, see `splits.true_classes`; -1 where nobody knows. Images
+    of one class err alike, so intervals resample classes."""
 
     def where(self, keep_N: torch.Tensor) -> "Outputs":
         """Return the images that `keep_N` selects."""

@@ -129,8 +129,10 @@ def load_outputs(folder: UPath) -> Outputs:
     """
     file = folder / OUTPUTS_FILE
     try:
-        return Outputs(**safetensors.torch.load(file.read_bytes()))
-    except (safetensors.SafetensorError, OSError, TypeError) as error:
+        tensors = safetensors.torch.load(file.read_bytes())
+        unknown = torch.full_like(tensors["rows"], -1)  # what version 0.1 wrote
+        return Outputs(**{"true_class": unknown} | tensors)
+    except (safetensors.SafetensorError, OSError, TypeError, KeyError) as error:
         raise DataError(f"{file} cannot be read: {error}") from error
 
 

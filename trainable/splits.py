@@ -92,6 +92,15 @@ def make_refit_pools(data: Data, config: TrialConfig) -> Pools:
     )  # fmt: skip
 
 
+def true_classes(data: Data) -> torch.Tensor:
+    """Return what each image shows, int64 (num_rows,): its subclass index, or the number of
+    subclasses plus its borrowed class; -1 for borrowed images without classes.
+    """
+    borrowed = data.borrowed_class + len(data.subclasses)
+    borrowed = borrowed.masked_fill(data.borrowed_class < 0, -1)
+    return torch.where(data.superclass < len(data.superclasses), data.subclass, borrowed)
+
+
 def _pools(
     data: Data,
     held_out: tuple[int, ...],

@@ -31,7 +31,7 @@ from trainable.memory import keep_freed_memory
 from trainable.metrics import evaluate
 from trainable.models import BranchModel
 from trainable.rng import generator
-from trainable.splits import Pools, make_pools
+from trainable.splits import Pools, make_pools, true_classes
 
 BANK_KNOWN_MAX, BANK_BORROWED_MAX = 8192, 4096
 """Training images in a bank of features; of more, as many are drawn."""
@@ -156,6 +156,7 @@ class Trainer:
         note: Callable[[str], None],
     ) -> None:
         self.config, self.pools = config, pools
+        self.true_class = true_classes(data)[pools.val]
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         # bf16 is slower than float32 on the CPUs measured, so only GPUs get it.
         self.is_autocast = self.device.type == "cuda" and not full_precision
@@ -338,6 +339,7 @@ class Trainer:
             kind=pools.val_kind,
             is_calibration=pools.val_is_calibration,
             rows=pools.val,
+            true_class=self.true_class,
         )
 
     @torch.inference_mode()

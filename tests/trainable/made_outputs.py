@@ -45,6 +45,7 @@ def make_outputs(
         kind=kind,
         is_calibration=(torch.arange(num) % 2 == 0) & (kind != SECOND),
         rows=torch.arange(num),
+        true_class=torch.where(kind == NOVEL, 4 + torch.arange(num) % 3, subclass),
     )
 
 

@@ -31,7 +31,7 @@ from trainable.errors import DataError, WeightsError
 from trainable.feature_scores import FeatureBank
 from trainable.models import BranchModel
 from trainable.novelty import Rule, decide
-from trainable.splits import Pools, make_pools
+from trainable.splits import Pools, make_pools, true_classes
 from trainable.train import train
 
 VARIED = {"novelty_score": "max_logit", "novel_images": 10, "lr": 3e-3, "epochs": 2}
@@ -326,6 +326,7 @@ def test_outputs_come_back_as_they_were(trial: Path, tiny_data: Data) -> None:
     assert torch.equal(outputs.rows, pools.val)
     assert torch.equal(outputs.kind, pools.val_kind)
     assert torch.equal(outputs.is_calibration, pools.val_is_calibration)
+    assert torch.equal(outputs.true_class, true_classes(tiny_data)[pools.val])
     assert torch.equal(outputs.super_target, pools.super_target[pools.val])
     assert torch.equal(outputs.sub_target, pools.sub_target[pools.val])
     assert outputs.super_logits.shape == (len(pools.val), len(tiny_data.superclasses) + 1)
@@ -402,6 +403,14 @@ def test_outputs_that_are_damaged_or_not_there_are_refused(
         (copied / OUTPUTS_FILE).write_bytes(content)
     with pytest.raises(DataError, match=rf"{OUTPUTS_FILE} cannot be read: "):
         load_outputs(copied)
+
+
+def test_outputs_of_version_0_1_do_not_say_what_each_image_shows(copied: Path) -> None:
+    written = safetensors.torch.load((copied / OUTPUTS_FILE).read_bytes())
+    del written["true_class"]
+    (copied / OUTPUTS_FILE).write_bytes(safetensors.torch.save(written))
+    outputs = load_outputs(copied)
+    assert outputs.true_class.tolist() == [-1] * len(outputs.rows)
 
 
 @pytest.mark.parametrize("lost", ["all", "mean_CD"])

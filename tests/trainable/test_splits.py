@@ -13,7 +13,16 @@ from tests.trainable.factories import make_data
 from trainable.config import TrialConfig
 from trainable.data import Data
 from trainable.errors import DataError
-from trainable.splits import NOVEL, PSEUDO_NOVEL, SECOND, SEEN, Pools, make_pools, make_refit_pools
+from trainable.splits import (
+    NOVEL,
+    PSEUDO_NOVEL,
+    SECOND,
+    SEEN,
+    Pools,
+    make_pools,
+    make_refit_pools,
+    true_classes,
+)
 
 # Four subclasses or more: two are always seen, and give an image to each half.
 datas = st.builds(
@@ -374,3 +383,10 @@ def test_refit_draws_borrowed_images_of_every_class() -> None:
     data = make_data(borrowed=(5, 5, 5, 5))
     pools = make_refit_pools(data, TrialConfig(novel_images=20))
     assert set(data.borrowed_class[borrowed_training_rows(data, pools)].tolist()) == {0, 1, 2, 3}
+
+
+def test_true_class_tells_subclasses_and_borrowed_classes_apart() -> None:
+    data = make_data(subclasses=(2, 1), images=2, borrowed=(1, 2))
+    assert true_classes(data).tolist() == [0, 1, 2, 0, 1, 2, 3, 4, 4]
+    unnamed = make_data(subclasses=(2, 1), images=1, borrowed=2)
+    assert true_classes(unnamed).tolist() == [0, 1, 2, -1, -1]
