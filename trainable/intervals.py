@@ -1,0 +1,117 @@
+"""How sure is a rate? 95% intervals that resample classes: images of one class err alike."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from trainable.calibration import Outputs
+from trainable.metrics import combined, judgements
+from trainable.novelty import Rule
+
+RESAMPLES = 999
+CONFIDENCE = 0.95
+FEW_CLASSES = 8
+"""Of fewer classes the images are resampled too: whole classes would say little but their range."""
+MAIN = (
+    "score", "seen_super", "unseen_super", "seen_sub", "unseen_sub",
+    "known_rejected_super", "known_rejected_sub",
+)  # fmt: skip
+"""What tables show with its interval."""
+
+Interval = tuple[float, float]
+
+
+def resamples(
+    stratum_N: npt.ArrayLike,
+    class_N: npt.ArrayLike,
+    *,
+    num: int = RESAMPLES,
+    seed: int = 0,
+    few: int = FEW_CLASSES,
+) -> npt.NDArray[np.float32]:
+    """Return how often each image is in each bootstrap sample: float32 (num, N).
+
+    Every stratum is resampled on its own: its classes with replacement, whole (Davison and Hinkley,
+    Bootstrap Methods and their Application, 1997, section 3.8); of fewer than `few`, their images
+    too. A single class, or images of which nobody knows the class (-1), are resampled by image.
+
+    Args:
+        stratum_N: int, the kind of image; each keeps its number of classes.
+        class_N: int, classes count within a stratum.
+        num: Samples.
+        seed: The same gives the same samples.
+        few: Below it images are resampled within classes.
+    """
+    stratum_N, class_N = np.asarray(stratum_N), np.asarray(class_N)
+    rng = np.random.default_rng(seed)
+    weights_RN = np.zeros((num, len(class_N)), np.float32)
+    for stratum in np.unique(stratum_N):
+        classes = np.unique(class_N[stratum_N == stratum])
+        drawn = rng.multinomial(len(classes), np.full(len(classes), 1 / len(classes)), num)
+        for place, each in enumerate(classes):
+            images = np.flatnonzero((stratum_N == stratum) & (class_N == each))
+            times_R = drawn[:, place]
+            if len(classes) < few or each == -1:
+                shares = np.full(len(images), 1 / len(images))
+                weights_RN[:, images] = rng.multinomial(times_R * len(images), shares)
+            else:
+                weights_RN[:, images] = times_R[:, None]
+    return weights_RN
+
+
+def percentiles(values_R: npt.ArrayLike) -> Interval:
+    """Return the middle 95% of what the samples gave; NaN where none of them gave anything."""
+    values = np.asarray(values_R, dtype=float)
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return float("nan"), float("nan")
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(values, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def rate_intervals(
+    judged: Mapping[str, tuple[torch.Tensor, torch.Tensor]],
+    weights_RN: npt.NDArray[np.float32],
+    combine: Callable[[Mapping[str, torch.Tensor]], dict[str, torch.Tensor]] = combined,
+) -> dict[str, Interval]:
+    """Return the interval of each rate, and of what follows from them, by name.
+
+    Args:
+        judged: As `metrics.judgements` gives it.
+        weights_RN: As `resamples` gives it.
+        combine: What makes the other metrics of the rates.
+    """
+    rates = {}
+    for name, (over, counts) in judged.items():
+        if not over.any():
+            continue
+        of_all_R = weights_RN[:, over.numpy()].sum(1, dtype=np.float64)
+        hits_R = weights_RN[:, (over & counts).numpy()].sum(1, dtype=np.float64)
+        with np.errstate(invalid="ignore"):
+            rates[name] = torch.from_numpy(hits_R / of_all_R)
+    return {name: percentiles(values) for name, values in combine(rates).items()}
+
+
+def outputs_intervals(outputs: Outputs, rule: Rule) -> dict[str, Interval]:
+    """Return the intervals of the rates of `outputs` when answered by `rule`."""
+    weights_RN = resamples(outputs.kind, outputs.true_class)
+    return rate_intervals(judgements(outputs, rule), weights_RN)
+
+
+def flat(intervals: Mapping[str, Interval], names: Sequence[str] = MAIN) -> dict[str, float]:
+    """Return intervals as metrics: `interval.NAME.low` and `interval.NAME.high`."""
+    return {
+        f"interval.{name}.{end}": value
+        for name in names
+        if name in intervals and not np.isnan(intervals[name]).any()
+        for end, value in zip(("low", "high"), intervals[name], strict=True)
+    }
+
+
+def interval_of(metrics: Mapping[str, float], name: str) -> Interval | None:
+    """Return what `flat` stored for a metric, or None where a trial has no interval."""
+    ends = [metrics.get(f"interval.{name}.{end}") for end in ("low", "high")]
+    return None if ends[0] is None or ends[1] is None else (ends[0], ends[1])
