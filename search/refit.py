@@ -16,6 +16,7 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 import mlflow
 import pandas as pd
+import torch
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
@@ -23,8 +24,6 @@ from mlflow.types import ColSpec, Schema, TensorSpec
 from rich.console import Console
 from upath import UPath
 
-import results
-import trainable
 from results import model as pyfunc
 from results.load import (
     SearchRecord,
@@ -83,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
         target = folder / "refit" / f"{row['number']:05d}"
         _refit(row, rule, record, data, target, console)
         try:
-            version = _register(record, data, target, row)
+            version = _register(record, row, target, data.images[:1])
         except (MlflowException, OSError) as error:
             reason = str(error).splitlines()[0]
             print(f"failed: {target} is written and predicts, but is not registered: {reason}",
@@ -209,7 +208,9 @@ def _refit(
     )
 
 
-def _register(record: SearchRecord, data: Data, target: UPath, row: "pd.Series[Any]") -> str:
+def _register(
+    record: SearchRecord, row: "pd.Series[Any]", target: UPath, example_NHWC: torch.Tensor
+) -> str:
     """Log the refitted classifier as a pyfunc model under the search's name; return its version."""
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     mlflow.set_tracking_uri(record.tracking_uri)
@@ -224,12 +225,13 @@ def _register(record: SearchRecord, data: Data, target: UPath, row: "pd.Series[A
             name="classifier",
             loader_module=pyfunc.__name__,
             data_path=str(files[0].parent),
-            code_paths=[str(Path(package.__path__[0])) for package in (trainable, results)],
+            code_paths=pyfunc.CODE_PATHS,
+            pip_requirements=pyfunc.requirements(),
             signature=ModelSignature(
                 inputs=Schema([TensorSpec(pyfunc.INPUT_DTYPE, pyfunc.INPUT_SHAPE)]),
                 outputs=Schema([ColSpec(kind, name) for name, kind in pyfunc.OUTPUTS.items()]),
             ),
-            input_example=data.images[:1].numpy(),
+            input_example=example_NHWC.numpy(),
         )
     client = MlflowClient()
     if not client.search_registered_models(f"name = '{record.name}'"):
