@@ -1,7 +1,7 @@
 """Which pretrained backbone tells best what it has never seen?
 
 ResNet, ViT and EfficientNet, frozen and fine-tuned, with two models. All but the embedded
-EfficientNet-Lite0 are downloaded once per machine, or given with --weights FOLDER (one file per
+EfficientNet-Lites are downloaded once per machine, or given with --weights FOLDER (one file per
 backbone, named after it).
 
 Command: python -m search.run --space spaces/backbones.py --data DATA.zip --novel cifar100
@@ -16,7 +16,10 @@ NUM_TRIALS = 24
 EPOCHS = 10
 METRIC = "score"
 
-BACKBONES = ["efficientnet_lite0", "resnet18", "resnet50", "vit_b_16", "tf_efficientnetv2_b0"]
+BACKBONES = [
+    "efficientnet_lite0", "efficientnet_lite2", "resnet18", "resnet50", "vit_b_16",
+    "tf_efficientnetv2_b0",
+]  # fmt: skip
 BASELINES: list[dict[str, Any]] = [
     {"architecture": "two_models", "backbone": name, "fine_tune": "frozen", "lr": 1e-2}
     for name in BACKBONES

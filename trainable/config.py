@@ -65,7 +65,8 @@ class TrialConfig:
     """two_heads: one backbone, two heads. two_models: a backbone and a head for each task."""
 
     backbone: str = "efficientnet_lite0"
-    """efficientnet_lite0 (embedded), resnet18, resnet50, vit_b_16 (torchvision) or a timm name."""
+    """efficientnet_lite0, efficientnet_lite2 (embedded), resnet18, resnet50, vit_b_16 (torchvision)
+    or a timm name."""
 
     image_size: int = 64
     """Side in pixels that images are resized to, 32 to 224."""
