@@ -53,7 +53,7 @@ from search.tracking import SearchInfo, Tracker
 from trainable import backbones
 from trainable.checkpoint import drop_checkpoints, write_atomically
 from trainable.config import TrialConfig
-from trainable.data import Data, default_cache, folder_for_images, load_data
+from trainable.data import Data, default_cache, folder_for_images, load_data, same_data
 from trainable.errors import UserError
 from trainable.metrics import METRICS
 from trainable.splits import make_pools
@@ -127,7 +127,7 @@ def _search(
     start_s: float,
 ) -> int:
     data = load_data(record.data, record.novel, cache, note=console.print)
-    record = _with_data(record, data, options.resume)
+    record = _with_data(record, data, options.resume, console.print)
     _check_samples(space, data, record, console.print)
     _introduce(console, record, space, data)
     if options.dry_run:
@@ -262,8 +262,10 @@ def _incomparable(what: str, before: Any, now: Any) -> SearchError:
     )
 
 
-def _with_data(record: SearchRecord, data: Data, resume: bool) -> SearchRecord:
-    if resume and data.fingerprint != record.data_fingerprint:
+def _with_data(
+    record: SearchRecord, data: Data, resume: bool, note: Callable[[str], None]
+) -> SearchRecord:
+    if resume and not same_data(record.data_fingerprint, data.fingerprint, note):
         raise _incomparable("the data's fingerprint", record.data_fingerprint, data.fingerprint)
     return replace(record, data_fingerprint=data.fingerprint)
 

@@ -1,17 +1,15 @@
 """What a search trains on: known and borrowed images, checked, decoded once and memory-mapped."""
 
-import csv
 import hashlib
 import http.client
 import io
 import json
 import os
-import posixpath
+import re
 import shutil
 import tarfile
 import tempfile
 import zipfile
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,16 +23,22 @@ from PIL import Image
 
 from trainable import synthetic
 from trainable.errors import DataError
-from trainable.sources import Source, decode_blocks, open_source, shorter_sides
+from trainable.layouts import (
+    TEST_IMAGES,
+    Known,
+    Pool,
+    common_folder,
+    course_root,
+    read_known,
+    read_pool,
+)
+from trainable.sources import Source, decode_blocks, digests, open_source, shorter_sides
 
 STORED_SIZE_MAX = 224
-CACHE_FORMAT = 2
-NOVEL = "novel"
+DATA_FORMAT = 3
+"""Counts the ways in which images became pixels and fingerprints: each makes other data."""
 LABELS = ("superclass", "subclass", "borrowed_class", "native_side")
 NAMES = ("superclasses", "subclasses", "borrowed_classes", "super_of_sub")
-
-TRAIN_CSV, TRAIN_IMAGES, TEST_IMAGES = "train_data.csv", "train_images/", "test_images/"
-SUPER_CSV, SUB_CSV = "superclass_mapping.csv", "subclass_mapping.csv"
 
 # Borrowed images stand for "another superclass", so none may be a bird, a dog or a reptile.
 # CIFAR-100 has no bird and no dog. Dinosaurs are reptiles. A wolf is of the dog's own species and
@@ -56,7 +60,7 @@ class Data:
     subclasses: tuple[str, ...]  # K_sub names, without novel
     borrowed_classes: tuple[str, ...]  # what `borrowed_class` counts; empty without classes
     super_of_sub: tuple[int, ...]  # (K_sub,) superclass of each subclass
-    fingerprint: str  # hex digest of what was read: same content, same fingerprint
+    fingerprint: str  # of labels and image bytes: same content, same fingerprint, see `same_data`
     source: str  # where the known images came from, as asked
     novel_source: str  # where the borrowed images came from, as asked
 
@@ -64,17 +68,6 @@ class Data:
     def num_known(self) -> int:
         """How many of the images are known; the rest is borrowed."""
         return int((self.superclass < len(self.superclasses)).sum())
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Known:
-    """The known images before decoding: N_known entry names and labels, and the class names."""
-
-    images: list[str]
-    superclass: list[int]
-    subclass: list[int]
-    superclasses: list[str]
-    subclasses: list[str]
 
 
 def default_cache() -> Path:
@@ -99,7 +92,7 @@ def load_data(source: str, novel: str, cache: Path, *, note: Callable[[str], Non
     """Return the known images of `source` and the borrowed images of `novel`.
 
     Everything is checked and decoded at the first call, by one process of a node; later calls
-    list the sources again, and decode again only what changed.
+    list the sources again, read what changed since, and decode only content that is new.
 
     Args:
         source: A folder or .zip with `train_data.csv`, `superclass_mapping.csv`,
@@ -114,8 +107,17 @@ def load_data(source: str, novel: str, cache: Path, *, note: Callable[[str], Non
         DataError: A source that is missing, broken or inconsistent, or a cache without space.
     """
     known_path = _synthetic(cache) if source == "synthetic" else source
-    with open_source(known_path) as known, open_source(_novel_path(novel, cache, note)) as pool:
-        fingerprint = _fingerprint(known, pool)
+    pool_path = _novel_path(novel, cache, note)
+    with open_source(known_path) as known_source, open_source(pool_path) as pool_source:
+        known, super_of_sub = read_known(known_source)
+        pool = read_pool(pool_source)
+        memory = cache / "digests"
+        fingerprint = _fingerprint(
+            known,
+            pool,
+            digests(known_source, known.images, memory),
+            digests(pool_source, pool.images, memory),
+        )
         entry = cache / "data" / fingerprint
 
         def read() -> Data | None:
@@ -124,12 +126,27 @@ def load_data(source: str, novel: str, cache: Path, *, note: Callable[[str], Non
         def build(folder: Path) -> None:
             if entry.exists():
                 note(f"the cached images in {entry} are damaged: made again")
-            _build(folder, known, pool, note)
+            _build(folder, known_source, known, super_of_sub, pool_source, pool, note)
 
         _make_once(entry, build, is_whole=lambda: read() is not None)
         data = read()
     assert data is not None, f"{entry} was made and cannot be read"
     return data
+
+
+def same_data(recorded: str, now: str, note: Callable[[str], None]) -> bool:
+    """Return whether two fingerprints are of the same data.
+
+    One of version 0.1 was made of names, sizes and times. It says nothing about content, so it is
+    taken for the same, and `note` gets a line.
+    """
+    if re.fullmatch("[0-9a-f]{64}", recorded):
+        note(
+            "this search is of version 0.1, which did not record what the images hold: "
+            "that they are still the same cannot be checked"
+        )
+        return True
+    return recorded == now
 
 
 def find_data(source: str, novel: str, cache: Path, fingerprint: str) -> Data | None:
@@ -173,7 +190,7 @@ def load_images(source: str, size: int) -> tuple[list[str], torch.Tensor]:
         DataError: A source that is missing, holds no such image, or holds a broken one.
     """
     with open_source(source) as opened:
-        root = _course_root(opened)
+        root = course_root(opened)
         names = opened.images("" if root is None else root + TEST_IMAGES)
         if not names:
             where = "its test_images/" if root is not None else "it"
@@ -183,7 +200,7 @@ def load_images(source: str, size: int) -> tuple[list[str], torch.Tensor]:
         for block in decode_blocks(opened, names, size):
             images[done : done + len(block)] = block
             done += len(block)
-    common = _common_folder(names)
+    common = common_folder(names)
     return [name.removeprefix(common) for name in names], torch.from_numpy(images)
 
 
@@ -196,8 +213,6 @@ def _synthetic(cache: Path) -> Path:
 
     def write(folder: Path) -> None:
         synthetic.write(folder, seed=0)
-        for path in folder.rglob("*"):  # the same fingerprint wherever it was written
-            os.utime(path, (1_000_000_000, 1_000_000_000))
 
     return _make_once(cache / f"synthetic-{digest}", write)
 
@@ -280,52 +295,52 @@ def _fsync(path: Path) -> None:
 # --- The cache entry ---------------------------------------------------------------------------
 
 
-def _fingerprint(known: Source, pool: Source) -> str:
-    """Return the digest of the files that `_build` would read, without reading them."""
-    root = _course_root(known)
-    if root is None:
-        layout, names = "tree", known.images()
-    else:
-        layout = "course " + root
-        wanted = (root + TRAIN_IMAGES, *(root + name for name in (TRAIN_CSV, SUPER_CSV, SUB_CSV)))
-        names = [name for name in known.stamps if name.startswith(wanted)]
-    listing = [
-        [CACHE_FORMAT, STORED_SIZE_MAX, layout],
-        sorted((name, known.stamps[name]) for name in names),
-        sorted((name, pool.stamps[name]) for name in pool.images()),
+def _fingerprint(
+    known: Known, pool: Pool, known_digests: list[str], pool_digests: list[str]
+) -> str:
+    """Return what identifies the data: the format, and a digest of labels and image bytes.
+
+    Names of files count as far as they decide the order of the images, names of classes do.
+    """
+    content = [
+        [STORED_SIZE_MAX, known.superclasses, known.subclasses, pool.borrowed_classes],
+        [known.superclass, known.subclass, known_digests],
+        [pool.borrowed_class, pool_digests],
     ]
-    return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
+    return f"v{DATA_FORMAT}-{hashlib.sha256(json.dumps(content).encode()).hexdigest()}"
 
 
-def _build(folder: Path, known: Source, pool: Source, note: Callable[[str], None]) -> None:
-    """Check both sources, decode them, and write `images.npy` and `meta.json` into `folder`."""
-    root = _course_root(known)
-    labels = _read_tree(known) if root is None else _read_course(known, root)
-    super_of_sub = _check_labels(labels, known.name)
-    borrowed, borrowed_class, borrowed_classes = _read_pool(pool)
-    sides = shorter_sides(known, labels.images)
+def _build(
+    folder: Path,
+    known_source: Source,
+    known: Known,
+    super_of_sub: list[int],
+    pool_source: Source,
+    pool: Pool,
+    note: Callable[[str], None],
+) -> None:
+    """Decode both sources, and write `images.npy` and `meta.json` into `folder`."""
+    sides = shorter_sides(known_source, known.images)
     size = min(STORED_SIZE_MAX, max(sides))
-    num_known, num_borrowed = len(labels.images), len(borrowed)
+    num_known, num_borrowed = len(known.images), len(pool.images)
     note(f"decoding {num_known:,} known and {num_borrowed:,} borrowed images to {size} px, once")
     folder.mkdir()
     with (folder / "images.npy").open("wb") as file:
         shape = (num_known + num_borrowed, size, size, 3)
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)
-        for source, names in ((known, labels.images), (pool, borrowed)):
+        for source, names in ((known_source, known.images), (pool_source, pool.images)):
             for block in decode_blocks(source, names, size):
                 file.write(block.data)
     meta = {
-        "superclass": labels.superclass + [len(labels.superclasses)] * num_borrowed,
-        "subclass": labels.subclass + [len(labels.subclasses)] * num_borrowed,
-        "borrowed_class": [-1] * num_known + borrowed_class,
-        "native_side": sides + shorter_sides(pool, borrowed),
-        "superclasses": labels.superclasses,
-        "subclasses": labels.subclasses,
-        "borrowed_classes": borrowed_classes,
+        "superclass": known.superclass + [len(known.superclasses)] * num_borrowed,
+        "subclass": known.subclass + [len(known.subclasses)] * num_borrowed,
+        "borrowed_class": [-1] * num_known + pool.borrowed_class,
+        "native_side": sides + shorter_sides(pool_source, pool.images),
+        "superclasses": known.superclasses,
+        "subclasses": known.subclasses,
+        "borrowed_classes": pool.borrowed_classes,
         "super_of_sub": super_of_sub,
-        "source": known.name,
-        "novel_source": pool.name,
     }
     (folder / "meta.json").write_text(json.dumps(meta))
 
@@ -349,168 +364,3 @@ def _map(entry: Path, *, source: str, novel_source: str, fingerprint: str) -> Da
         return None
     is_whole = all(getattr(data, name).shape == images.shape[:1] for name in LABELS)
     return data if is_whole else None
-
-
-# --- Layouts -----------------------------------------------------------------------------------
-
-
-def _course_root(source: Source) -> str | None:
-    """Return the folder that holds `train_data.csv`, "" or ending in "/", or None without one."""
-    roots = [n.removesuffix(TRAIN_CSV) for n in source.stamps if posixpath.basename(n) == TRAIN_CSV]
-    if len(roots) > 1:
-        raise DataError(f"{source.name}: there must be one {TRAIN_CSV}, found it in {roots}")
-    return roots[0] if roots else None
-
-
-def _read_rows(source: Source, name: str, columns: tuple[str, ...]) -> list[tuple[str, list[str]]]:
-    """Return, for each row of a CSV file, where it is and its values in `columns`."""
-    if name not in source.stamps:
-        raise DataError(f"{source.name}: {name} is missing, beside {TRAIN_CSV}")
-    try:
-        text = source.read(name).decode("utf-8-sig")
-        reader = csv.DictReader(io.StringIO(text, newline=""), restval="")
-        missing = [c for c in columns if c not in (reader.fieldnames or ())]
-        if missing:
-            raise DataError(
-                f"{source.name}: {name} must have the columns {', '.join(columns)}; "
-                f"{missing[0]} is missing among {reader.fieldnames}"
-            )
-        return [
-            (f"{source.name}: {name} line {reader.line_num}", [row[c].strip() for c in columns])
-            for row in reader
-        ]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{source.name}: {name} must be CSV in UTF-8 ({error})") from error
-
-
-def _read_mapping(source: Source, name: str) -> list[str]:
-    """Return the class names of a mapping in the order of their indices, without a last novel."""
-    rows = [row for _, row in _read_rows(source, name, ("index", "class"))]
-    by_index = dict(rows)
-    expected = [str(i) for i in range(len(rows))]
-    if set(by_index) != set(expected):
-        raise DataError(
-            f"{source.name}: {name} must number its {len(rows)} rows from 0, each index once, "
-            f"got {', '.join(index for index, _ in rows)}"
-        )
-    names = [by_index[index] for index in expected]
-    repeated = [label for label, count in Counter(names).items() if count > 1 or not label]
-    if repeated:
-        raise DataError(
-            f"{source.name}: {name} must give each class a name of its own, "
-            f"{repeated[0]!r} is repeated or empty"
-        )
-    return names[:-1] if names and names[-1] == NOVEL else names
-
-
-def _read_course(source: Source, root: str) -> _Known:
-    names = [_read_mapping(source, root + mapping) for mapping in (SUPER_CSV, SUB_CSV)]
-    indices = [{str(i): i for i in range(len(known))} for known in names]
-    columns = ("superclass_index", "subclass_index")
-    images: dict[str, str] = {}
-    labels: tuple[list[int], list[int]] = ([], [])
-    for where, row in _read_rows(source, root + TRAIN_CSV, ("image", *columns)):
-        image = root + TRAIN_IMAGES + row[0]
-        if image in images:
-            raise DataError(f"{where}: an image must have one row, {row[0]!r} has two")
-        images[image] = where
-        for column, text, known, found in zip(columns, row[1:], indices, labels, strict=True):
-            if text not in known:
-                raise DataError(
-                    f"{where}: {column} must be an integer from 0 to {len(known) - 1}, a known "
-                    f"class and not novel, got {text!r}"
-                )
-            found.append(known[text])
-    missing = [image for image in images if image not in source.stamps]
-    if missing:
-        raise DataError(
-            f"{images[missing[0]]}: every row must have its file, {missing[0]} is missing "
-            f"({len(missing):,} missing of {len(images):,})"
-        )
-    return _Known(
-        images=list(images),
-        superclass=labels[0],
-        subclass=labels[1],
-        superclasses=names[0],
-        subclasses=names[1],
-    )
-
-
-def _read_tree(source: Source) -> _Known:
-    images = source.images()
-    parts = [image.split("/") for image in images]
-    is_tree = len({tuple(p[:-3]) for p in parts}) == 1 and min(map(len, parts)) >= 3
-    if not is_tree or any(p[-2] + "/" in (TRAIN_IMAGES, TEST_IMAGES) for p in parts):
-        example = f", such as {min(images, key=lambda i: i.count('/'))!r}" if images else ""
-        raise DataError(
-            f"{source.name}: no layout recognised; there must be {TRAIN_CSV}, {SUPER_CSV}, "
-            f"{SUB_CSV} and {TRAIN_IMAGES}, or every image as superclass/subclass/NAME.jpg; "
-            f"found {len(images):,} images{example}"
-        )
-    superclasses = sorted({p[-3] for p in parts})
-    subclasses = sorted({p[-2] for p in parts})
-    super_index = {name: i for i, name in enumerate(superclasses)}
-    sub_index = {name: i for i, name in enumerate(subclasses)}
-    return _Known(
-        images=images,
-        superclass=[super_index[p[-3]] for p in parts],
-        subclass=[sub_index[p[-2]] for p in parts],
-        superclasses=superclasses,
-        subclasses=subclasses,
-    )
-
-
-def _check_labels(known: _Known, where: str) -> list[int]:
-    """Return the superclass of each subclass, after checking what both layouts must hold."""
-    if NOVEL in (*known.superclasses, *known.subclasses):
-        raise DataError(
-            f"{where}: a known class must not be named {NOVEL!r}, only the last index of a mapping "
-            "may; pass images of no known class with --novel"
-        )
-    for kind, names, labels in (
-        ("superclass", known.superclasses, known.superclass),
-        ("subclass", known.subclasses, known.subclass),
-    ):
-        empty = sorted(set(range(len(names))) - set(labels))
-        if empty:
-            raise DataError(
-                f"{where}: every {kind} must have an image, {names[empty[0]]!r} has none "
-                f"({len(empty)} without); add images or take it out of the mapping"
-            )
-    # One superclass is enough: its head still tells it from novel.
-    if len(known.subclasses) < 2:
-        raise DataError(f"{where}: there must be two subclasses or more, got {known.subclasses}")
-    super_of_sub: dict[int, int] = {}
-    for image, sup, sub in zip(known.images, known.superclass, known.subclass, strict=True):
-        if super_of_sub.setdefault(sub, sup) != sup:
-            raise DataError(
-                f"{where}: a subclass must be of one superclass, {known.subclasses[sub]!r} is of "
-                f"{known.superclasses[super_of_sub[sub]]!r} and, with {image}, of "
-                f"{known.superclasses[sup]!r}; rename or relabel one"
-            )
-    return [super_of_sub[sub] for sub in range(len(known.subclasses))]
-
-
-def _read_pool(source: Source) -> tuple[list[str], list[int], list[str]]:
-    """Return the borrowed images, the class of each (-1 without classes), and the class names."""
-    images = source.images()
-    if not images:
-        raise DataError(f"{source.name}: there must be borrowed images, found none; see --novel")
-    common = _common_folder(images)
-    folders = [posixpath.dirname(image.removeprefix(common)) for image in images]
-    classes = sorted(set(folders))
-    if classes == [""]:
-        return images, [-1] * len(images), []
-    if "" in classes:
-        raise DataError(
-            f"{source.name}: borrowed images must all be in class folders or none, "
-            f"{images[folders.index('')]} is beside {classes[1]}/"
-        )
-    index = {name: i for i, name in enumerate(classes)}
-    return images, [index[folder] for folder in folders], classes
-
-
-def _common_folder(names: list[str]) -> str:
-    """Return the deepest folder that holds all names: "" or ending in "/"."""
-    common = posixpath.commonpath([posixpath.dirname(name) for name in names])
-    return common + "/" if common else ""

@@ -1,9 +1,14 @@
 """Where images come from: a folder or a zip, read in place, and nothing in it is trusted."""
 
+import contextlib
+import hashlib
 import io
+import itertools
+import json
 import os
 import re
 import struct
+import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -11,18 +16,21 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, TypeVar
 from zipfile import ZIP_DEFLATED, ZIP_STORED
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
+from trainable.checkpoint import write_atomically
 from trainable.errors import DataError, nearest
 
 MAX_PIXELS = 50_000_000
 MAX_ENTRY_BYTES = 200_000_000
 MAX_ENTRIES = 2_000_000
+SETTLED_NS = 2 * 10**9
+"""A file that changed less than this ago may change again under the same time."""
 BLOCK_IMAGES = 1024  # decoded at a time: at most 154 MB at 224 px
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
@@ -33,6 +41,8 @@ UNREADABLE: tuple[type[Exception], ...]
 UNREADABLE = (OSError, EOFError, SyntaxError, ValueError, TypeError, AttributeError, LookupError)
 UNREADABLE += (ArithmeticError, struct.error, zlib.error, zipfile.BadZipFile)
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
@@ -42,7 +52,10 @@ class Source:
     """As the user wrote it, for messages."""
 
     stamps: dict[str, str]
-    """For each entry, a text that changes with its content: CRC32 and size, or size and mtime."""
+    """For each entry, a text that changes with its content, see `_stamp`; empty where none can."""
+
+    place: Path
+    """Where it is, links resolved."""
 
     open: Callable[[str], IO[bytes]]
     """Opens one entry, by its name."""
@@ -79,24 +92,44 @@ def open_source(path: str | Path) -> Iterator[Source]:
             stamps = _list_folder(root, name)
         except OSError as error:
             raise DataError(f"{name}: cannot be listed ({error})") from error
-        yield Source(name=name, stamps=stamps, open=lambda entry: (root / entry).open("rb"))
+        yield Source(
+            name=name,
+            stamps=stamps,
+            place=root.resolve(),
+            open=lambda entry: (root / entry).open("rb"),
+        )
         return
     if not root.is_file():
         hint = nearest(name, ("synthetic", "cifar100"))
         raise DataError(f"there must be a folder or a .zip at {name!r}, found neither{hint}")
     try:
+        stamp = _stamp(root.stat())
         archive = zipfile.ZipFile(root)
     except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
         raise DataError(f"{name} must be a folder or a .zip, and is no readable zip") from error
     with archive:
         infos = _list_zip(archive, name)
-        stamps = {entry: f"{info.CRC:08x} {info.file_size}" for entry, info in infos.items()}
-        yield Source(name=name, stamps=stamps, open=lambda e: _unpack(archive, infos[e]))
+        yield Source(
+            name=name,
+            stamps={entry: stamp and f"{stamp} {info.CRC:08x}" for entry, info in infos.items()},
+            place=root.resolve(),
+            open=lambda e: _unpack(archive, infos[e]),
+        )
 
 
 def natural_key(name: str) -> tuple[str, str]:
     """Sort key that reads digits as numbers: 2.jpg before 10.jpg."""
     return re.sub("[0-9]+", lambda digits: digits[0].zfill(20), name), name
+
+
+def _stamp(stat: os.stat_result) -> str:
+    """Return a text that another content of the file would not have; empty if it is too new.
+
+    Names and mtime can be given to any content. Nobody gives a ctime, it is the kernel's.
+    """
+    if time.time_ns() - max(stat.st_ctime_ns, stat.st_mtime_ns) < SETTLED_NS:
+        return ""
+    return f"{stat.st_ino} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"
 
 
 def _is_hidden(part: str) -> bool:
@@ -120,8 +153,7 @@ def _list_folder(root: Path, name: str) -> dict[str, str]:
                 if entry.is_dir():
                     pending.append(f"{prefix}{entry.name}/")
                     continue
-                stat = entry.stat()
-                stamps[prefix + entry.name] = f"{stat.st_size} {stat.st_mtime_ns}"
+                stamps[prefix + entry.name] = _stamp(entry.stat())
         _check_count(len(stamps), name)
     return stamps
 
@@ -159,6 +191,48 @@ def _unpack(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> IO[bytes]:
         # Whole, so that the CRC is checked, and by the declared size: without it, zipfile would
         # unpack an entry that lies about its size to the end before it says so.
         return io.BytesIO(file.read(info.file_size))
+
+
+def digests(source: Source, names: list[str], memory: Path) -> list[str]:
+    """Return the SHA-256 of each entry's bytes, or a dash where it cannot be read.
+
+    Args:
+        source: A folder or a zip.
+        names: Of its entries.
+        memory: Folder where the digests of files are kept, to be used while the files have the
+            same stamps.
+    """
+    place = hashlib.sha256(str(source.place).encode(errors="surrogateescape")).hexdigest()[:32]
+    file = memory / f"{place}.json"
+    try:
+        kept: dict[str, list[str]] = json.loads(file.read_text())
+    except (OSError, ValueError):
+        kept = {}
+    stamps = source.stamps
+    wanted = [n for n in names if not stamps[n] or kept.get(n, ("", ""))[0] != stamps[n]]
+    fresh = dict(zip(wanted, _in_threads(lambda name: _digest(source, name), wanted), strict=True))
+    settled = {n: [stamps[n], digest] for n, digest in fresh.items() if stamps[n] and digest != "-"}
+    if settled:
+        kept = {name: each for name, each in kept.items() if name in stamps}
+        with contextlib.suppress(OSError):  # they are read again the next time
+            write_atomically(file, json.dumps(kept | settled).encode())
+    return [fresh.get(name) or kept[name][1] for name in names]
+
+
+def _digest(source: Source, name: str) -> str:
+    try:
+        with source.open(name) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+    except UNREADABLE:
+        return "-"  # whoever decodes it says so
+
+
+def _in_threads(function: Callable[[str], T], names: list[str]) -> Iterator[T]:
+    """Yield what `function` returns for each name, in order; a block of names is under way."""
+    # Pillow releases the GIL. More threads than cores were slower (64 px, 2 cores: 6 by a half).
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for start in range(0, len(names), BLOCK_IMAGES):
+            yield from pool.map(function, names[start : start + BLOCK_IMAGES])
 
 
 @contextmanager
@@ -221,8 +295,7 @@ def shorter_sides(source: Source, names: list[str]) -> list[int]:
         with _opened(source, name) as image:
             return min(image.size)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(shorter_side, names))
+    return list(_in_threads(shorter_side, names))
 
 
 def decode_blocks(source: Source, names: list[str], size: int) -> Iterator[npt.NDArray[np.uint8]]:
@@ -231,8 +304,6 @@ def decode_blocks(source: Source, names: list[str], size: int) -> Iterator[npt.N
     Raises:
         DataError: The first broken image.
     """
-    # Pillow releases the GIL. More threads than cores were slower (64 px, 2 cores: 6 by a half).
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for start in range(0, len(names), BLOCK_IMAGES):
-            block = names[start : start + BLOCK_IMAGES]
-            yield np.stack(list(pool.map(lambda name: decode(source, name, size), block)))
+    images = _in_threads(lambda name: decode(source, name, size), names)
+    while block := list(itertools.islice(images, BLOCK_IMAGES)):
+        yield np.stack(block)

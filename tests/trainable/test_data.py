@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import os
 import pickle
 import shutil
 import socket
@@ -22,7 +23,7 @@ from PIL import Image
 from torchvision.datasets import CIFAR100
 
 from trainable import sources, synthetic
-from trainable.data import STORED_SIZE_MAX, Data, default_cache, load_data, load_images
+from trainable.data import STORED_SIZE_MAX, Data, default_cache, load_data, load_images, same_data
 from trainable.errors import DataError
 
 PROJECT = Path(__file__).parents[2]
@@ -192,7 +193,7 @@ def test_a_cache_entry_of_another_format_is_made_anew(
     case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("trainable.data.CACHE_FORMAT", 1)
+        patch.setattr("trainable.data.DATA_FORMAT", 1)
         old = case.load()
     new = case.load()
     assert new.fingerprint != old.fingerprint
@@ -697,12 +698,113 @@ def test_a_change_is_a_new_fingerprint(
     assert case.decodings() == 2
 
 
-def test_what_is_not_read_does_not_change_the_fingerprint(case: Case, tmp_path: Path) -> None:
+def test_what_is_not_read_does_not_change_the_fingerprint(case: Case) -> None:
     first = case.load()
     picture(case.known / "test_images" / "3.png")
+    (case.known / "train_images" / "Thumbs.db").write_bytes(b"thumbs")
+    (case.pool / "car" / "Thumbs.db").write_bytes(b"thumbs")
     (case.pool / "README.md").write_text("about the pool")
-    shutil.copytree(case.known, tmp_path / "copy")  # keeps the times
-    assert case.load(tmp_path / "copy").fingerprint == first.fingerprint
+    assert case.load().fingerprint == first.fingerprint
+
+
+def renamed(folder: Path) -> Path:
+    """The same images under other names, which come in the same order."""
+    for file in folder.rglob("*.png"):
+        file.rename(file.with_name(f"photo {file.name}"))
+    return folder
+
+
+def moved(folder: Path, target: Path) -> Path:
+    """The same folder elsewhere, every file written anew, in another order."""
+    for file in sorted(folder.rglob("*"), reverse=True):
+        if file.is_file():
+            copy = target / file.relative_to(folder)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(file.read_bytes())
+            os.utime(copy, (10**9, 10**9))
+    return target
+
+
+def test_the_same_content_has_the_same_fingerprint_wherever_it_is(
+    case: Case, tmp_path: Path
+) -> None:
+    known = tree(tmp_path / "tree")
+    fingerprint = case.load(known).fingerprint
+    for file in [*known.rglob("*.png"), *case.pool.rglob("*.png")]:
+        file.touch()
+    assert case.load(known).fingerprint == fingerprint
+    assert case.load(zipped(known, "any/"), zipped(case.pool)).fingerprint == fingerprint
+    assert case.load(moved(known, tmp_path / "moved" / "to")).fingerprint == fingerprint
+    assert case.load(renamed(known), renamed(case.pool)).fingerprint == fingerprint
+    assert case.decodings() == 1
+    for old, new in (("robin", "crow"), ("bird", "fowl")):
+        shutil.copytree(known, tmp_path / new)
+        next((tmp_path / new).rglob(old)).rename(next((tmp_path / new).rglob(old)).parent / new)
+        assert case.load(tmp_path / new).fingerprint != fingerprint
+
+
+@pytest.mark.parametrize("as_zip", [False, True])
+def test_another_content_of_the_same_size_and_time_is_other_data(
+    case: Case, monkeypatch: pytest.MonkeyPatch, as_zip: bool
+) -> None:
+    """Two archives unpacked with one date, or `touch -r`: only the kernel's ctime tells."""
+    monkeypatch.setattr(sources, "SETTLED_NS", 0)
+    files = [case.known / "train_images" / f"{i}.bmp" for i in range(6)]
+    for i, file in enumerate(files):
+        picture(file, i)
+        edit(case.known / "train_data.csv", f"{i}.png", f"{i}.bmp")
+
+    def load() -> Data:
+        for file in files:
+            os.utime(file, (10**9, 10**9))
+        archive = zipped(case.known) if as_zip else None
+        if archive is not None:
+            os.utime(archive, (10**9, 10**9))
+        return case.load(archive)
+
+    first, size = load(), files[0].stat().st_size
+    for i, file in enumerate(files):
+        picture(file, 70 + i)
+    assert files[0].stat().st_size == size
+    second = load()
+    assert second.fingerprint != first.fingerprint
+    with Image.open(files[0]) as image:
+        assert np.array_equal(second.images[0].numpy(), np.asarray(image))
+
+
+@pytest.mark.parametrize("as_zip", [False, True])
+def test_files_are_read_again_only_where_they_may_have_changed(
+    case: Case, monkeypatch: pytest.MonkeyPatch, as_zip: bool
+) -> None:
+    known, novel = (zipped(p) if as_zip else p for p in (case.known, case.pool))
+    read: list[str] = []
+    digest = sources._digest
+    monkeypatch.setattr(sources, "_digest", lambda s, name: (read.append(name), digest(s, name))[1])
+
+    def reads() -> int:
+        read.clear()
+        case.load(known, novel)
+        return len(read)
+
+    assert [reads(), reads()] == [10, 10]  # too new: another change could have the same times
+    monkeypatch.setattr(sources, "SETTLED_NS", 0)
+    assert [reads(), reads()] == [10, 0]
+    if not as_zip:
+        picture(case.pool / "car" / "1.png", 77)
+        assert [reads(), reads()] == [1, 0]
+    for file in (case.cache / "digests").iterdir():
+        truncate(file)
+    assert [reads(), reads()] == [10, 0]
+
+
+def test_a_fingerprint_of_version_0_1_is_taken_for_the_same_with_a_line(case: Case) -> None:
+    now = case.load().fingerprint
+    assert same_data(now, now, case.notes.append)
+    assert not same_data(now[:-1] + "x", now, case.notes.append)
+    assert not same_data("", now, case.notes.append)
+    assert not any("0.1" in note for note in case.notes)
+    assert same_data("d6d477b48e0a" + "0" * 52, now, case.notes.append)
+    assert "of version 0.1, which did not record what the images hold" in case.notes[-1]
 
 
 def truncate(path: Path) -> None:
