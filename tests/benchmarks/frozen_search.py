@@ -15,18 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
-from tests.benchmarks.common import (
-    finish,
-    load,
-    our_search,
-    parser,
-    plain_epochs_s,
-    plain_search,
-    plain_spec,
-    plain_starts_s,
-    say,
-    sources,
-)
+from tests.benchmarks.common import finish, load, parser, plain_spec, say, sources
+from tests.benchmarks.searches import our_search, plain_epochs_s, plain_search, plain_starts_s
 from trainable.config import TrialConfig
 
 SPACE = Path(__file__).with_name("frozen_space.py")

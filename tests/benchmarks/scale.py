@@ -16,8 +16,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from tests.benchmarks.common import OurSearch, Sources, built_in, finish, our_search, say
+from tests.benchmarks.common import Sources, built_in, finish, say
 from tests.benchmarks.frozen_search import SPACE
+from tests.benchmarks.searches import OurSearch, our_search
 
 IMAGES_PER_SUBCLASS, NOVEL_PER_CLASS = 32, 200
 """Of the smallest set: 768 known images and 1200 borrowed ones."""

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.benchmarks import frozen_search, full_epoch, scale, trial_overhead
-from tests.benchmarks.common import plain_epochs_s, plain_starts_s
+from tests.benchmarks.searches import plain_epochs_s, plain_starts_s
 
 
 def last_line(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:

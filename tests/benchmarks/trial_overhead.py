@@ -13,17 +13,9 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from tests.benchmarks.common import (
-    finish,
-    load,
-    our_search,
-    parser,
-    plain_search,
-    plain_spec,
-    say,
-    sources,
-)
+from tests.benchmarks.common import finish, load, parser, plain_spec, say, sources
 from tests.benchmarks.frozen_search import SPACE
+from tests.benchmarks.searches import our_search, plain_search
 from trainable.config import TrialConfig
 from trainable.train import train
 
