@@ -1,6 +1,8 @@
 """A finished or running search as tables: its record, its study, its trials."""
 
 import json
+import os
+import re
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from trainable.checkpoint import write_atomically
 from trainable.config import TrialConfig
 from trainable.errors import UserError
 from trainable.metrics import METRICS
+from trainable.urls import public
 
 RECORD_FILE = "search.json"
 DEFAULT_STORAGE = UPath("runs")
@@ -68,8 +71,48 @@ class SearchRecord:
     """In the order of their numbers."""
 
     def save(self, folder: UPath) -> None:
-        """Write the record into the search's folder."""
-        write_atomically(folder / RECORD_FILE, json.dumps(asdict(self), indent=2).encode())
+        """Write the record into the search's folder, less the passwords in its URLs."""
+        kept = asdict(self) | {"study": self.study and public(self.study)}
+        kept["tracking_uri"] = public(self.tracking_uri)
+        write_atomically(folder / RECORD_FILE, json.dumps(kept, indent=2).encode())
+
+    def reached(self, study: str | None, tracking_uri: str | None) -> "SearchRecord":
+        """Return the record with its stores where they are now, or with the passwords to them.
+
+        Args:
+            study: As typed; null: where it was.
+            tracking_uri: As typed; null: where it was, by MLFLOW_TRACKING_URI if that is the same.
+        """
+        if tracking_uri is None:
+            environment = absolute_url(os.environ.get("MLFLOW_TRACKING_URI", ""))
+            if public(environment) == public(self.tracking_uri):
+                tracking_uri = environment
+        return replace(
+            self,
+            study=absolute_url(study) if study else self.study,
+            tracking_uri=absolute_url(tracking_uri) if tracking_uri else self.tracking_uri,
+        )
+
+    @property
+    def passwords_to_type(self) -> str:
+        """What a later command must be given because it is not stored; usually nothing."""
+        lacking = []
+        if self.study and self.study != public(self.study):
+            lacking.append(
+                "--study URL with its password"
+                + (", or PGPASSWORD" if self.study.startswith("postgres") else "")
+            )
+        if self.tracking_uri != public(self.tracking_uri):
+            is_http = self.tracking_uri.startswith("http")
+            names = "USERNAME and _PASSWORD" if is_http else "URI"
+            lacking.append(f"--tracking-uri URI with its password, or MLFLOW_TRACKING_{names}")
+        return f"passwords are not stored: add {'; '.join(lacking)}" if lacking else ""
+
+
+def absolute_url(url: str) -> str:
+    """Return the URL of a store, so that it names the same SQLite file from every folder."""
+    match = re.fullmatch(r"(sqlite(?:\+\w+)?:///)(?!/|:memory:|file:)([^?]+)(\?.*)?", url)
+    return url if match is None else f"{match[1]}{Path(match[2]).resolve()}{match[3] or ''}"
 
 
 def run_folder(name: str, storage: UPath | None) -> UPath:
@@ -96,6 +139,14 @@ def study_url(folder: UPath, record: SearchRecord) -> str:
             "for example postgresql://USER@HOST/DATABASE"
         )
     return f"sqlite:///{(folder / 'study.db').resolve()}"
+
+
+def password_hint(url: str) -> str:
+    """Return what to do where a database may miss the password that is not stored, or nothing."""
+    if "@" not in url or url != public(url):
+        return ""
+    environment = " or set PGPASSWORD" if url.startswith("postgres") else ""
+    return f". Passwords are not stored: pass --study URL with it{environment}"
 
 
 def load_record(folder: UPath) -> SearchRecord:
@@ -133,7 +184,7 @@ def trials_frame(folder: UPath, record: SearchRecord) -> pd.DataFrame:
     try:
         study = optuna.load_study(study_name=record.study_name, storage=url)
     except Exception as error:  # storage drivers raise their own types
-        raise RunError(f"the study {url} cannot be read: {error}") from error
+        raise RunError(f"the study {url} cannot be read: {error}{password_hint(url)}") from error
     rows = [_row(trial) for trial in study.get_trials(deepcopy=False)]
     frame = pd.DataFrame(rows, columns=[*_row(optuna.trial.create_trial(value=0.0))])
     return frame.astype({"repeat_of": "Int64"})

@@ -1,6 +1,5 @@
 """python -m results.report: a search as tables on the terminal, and as pictures in its folder."""
 
-import argparse
 import sys
 from typing import Any
 
@@ -19,9 +18,10 @@ from results.load import (
     searched,
     trials_frame,
 )
+from results.options import add_stores, check_stores
 from results.repeats import best_repeated, repeated, repeats_frame
 from trainable.checkpoint import write_atomically
-from trainable.errors import UserError
+from trainable.errors import Parser, UserError
 from trainable.metrics import METRICS
 
 SHOWN = (
@@ -31,14 +31,15 @@ SHOWN = (
 
 def main(argv: list[str] | None = None) -> int:
     """Print a search's tables and write its pictures; return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m results.report", description=main.__doc__)
+    parser = Parser(prog="python -m results.report", description=main.__doc__)
     parser.add_argument("--name", required=True, help="of the search")
-    parser.add_argument("--storage", type=UPath, metavar="DIR|URI", help="(default: runs)")
+    add_stores(parser.add_argument)
     args = parser.parse_args(argv)
     console = Console(highlight=False, soft_wrap=True)
     try:
+        check_stores(args.storage, args.study, args.tracking_uri)
         folder = run_folder(args.name, args.storage)
-        record = load_record(folder)
+        record = load_record(folder).reached(args.study, args.tracking_uri)
         trials = trials_frame(folder, record)
         print_tables(console, trials, record)
         for file in write_report(folder, trials, record):

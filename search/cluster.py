@@ -33,6 +33,11 @@ from upath import UPath  # noqa: E402
 
 from trainable.data import Data, find_data, load_data  # noqa: E402
 from trainable.errors import DataError, UserError  # noqa: E402
+from trainable.urls import hidden  # noqa: E402
+
+# Ray keeps the driver's command line with its job, where every node can read it.
+_command_line: Callable[[], str] = ray._private.utils.get_entrypoint_name
+ray._private.utils.get_entrypoint_name = lambda: hidden(_command_line())
 
 LOCAL_OBJECT_STORE_BYTES = 100 * 2**20
 """Images and features are memory-mapped files, so objects are small."""

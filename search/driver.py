@@ -25,6 +25,7 @@ from upath import UPath
 from results.load import (
     RECORD_FILE,
     SearchRecord,
+    absolute_url,
     load_record,
     run_folder,
     study_url,
@@ -58,6 +59,7 @@ from trainable.errors import UserError
 from trainable.metrics import METRICS
 from trainable.splits import make_pools
 from trainable.train import default_novel, novel_shortage
+from trainable.urls import public
 
 PROTOCOL_KEYS = ("seed", "val_fraction", "pseudo_novel_fraction")
 """Fixed keys that decide which images judge: a resume may not change them."""
@@ -212,9 +214,9 @@ def _new_record(options: Options, name: str) -> SearchRecord:
         data_fingerprint="",
         weights=str(options.weights.resolve()) if options.weights else None,
         cache=None if options.no_cache else str((options.cache or default_cache()).resolve()),
-        study=options.study,
+        study=absolute_url(options.study) if options.study else None,
         study_name=name,
-        tracking_uri=options.tracking_uri or mlflow.get_tracking_uri(),
+        tracking_uri=absolute_url(options.tracking_uri or mlflow.get_tracking_uri()),
         version=metadata.version("noveltune"),
     )
 
@@ -238,12 +240,10 @@ def _changed(record: SearchRecord, options: Options) -> SearchRecord:
         before = record.fixed.get(key, "not set")
         if key in options.fixed and options.fixed[key] != before:
             raise _incomparable(f"--set {key}", before, options.fixed[key])
+    record = record.reached(options.study, options.tracking_uri)
     changes: dict[str, Any] = {"fixed": record.fixed | options.fixed}
     if options.epochs is not None:
         changes["epochs"] = options.epochs
-    for key in ("study", "tracking_uri"):
-        if (value := getattr(options, key)) is not None:
-            changes[key] = value
     for key in ("data", "novel"):
         if (value := getattr(options, key)) is not None:
             changes[key] = _absolute(value)
@@ -453,9 +453,10 @@ def _slots_line(slots: Slots) -> str:
 
 
 def _params(record: SearchRecord, data: Data) -> dict[str, Any]:
-    keys = ("num_trials", "epochs", "seed", "data", "novel", "weights", "study", "version")
+    keys = ("num_trials", "epochs", "seed", "data", "novel", "weights", "version")
     return {
         **{key: getattr(record, key) for key in keys},
+        "study": record.study and public(record.study),
         "metric": ",".join(record.metrics),
         "fixed": json.dumps(record.fixed),
         "data_fingerprint": data.fingerprint,
@@ -484,15 +485,18 @@ def _finish(
         print_tables(console, trials, record)
     resume = _resume_command(options, record)
     where = f" --storage {options.storage}" if options.storage else ""
+    uri = public(record.tracking_uri)
     is_default = record.tracking_uri == mlflow.get_tracking_uri()
-    store = "" if is_default else f" --backend-store-uri {record.tracking_uri}"
+    store = "" if is_default else f" --backend-store-uri {shlex.quote(uri)}"
     if status == "FINISHED" and best is not None and not options.quiet:
         console.print(
             "Next:\n"
             f"  python -m results.report --name {record.name}{where}\n"
             f"  python -m search.refit --name {record.name}{where}\n"
-            f"  mlflow ui{store}",
+            + (f"  {uri} in a browser" if uri.startswith("http") else f"  mlflow ui{store}"),
         )
+        if record.passwords_to_type:
+            console.print(record.passwords_to_type)
     if options.json:
         print(json.dumps(_summary(record, folder, trials, wall_s)), flush=True)
     if status == "KILLED":
@@ -523,17 +527,17 @@ def _summary(
         "paths": {
             "run": str(folder),
             "trials": str(folder / "trials.csv"),
-            "study": study_url(folder, record),
-            "tracking_uri": record.tracking_uri,
+            "study": public(study_url(folder, record)),
+            "tracking_uri": public(record.tracking_uri),
         },
         "wall_s": round(wall_s, 1),
     }
 
 
 def _resume_command(options: Options, record: SearchRecord) -> str:
-    """Return the command that goes on with the search as it was run now."""
+    """Return the command that goes on with the search as it was run now, as the last line."""
     command = ["python", "-m", "search.run", "--resume", "--name", record.name]
     for flag in ("storage", "address", "concurrency", "cpus_per_trial", "gpus_per_trial"):
         if (value := getattr(options, flag)) is not None:
             command += [f"--{flag.replace('_', '-')}", str(value)]
-    return shlex.join(command)
+    return "\n".join(filter(None, [record.passwords_to_type, shlex.join(command)]))

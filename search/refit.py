@@ -1,6 +1,5 @@
 """python -m search.refit: the best configuration, every class, as a registered model."""
 
-import argparse
 import logging
 import os
 import shlex
@@ -35,17 +34,19 @@ from results.load import (
     trial_folder,
     trials_frame,
 )
+from results.options import add_stores, check_stores
 from results.repeats import best_repeated, repeated
 from search.tracking import EXPERIMENT, local_copies
 from trainable.calibration import choose_rule
 from trainable.classifier import INFO_FILE, MODEL_FILE, load_outputs, save_classifier
 from trainable.config import TrialConfig
 from trainable.data import Data, folder_for_images, load_data
-from trainable.errors import TrialError, UserError
+from trainable.errors import Parser, TrialError, UserError
 from trainable.memory import keep_freed_memory
 from trainable.novelty import Rule
 from trainable.splits import make_refit_pools
 from trainable.train import Metrics, train
+from trainable.urls import hidden, public
 
 
 class RefitError(UserError):
@@ -57,17 +58,18 @@ def main(argv: list[str] | None = None) -> int:
 
     Where configurations ran with several seeds, the best is the best mean.
     """
-    parser = argparse.ArgumentParser(prog="python -m search.refit", description=main.__doc__)
+    parser = Parser(prog="python -m search.refit", description=main.__doc__)
     parser.add_argument("--name", required=True, help="of the search")
-    parser.add_argument("--storage", type=UPath, metavar="DIR|URI", help="(default: runs)")
+    add_stores(parser.add_argument)
     parser.add_argument("--trial", type=int, metavar="N", help="its number (default: the best)")
     args = parser.parse_args(argv)
     keep_freed_memory()
     console = Console(highlight=False, soft_wrap=True)
     default_uri = mlflow.get_tracking_uri()
     try:
+        check_stores(args.storage, args.study, args.tracking_uri)
         folder = run_folder(args.name, args.storage)
-        record = load_record(folder)
+        record = load_record(folder).reached(args.study, args.tracking_uri)
         trials = trials_frame(folder, record)
         row = _chosen(trials, record, args.trial)
         console.print(f"refit of trial {row['number']:05d}: {row['config'].describe()}")
@@ -84,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
         try:
             version = _register(record, row, target, data.images[:1])
         except (MlflowException, OSError) as error:
-            reason = str(error).splitlines()[0]
+            reason = hidden(str(error).splitlines()[0])
             print(f"failed: {target} is written and predicts, but is not registered: {reason}",
                   file=sys.stderr)  # fmt: skip
             return 1
@@ -95,7 +97,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"failed: {error}", file=sys.stderr)
         return 1
     is_default = record.tracking_uri == default_uri
-    store = "" if is_default else f" --tracking-uri {shlex.quote(record.tracking_uri)}"
+    store = "" if is_default else f" --tracking-uri {shlex.quote(public(record.tracking_uri))}"
     console.print(
         f"wrote {target}\nregistered models:/{record.name}/{version}\nNext:\n"
         f"  python -m results.predict --model models:/{record.name}/{version} "

@@ -9,8 +9,9 @@ from typing import Any
 
 from upath import UPath
 
+from results.options import add_stores, check_stores
 from trainable.config import parse_settings
-from trainable.errors import UserError
+from trainable.errors import Parser, UserError
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3600}
 
@@ -31,8 +32,8 @@ def main(argv: list[str] | None = None) -> int:
         return 130  # before the first trial: nothing to resume
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="python -m search.run",
         description="Search for the best classifier that knows when to say novel.",
     )
@@ -59,9 +60,7 @@ def _parser() -> argparse.ArgumentParser:
           help="slow: no stored features, no bf16, a new process for every trial")  # fmt: skip
     keep = parser.add_argument_group("what is kept").add_argument
     keep("--name", help="of the search (default: the space file's)")
-    keep("--storage", type=UPath, metavar="DIR|URI", help="where searches are (default: runs)")
-    keep("--study", metavar="URL", help="Optuna storage (default: study.db in the search's folder)")
-    keep("--tracking-uri", metavar="URI", help="MLflow (default: sqlite:///mlflow.db)")
+    add_stores(keep)
     keep("--resume", action="store_true", help="go on with an interrupted search")
     again = parser.add_argument_group("with --resume, once a search is finished").add_argument
     again("--repeat", type=int, metavar="N", help="run its best configurations with N seeds each")
@@ -103,6 +102,7 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
         if value is not None and value < 0:
             raise UserError(f"--{flag} must be 0 or more, but got {value}")
     _check_repeat(args)
+    check_stores(args.storage, args.study, args.tracking_uri)
     return {
         **{k: v for k, v in vars(args).items() if k not in ("settings", "metric", "time_budget")},
         "top": _top(args.top),

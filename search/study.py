@@ -14,7 +14,7 @@ from optuna.distributions import BaseDistribution, check_distribution_compatibil
 from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from results.load import Repeat
+from results.load import Repeat, password_hint
 from search.space import Space
 from trainable.config import TrialConfig
 from trainable.errors import UserError
@@ -477,7 +477,9 @@ def _storage(url: str) -> optuna.storages.BaseStorage:
 
 def _unreadable(url: str, error: Exception) -> StudyError:
     reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return StudyError(f"the study storage {url} cannot be used: {reason}. Nothing was changed")
+    return StudyError(
+        f"the study storage {url} cannot be used: {reason}. Nothing was changed{password_hint(url)}"
+    )
 
 
 def _trial(frozen: optuna.trial.FrozenTrial) -> Trial:

@@ -28,6 +28,7 @@ from trainable.classifier import INFO_FILE, MODEL_FILE, OUTPUTS_FILE, TABLE_FILE
 from trainable.data import Data
 from trainable.errors import UserError
 from trainable.metrics import METRICS
+from trainable.urls import hidden
 
 EXPERIMENT = "noveltune"
 RETRY_S = (1.0, 2.0, 5.0, 10.0, 30.0)
@@ -341,4 +342,4 @@ def _where(trial: Trial) -> list[RunTag]:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+    return hidden((str(error).splitlines() or [type(error).__name__])[0][:200])

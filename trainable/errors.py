@@ -1,10 +1,29 @@
 """The errors that a user can cause and mend: printed as one line, exit code 2."""
 
+import argparse
 import difflib
 from collections.abc import Iterable
+from typing import NoReturn
+
+from trainable.urls import hidden
 
 
-class UserError(Exception):
+class Parser(argparse.ArgumentParser):
+    """A command line whose mistakes show no password."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print usage and message, and exit with 2."""
+        super().error(hidden(message))
+
+
+class _ToldError(Exception):
+    """People read its message: no password is in it, whatever URL or library's text it quotes."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(hidden(message))
+
+
+class UserError(_ToldError):
     """A mistake in what was asked. The message gives the rule, the value and what to do next."""
 
 
@@ -20,7 +39,7 @@ class WeightsError(UserError):
     """Pretrained weights that cannot be found, fetched or loaded."""
 
 
-class TrialError(Exception):
+class TrialError(_ToldError):
     """A trial that cannot go on (loss not finite, out of memory). The message is the reason."""
 
 

@@ -8,7 +8,6 @@ place, direction, rotation and light vary in every image and say nothing about i
     python -m trainable.synthetic --out FOLDER [--seed N]
 """
 
-import argparse
 import math
 import tempfile
 from collections.abc import Callable, Sequence
@@ -21,7 +20,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageDraw
 
-from trainable.errors import DataError, UserError
+from trainable.errors import DataError, Parser, UserError
 
 SIZE = 64  # pixels a side
 _DRAWN = 2 * SIZE  # pixels a side while drawing: halving at the end smooths the edges
@@ -531,7 +530,7 @@ def write(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the default data set to `--out`; return the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m trainable.synthetic", description="Write the built-in data set to a folder."
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")

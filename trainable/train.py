@@ -3,7 +3,6 @@
 Without Ray: ``python -m trainable.train --set epochs=2``.
 """
 
-import argparse
 import json
 import math
 import sys
@@ -23,7 +22,7 @@ from trainable.checkpoint import load_checkpoint, save_checkpoint
 from trainable.classifier import load_weights, save_classifier, save_outputs, save_table
 from trainable.config import BEST, FEATURE_SCORES, Task, TrialConfig, parse_settings
 from trainable.data import Data, default_cache, folder_for_images, load_data
-from trainable.errors import TrialError, UserError, WeightsError
+from trainable.errors import Parser, TrialError, UserError, WeightsError
 from trainable.feature_scores import FeatureBank, formula
 from trainable.features import FORWARD_BATCH, FeatureInputs, inputs_for
 from trainable.losses import interaction_loss, soft_targets
@@ -486,7 +485,7 @@ class Mixup:
 
 def main(argv: list[str] | None = None) -> int:
     """Train one configuration and print its metrics; return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m trainable.train", description=main.__doc__)
+    parser = Parser(prog="python -m trainable.train", description=main.__doc__)
     add = parser.add_argument
     add("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings")
     add("--data", default="synthetic", metavar="PATH|synthetic")

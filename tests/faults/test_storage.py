@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
@@ -21,6 +22,8 @@ from tests.faults.chaos import SPACE
 
 pytestmark = pytest.mark.slow
 START_LIMIT_S = 60
+PASSWORD = "S3/CR:T@#?&"
+"""Of the database: nothing may show or keep it."""
 RUN_LIMIT_S = 300
 
 
@@ -70,7 +73,7 @@ def s3_environment() -> Iterator[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def postgres_url() -> Iterator[str]:
-    """Start a PostgreSQL server of our own; give the URL of an empty database."""
+    """Start a PostgreSQL server of our own; give the URL of an empty database, with a password."""
     binaries = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
     if not binaries:
         pytest.skip("PostgreSQL is not installed")
@@ -83,13 +86,14 @@ def postgres_url() -> Iterator[str]:
         as_user = ["runuser", "-u", "postgres", "--"]
     control = [*as_user, str(binaries[-1] / "pg_ctl"), "-D", str(folder / "data")]
     try:
-        subprocess.run(
-            [*control, "initdb", "-o", "-A trust -U search"], check=True, capture_output=True
-        )
+        (folder / "password").write_text(PASSWORD)
+        (folder / "password").chmod(0o644)
+        init = f"-A scram-sha-256 -U search --pwfile {folder / 'password'}"
+        subprocess.run([*control, "initdb", "-o", init], check=True, capture_output=True)
         options = f"-p {port} -h 127.0.0.1 -k {folder}"
         log = str(folder / "log")
         subprocess.run([*control, "-w", "-l", log, "-o", options, "start"], check=True)
-        yield f"postgresql://search@127.0.0.1:{port}/postgres"
+        yield f"postgresql://search:{quote(PASSWORD, safe='')}@127.0.0.1:{port}/postgres"
         subprocess.run([*control, "-m", "immediate", "stop"], check=True, capture_output=True)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -124,7 +128,8 @@ def test_a_search_on_s3_and_postgresql_survives_a_kill_and_gives_predictions(
         )
         return shown.stdout
 
-    driver = subprocess.Popen(first, cwd=tmp_path, env=environment)
+    with (tmp_path / "first.txt").open("w") as said:
+        driver = subprocess.Popen(first, cwd=tmp_path, env=environment, stdout=said, stderr=said)
     deadline = time.monotonic() + RUN_LIMIT_S
     while "checkpoint_00001" not in listing():
         assert driver.poll() is None, "the search ended before it could be killed"
@@ -132,10 +137,11 @@ def test_a_search_on_s3_and_postgresql_survives_a_kill_and_gives_predictions(
     driver.send_signal(signal.SIGKILL)
     driver.wait()
     resumed = subprocess.run(
-        [sys.executable, "-m", "search.run", *where, *how, "--resume"],
+        [sys.executable, "-m", "search.run", *where, *how, "--resume", "--study", postgres_url],
         cwd=tmp_path, env=environment, check=True, capture_output=True, text=True,
         timeout=RUN_LIMIT_S,
     )  # fmt: skip
+    (tmp_path / "resumed.txt").write_text(resumed.stdout + resumed.stderr)
     summary = json.loads(resumed.stdout.splitlines()[-1])
     assert sum(summary["trials"].values()) == 6
     assert "RUNNING" not in summary["trials"]
@@ -145,6 +151,12 @@ def test_a_search_on_s3_and_postgresql_survives_a_kill_and_gives_predictions(
     assert ".tune" not in names, "Tune's scratch was left behind"
     assert "checkpoint_" not in names, "finished trials keep no checkpoints"
     best = summary["best_trial"]["number"]
+    report = [sys.executable, "-m", "results.report", "--name", "remote", *where[:2]]
+    refused = subprocess.run(report, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    expected = "Passwords are not stored: pass --study URL with it or set PGPASSWORD\n"
+    assert refused.stderr.endswith(expected)
+    environment |= {"PGPASSWORD": PASSWORD}
     for module, arguments in {
         "results.report": ["--name", "remote", "--storage", "s3://searches/runs"],
         "search.refit": ["--name", "remote", "--storage", "s3://searches/runs"],
@@ -153,11 +165,19 @@ def test_a_search_on_s3_and_postgresql_survives_a_kill_and_gives_predictions(
             "--images", str(data), "--out", str(tmp_path / "out.csv"),
         ],
     }.items():  # fmt: skip
-        subprocess.run(
-            [sys.executable, "-m", module, *arguments],
-            cwd=tmp_path, env=environment, check=True, timeout=RUN_LIMIT_S,
-        )  # fmt: skip
+        with (tmp_path / f"{module}.txt").open("w") as said:
+            subprocess.run(
+                [sys.executable, "-m", module, *arguments],
+                cwd=tmp_path, env=environment, check=True, timeout=RUN_LIMIT_S,
+                stdout=said, stderr=said,
+            )  # fmt: skip
     assert "searches/runs/remote/report/tradeoff.png" in listing()
+    download = "import s3fs; s3fs.S3FileSystem().get('searches', 's3', recursive=True)"
+    subprocess.run([sys.executable, "-c", download], cwd=tmp_path, env=environment, check=True)
+    files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert {"search.json", "mlflow.db", "first.txt"} <= {path.name for path in files}
+    for secret in (PASSWORD.encode(), postgres_url.partition("@")[0].encode()):
+        assert [path for path, content in files.items() if secret in content] == []
     predicted = (tmp_path / "out.csv").read_text().splitlines()
     assert len(predicted) - 1 == len(list((data / "test_images").iterdir()))
 

@@ -1,16 +1,24 @@
 """A mistake in what was asked is one line on standard error, exit code 2, and nothing is left."""
 
 import json
+import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from upath import UPath
 
+from results.load import load_record
+from search.driver import Options, _job, _params, _plan, _resume_command, _summary
 from search.run import main
 from search.study import create_study
+from tests.trainable.factories import make_data
 from trainable.config import TrialConfig
 from trainable.data import load_data
+
+ROOT = Path(__file__).parents[2]
 
 SPACE = '''"""Is it a plan?"""
 NUM_TRIALS = 3
@@ -201,6 +209,88 @@ def test_novel_pool_that_is_missing_is_named_and_nothing_is_left(
     message = mistake(capsys, "--space", "asked.py", "--novel", "nowhere.zip", *where)
     assert str(folder / "nowhere.zip") in message
     assert [*files_in(folder)] == ["asked.py"]
+
+
+# --- Passwords -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("--study", "postgresql://me:PLUGH@127.0.0.1:1/d"),
+        ("--study", "nosuch://me:PLUGH@127.0.0.1/d"),
+        ("--study", "postgresql://me:PL@UGH@127.0.0.1/d"),
+        ("--tracking-uri", "http://me:P/LUGH@127.0.0.1:1"),
+        ("--storage", "s3://KEY:PLUGH@bucket/x"),
+        ("--storage", "nosuch://KEY:PLUGH@bucket/x"),
+        ("--space", "https://me:PLUGH@host/asked.py"),
+        ("--data", "https://me:PLUGH@host/x.zip"),
+        ("--novel", "https://host/x.zip?token=PLUGH"),
+        ("--weights", "s3://KEY:PLUGH@bucket/w"),
+    ],
+)
+def test_mistake_in_a_url_shows_no_password(
+    capsys: pytest.CaptureFixture[str], data: Path, cache: Path, flag: str, value: str
+) -> None:
+    known = {
+        "--space": "asked.py", "--data": str(data), "--novel": str(data / "novel_images"),
+        "--cache": str(cache), flag: value,
+    }  # fmt: skip
+    try:
+        code = main([argument for pair in known.items() for argument in pair])
+    except SystemExit as raised:  # of argparse
+        code = raised.code
+    captured = capsys.readouterr()
+    assert code == 2
+    assert "error: " in captured.err
+    assert "UGH" not in captured.out + captured.err
+
+
+def test_password_is_neither_kept_nor_sent(folder: Path, cache: Path) -> None:
+    study, uri = "postgresql://me:PLUGH@host/d", "http://me:PLUGH@host:5000"
+    asked = Options(space=UPath("asked.py"), fixed={}, study=study, tracking_uri=uri)
+    record, _, _ = _plan(asked)
+    assert (record.study, record.tracking_uri) == (study, uri)
+    record.save(UPath(folder))
+    assert "PLUGH" not in (folder / "search.json").read_text()
+    kept = load_record(UPath(folder))
+    assert (kept.study, kept.tracking_uri) == ("postgresql://me@host/d", "http://host:5000")
+    data = make_data()
+    sent = (_params(record, data), _summary(record, UPath(folder), None, 0.0),
+            _job(record, UPath(folder), cache, None))  # fmt: skip
+    assert "PLUGH" not in str(sent)
+
+
+def test_ray_is_told_no_password_of_the_command_line() -> None:
+    code = (
+        "import search.cluster, ray._private.utils as u; from ray._private import worker; "
+        "print(worker.ray._private.utils.get_entrypoint_name())"
+    )
+    url = "postgresql://me:PLUGH@host/d"
+    command = [sys.executable, "-c", code, "--study", url]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "--study postgresql://me:***@host/d" in done.stdout
+
+
+def test_resume_with_other_credentials_is_the_same_search(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stores = {"study": "postgresql://me@host/d", "tracking_uri": "http://host:5000"}
+    kept_search(folder, "first", **stores)
+    resumed = Options(fixed={}, name="first", resume=True)
+    record, _, _ = _plan(resumed)
+    assert (record.study, record.tracking_uri) == (stores["study"], stores["tracking_uri"])
+    assert "\n" not in _resume_command(resumed, record)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://you:PLUGH@host:5000")
+    typed = replace(resumed, study="postgresql://you:PLUGH@host/d")
+    record, _, _ = _plan(typed)
+    assert (record.study, record.tracking_uri) == (typed.study, "http://you:PLUGH@host:5000")
+    note, command = _resume_command(typed, record).splitlines()
+    assert note == (
+        "passwords are not stored: add --study URL with its password, or PGPASSWORD; "
+        "--tracking-uri URI with its password, or MLFLOW_TRACKING_USERNAME and _PASSWORD"
+    )
+    assert command == "python -m search.run --resume --name first"
 
 
 # --- Searches that are there, or not -------------------------------------------------------------

@@ -424,7 +424,7 @@ def test_what_happens_during_an_outage_arrives_after_it(
     (tmp_path / "trials/00000").mkdir(parents=True)
     (tmp_path / "trials/00000/model.json").write_text("{}")
     notes, shown = Notes(), Shown(server.uri)
-    tracker = Tracker(server.uri, info_of(tmp_path), notes)
+    tracker = Tracker(server.uri.replace("//", "//me:PLUGH@"), info_of(tmp_path), notes)
     tracker.start(DATA, [])
     tracker.update(trial(0, 1))
     wait_until(shown.has_steps(1))
@@ -455,6 +455,9 @@ def test_what_happens_during_an_outage_arrives_after_it(
     assert [artifact.path for artifact in artifacts] == ["best/model.json"]
     assert shown.parent.info.status == "FINISHED"
     assert all("does not answer" in note for note in notes)
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert not [file for file in files if b"PLUGH" in file.read_bytes()]
+    assert not [note for note in notes if "PLUGH" in note]
 
 
 DRIVER = """

@@ -1,0 +1,41 @@
+"""The options that every command takes, with one meaning and one help."""
+
+from typing import Any
+
+from upath import UPath
+
+from trainable.errors import UserError
+from trainable.urls import ambiguous, hidden
+
+
+def add_stores(add: Any) -> None:
+    """Add --storage, --study and --tracking-uri to a command line.
+
+    Args:
+        add: `add_argument` of a parser or a group.
+    """
+    add("--storage", type=UPath, metavar="DIR|URI", help="where searches are (default: runs)")
+    add("--study", metavar="URL",
+        help="Optuna storage (default: the search's, at first study.db in its folder)")  # fmt: skip
+    add("--tracking-uri", metavar="URI",
+        help="MLflow (default: the search's, at first MLFLOW_TRACKING_URI or sqlite:///mlflow.db)",
+    )  # fmt: skip
+
+
+def check_stores(storage: UPath | None, study: str | None, tracking_uri: str | None) -> None:
+    """Refuse what would show a password.
+
+    Raises:
+        UserError: One in --storage, or one whose end is not clear.
+    """
+    if storage is not None and hidden(str(storage)) != str(storage):
+        raise UserError(
+            f"--storage {storage}: it is shown and sent to every node, so it may hold no password: "
+            "pass that in the environment, for s3:// as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
+    for flag, url in (("--study", study), ("--tracking-uri", tracking_uri)):
+        if url is not None and ambiguous(url):
+            raise UserError(
+                f"{flag}: it is not clear where the password ends; in a user name or a password, "
+                "@ is written %40, / %2F, : %3A, and a space %20"
+            )

@@ -1,0 +1,84 @@
+"""No password of a URL is shown, stored or sent on, whatever characters are in it."""
+
+import pickle
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy.engine import make_url
+
+from trainable.errors import Parser, TrialError, UserError
+from trainable.urls import ambiguous, hidden, public
+
+
+@pytest.mark.parametrize(
+    ("url", "shown", "stored"),
+    [
+        ("postgresql://me:S3CRET@h/d", "postgresql://me:***@h/d", "postgresql://me@h/d"),
+        ("postgresql+psycopg://me:S3/C:R#E?T@h:5432/d?sslmode=require&sslpassword=S3CRET",
+         "postgresql+psycopg://me:***@h:5432/d?sslmode=require&sslpassword=***",
+         "postgresql+psycopg://me@h:5432/d?sslmode=require"),
+        ("mysql://me:S3CRET%40@h/d", "mysql://me:***@h/d", "mysql://me@h/d"),
+        ("redis://:S3CRET@h/0", "redis://:***@h/0", "redis://h/0"),
+        ("s3://KEY:S3CRET@bucket/path", "s3://KEY:***@bucket/path", "s3://KEY@bucket/path"),
+        ("http://me:S3CRET@h:5000/x", "http://me:***@h:5000/x", "http://h:5000/x"),
+        ("HTTPS://S3CRET@h:5000", "HTTPS://***@h:5000", "HTTPS://h:5000"),
+        ("https://h/?a=b&token=S3CRET#c", "https://h/?a=b&token=***#c", "https://h/?a=b"),
+        ("https://h/z?X-Amz-Signature=S3CRET&api_key=S3CRET",
+         "https://h/z?X-Amz-Signature=***&api_key=***", "https://h/z"),
+        ("https:/me:S3CRET@h/x.zip", "https:/me:***@h/x.zip", None),
+    ],
+)  # fmt: skip
+def test_password_is_hidden_where_shown_and_left_out_where_stored(
+    url: str, shown: str, stored: str | None
+) -> None:
+    assert hidden(url) == shown
+    assert stored is None or public(url) == stored
+    text = f"({url!r}) cannot be opened: 'C:/a@b', at 10:15"
+    assert hidden(text) == text.replace(url, shown)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://me@h:5432/d?sslmode=require", "http://h:5000/path", "sqlite:///mlflow.db",
+        "sqlite:////home/me:x@y/a.db", "abfs://container@account.dfs.core/x", "databricks",
+        "file:///tmp/a@b", "s3://bucket/a:b", "http://[::1]:5000/",
+    ],
+)  # fmt: skip
+def test_url_without_a_password_stays_as_it_is(url: str) -> None:
+    assert (hidden(url), public(url), ambiguous(url)) == (url, url, False)
+
+
+@given(password=st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=6))
+def test_no_password_is_left_in_a_url_that_is_not_refused(password: str) -> None:
+    url = f"postgresql://me:{password}@h/d"
+    assert hidden(url) == "postgresql://me:***@h/d" or ambiguous(url)
+    if not ambiguous(url):
+        assert make_url(url).password
+        assert public(url) == "postgresql://me@h/d"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://me:p@ss@h/d", "postgresql://me:12/4@h/d", "postgresql://me:a b@h/d",
+        "http://me:p/w@h", "http://me:p@s@h", "http://h:5000/a@b",
+    ],
+)  # fmt: skip
+def test_url_whose_password_ends_nobody_knows_where_is_ambiguous(url: str) -> None:
+    assert ambiguous(url)
+
+
+@pytest.mark.parametrize("kind", [UserError, TrialError])
+def test_error_holds_no_password(kind: type[Exception]) -> None:
+    error = kind("http://me:S3CRET@h/api failed with exception X")
+    assert str(error) == "http://me:***@h/api failed with exception X"
+    for text in (repr(error), str(pickle.loads(pickle.dumps(error)))):
+        assert "S3CRET" not in text
+
+
+def test_mistake_in_the_arguments_shows_no_password(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        Parser().parse_args(["--studdy", "postgresql://me:S3CRET@h/d"])
+    assert "unrecognized arguments: --studdy postgresql://me:***@h/d" in capsys.readouterr().err
