@@ -25,12 +25,13 @@ from trainable.data import Data, default_cache, folder_for_images, load_data
 from trainable.errors import Parser, TrialError, UserError, WeightsError
 from trainable.feature_scores import FeatureBank, formula
 from trainable.features import FORWARD_BATCH, FeatureInputs, inputs_for
+from trainable.intervals import flat, outputs_intervals
 from trainable.losses import interaction_loss, soft_targets
 from trainable.memory import keep_freed_memory
 from trainable.metrics import evaluate
 from trainable.models import BranchModel
 from trainable.rng import generator
-from trainable.splits import Pools, make_pools, true_classes
+from trainable.splits import SECOND, Pools, make_pools, true_classes
 
 BANK_KNOWN_MAX, BANK_BORROWED_MAX = 8192, 4096
 """Training images in a bank of features; of more, as many are drawn."""
@@ -44,7 +45,8 @@ class TrialResult:
 
     metrics: Metrics
     """Of the best epoch (`epoch`), on the evaluation half, with the thresholds used
-    (`tau_super`, `tau_sub`); only `epoch` and training figures where nothing was held out."""
+    (`tau_super`, `tau_sub`); only `epoch` and training figures where nothing was held out. Where
+    it was kept in a folder, with the intervals of the main rates (`interval.NAME.low`, `.high`)."""
     branches: tuple[BranchModel, ...]
     """The models: of the best epoch where it was kept in a folder, else of the last one."""
     banks: tuple[FeatureBank | None, ...]
@@ -118,14 +120,18 @@ def train(
                 save_outputs(folder, outputs)
             save_checkpoint(folder, epoch, trainer.state() | {"history": history})
         report(metrics)
+    intervals: Metrics = {}
     if folder is not None and len(pools.val) and config.epochs:
         # The best model once more, with every score that could be chosen after the fact.
         load_weights(folder, trainer.evaluated)
         outputs = trainer.outputs(all_scores=True)
         save_outputs(folder, outputs)
         save_table(folder, outputs, config)
+        judged = outputs.half(calibration=False)
+        judged = judged.where(judged.kind != SECOND)
+        intervals = flat(outputs_intervals(judged, choose_rule(outputs, config)))
     return TrialResult(
-        metrics=best_epoch(history),
+        metrics=best_epoch(history) | intervals,
         branches=tuple(trainer.evaluated),
         banks=tuple(trainer.banks()),
     )

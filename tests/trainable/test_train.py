@@ -25,6 +25,7 @@ from trainable.classifier import INFO_FILE, MODEL_FILE, OUTPUTS_FILE, TABLE_FILE
 from trainable.config import Branch, TrialConfig
 from trainable.data import Data
 from trainable.errors import ConfigError, TrialError
+from trainable.intervals import MAIN, interval_of
 from trainable.models import BranchModel
 from trainable.splits import Pools, make_pools, make_refit_pools
 from trainable.train import (
@@ -807,3 +808,13 @@ def test_stored_scores_of_another_formula_are_not_taken(
     monkeypatch.setattr(feature_scores, "NEIGHBOURS", 1)
     assert not torch.equal(scores(tmp_path), before)
     torch.testing.assert_close(scores(tmp_path), scores(None), rtol=1e-4, atol=1e-4)
+
+
+def test_kept_trial_says_how_sure_its_main_rates_are(tmp_path: Path, run: Run) -> None:
+    result, reports = run(tiny_config(epochs=2, fine_tune="frozen"), folder=tmp_path)
+    for name in MAIN:
+        low, high = interval_of(result.metrics, name) or (math.nan, math.nan)
+        assert low <= result.metrics[name] <= high
+    again, _ = run(tiny_config(epochs=2, fine_tune="frozen"), folder=tmp_path)
+    assert timeless([again.metrics]) == timeless([result.metrics])
+    assert not any("interval" in name for metrics in reports for name in metrics)
