@@ -69,6 +69,8 @@ class SearchRecord:
     """Copy of the space file in the search's folder."""
     repeats: list[Repeat] = field(default_factory=list)
     """In the order of their numbers."""
+    protocol: int = 1
+    """Which images judge, see `trainable.splits.PROTOCOL`; version 0.1 wrote none."""
 
     def save(self, folder: UPath) -> None:
         """Write the record into the search's folder, less the passwords in its URLs."""

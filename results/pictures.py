@@ -20,7 +20,6 @@ from results.repeats import repeated, repeats_frame
 from trainable.checkpoint import write_atomically
 from trainable.classifier import OUTPUTS_FILE, load_outputs, load_rule
 from trainable.metrics import METRICS, both_right, hierarchy_curve
-from trainable.splits import SECOND
 
 _MARKERS = {"two_heads": "o", "two_models": "s"}
 
@@ -123,13 +122,13 @@ def _plot_hierarchy(
         trial = trial_folder(folder, int(number))
         if not (trial / OUTPUTS_FILE).exists():
             continue
-        outputs, rule = load_outputs(trial), load_rule(trial)
-        half = outputs.where(~outputs.is_calibration & (outputs.kind != SECOND))
-        novel, known = hierarchy_curve(half, rule)
+        # The rule that the trial is kept with: its dot is no promise, all images chose it.
+        outputs, rule = load_outputs(trial).choosing(), load_rule(trial)
+        novel, known = hierarchy_curve(outputs, rule)
         style = {"color": "C1", "linewidth": 2.0} if number == best["number"] else {"alpha": 0.6}
         area = float(torch.trapezoid(known, novel))
         (line,) = axes.plot(novel, known, label=f"{number:05d}, area {area:.3f}", **style)
-        axes.plot(*both_right(half, rule), marker="o", color=line.get_color())
+        axes.plot(*both_right(outputs, rule), marker="o", color=line.get_color())
     if not axes.lines:
         plt.close(figure)
         return []

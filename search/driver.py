@@ -57,7 +57,7 @@ from trainable.config import TrialConfig
 from trainable.data import Data, default_cache, folder_for_images, load_data, same_data
 from trainable.errors import UserError
 from trainable.metrics import METRICS
-from trainable.splits import make_pools
+from trainable.splits import PROTOCOL, make_pools
 from trainable.train import default_novel, novel_shortage
 from trainable.urls import public
 
@@ -218,6 +218,7 @@ def _new_record(options: Options, name: str) -> SearchRecord:
         study_name=name,
         tracking_uri=absolute_url(options.tracking_uri or mlflow.get_tracking_uri()),
         version=metadata.version("noveltune"),
+        protocol=PROTOCOL,
     )
 
 
@@ -232,6 +233,13 @@ def _changed(record: SearchRecord, options: Options) -> SearchRecord:
     Raises:
         SearchError: A change that would make finished trials incomparable.
     """
+    if record.protocol != PROTOCOL:
+        raise SearchError(
+            f"{record.name}: its trials were judged by validation protocol {record.protocol}, and "
+            f"this version judges by protocol {PROTOCOL}, other images by other rates: they would "
+            "not be comparable. It can still be reported, refitted and predicted with; to search "
+            "on, start a new search"
+        )
     if options.metric and list(options.metric) != record.metrics:
         raise _incomparable("--metric", ",".join(record.metrics), ",".join(options.metric))
     if options.seed is not None and options.seed != record.seed:

@@ -139,9 +139,8 @@ def _chosen(trials: pd.DataFrame, record: SearchRecord, number: int | None) -> "
 
 
 def _rule(folder: UPath, number: int, config: TrialConfig) -> Rule:
-    """Return a trial's rule chosen anew on both halves: nothing is reported from them any more."""
-    outputs = load_outputs(trial_folder(folder, number))
-    return choose_rule(outputs.all_calibrating(), config)
+    """Return a trial's rule, chosen on all of its validation images."""
+    return choose_rule(load_outputs(trial_folder(folder, number)), config)
 
 
 def common_rule(rules: Sequence[Rule]) -> Rule:

@@ -1,4 +1,4 @@
-"""Which rule a trial answers by: its scores and thresholds, chosen on the calibration half."""
+"""Which rule a trial answers by: its scores and thresholds, chosen on validation images."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
@@ -12,6 +12,7 @@ from trainable.novelty import (
     acceptance,
     calibrate,
     conformal_threshold,
+    decide,
     harmonic_mean,
 )
 from trainable.splits import NOVEL, SECOND, SEEN
@@ -27,8 +28,8 @@ class Outputs(Response):
     """int64 (N,): held-out subclasses and borrowed images are novel."""
     kind: torch.Tensor
     """int64 (N,): SEEN, PSEUDO_NOVEL, NOVEL or SECOND."""
-    is_calibration: torch.Tensor
-    """bool (N,)."""
+    in_part_a: torch.Tensor
+    """bool (N,): in part A, else in part B, see `splits.make_pools`."""
     rows: torch.Tensor
     """int64 (N,): the images, as rows of the data set."""
     true_class: torch.Tensor
@@ -40,18 +41,13 @@ class Outputs(Response):
         names = [field.name for field in fields(self) if field.name != "super_of_sub"]
         return replace(self, **{name: getattr(self, name)[keep_N] for name in names})
 
-    def half(self, *, calibration: bool) -> "Outputs":
-        """Return the images that choose thresholds, or those that are reported on."""
-        return self.once(
-            ("half", calibration), lambda: self.where(self.is_calibration == calibration)
-        )
+    def part(self, *, a: bool) -> "Outputs":
+        """Return the images of part A, or those of part B."""
+        return self.once(("part", a), lambda: self.where(self.in_part_a == a))
 
-    def all_calibrating(self) -> "Outputs":
-        """Return the same images, all choosing thresholds but those of the second hold-out.
-
-        For a model whose validation is over: twice as many images choose more exactly.
-        """
-        return replace(self, is_calibration=self.kind != SECOND)
+    def choosing(self) -> "Outputs":
+        """Return the images that may choose a rule: all but those of the second hold-out."""
+        return self.once(("choosing",), lambda: self.where(self.kind != SECOND))
 
     def target(self, task: Task) -> torch.Tensor:
         """Return what `task` should answer, int64 (N,)."""
@@ -74,13 +70,19 @@ class Threshold:
         """Return what `config` asks for."""
         return cls(getattr(config, f"tau_{task}"), getattr(config, f"known_rejection_{task}"))
 
-    def find(self, score_N: torch.Tensor, correct_N: torch.Tensor, known_N: torch.Tensor) -> float:
+    def find(
+        self,
+        score_N: torch.Tensor,
+        correct_N: torch.Tensor,
+        known_N: torch.Tensor,
+        group_N: torch.Tensor,
+    ) -> float:
         """Return tau; the arguments are those of `calibrate`."""
         if self.tau is not None:
             return self.tau
         if self.known_rejection is not None:
-            return conformal_threshold(score_N[known_N], self.known_rejection)
-        return calibrate(score_N, correct_N, known_N)
+            return conformal_threshold(score_N[known_N], self.known_rejection, group_N[known_N])
+        return calibrate(score_N, correct_N, known_N, group_N)
 
     def describe(self) -> str:
         """Return its name in tables."""
@@ -96,28 +98,29 @@ def choose_rule(
     super_threshold: Threshold | None = None,
     sub_threshold: Threshold | None = None,
 ) -> Rule:
-    """Return the rule that `config` asks for, chosen on the calibration half of `outputs`.
+    """Return the rule that `config` asks for, chosen on `outputs` but for the second hold-out.
 
     The superclass's part is chosen first; with `couple_novel` the subclass's given its decisions.
 
     Args:
-        outputs: Both halves; only the calibration half is looked at.
+        outputs: Of both parts for a model whose validation is over; of one part for a rule that
+            is judged on the other, see `PartRules`.
         config: Scores, thresholds and decision options.
         super_threshold: In place of what `config` says.
         sub_threshold: In place of what `config` says.
     """
-    half = outputs.half(calibration=True)
+    images = outputs.choosing()
     super_threshold = super_threshold or Threshold.of(config, "super")
     sub_threshold = sub_threshold or Threshold.of(config, "sub")
-    nothing = torch.zeros(len(half.rows), dtype=torch.bool)
+    nothing = torch.zeros(len(images.rows), dtype=torch.bool)
     super_score, tau_super = max(
-        _choices(half, "super", config, super_threshold, nothing), key=lambda each: each[0]
+        _choices(images, "super", config, super_threshold, nothing), key=lambda each: each[0]
     )[1:]
     rejected = nothing
     if config.couple_novel:
-        rejected = ~(acceptance(half, "super", super_score) >= tau_super[0])
+        rejected = ~(acceptance(images, "super", super_score) >= tau_super[0])
     sub_score, tau_sub = max(
-        _choices(half, "sub", config, sub_threshold, rejected), key=lambda each: each[0]
+        _choices(images, "sub", config, sub_threshold, rejected), key=lambda each: each[0]
     )[1:]
     return Rule(
         super_score=super_score,
@@ -127,6 +130,55 @@ def choose_rule(
         couple_novel=config.couple_novel,
         restrict_sub=config.restrict_sub,
     )
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What N images were answered."""
+
+    superclass: torch.Tensor
+    """int64 (N,)."""
+    subclass: torch.Tensor
+    """int64 (N,)."""
+
+    def where(self, keep_N: torch.Tensor) -> "Answers":
+        """Return those to the images that `keep_N` selects."""
+        return Answers(self.superclass[keep_N], self.subclass[keep_N])
+
+
+@dataclass(frozen=True)
+class PartRules:
+    """Cross-fitting: a rule chosen on each part, so that all choose and none is judged by itself.
+
+    See Chernozhukov et al., Double/debiased machine learning (The Econometrics Journal, 2018).
+    """
+
+    a: Rule
+    """Chosen on part A."""
+    b: Rule
+    """Chosen on part B."""
+
+    @classmethod
+    def choose(cls, outputs: Outputs, config: TrialConfig, **thresholds: Threshold) -> "PartRules":
+        """Return what `config` asks for; `thresholds` are those of `choose_rule`."""
+        return cls(
+            *(choose_rule(outputs.part(a=is_a), config, **thresholds) for is_a in (True, False))
+        )
+
+    def judging(self, *, a: bool) -> Rule:
+        """Return the rule that judges part A, which was chosen on B, or the other."""
+        return self.b if a else self.a
+
+    def answers(self, outputs: Outputs, *, in_sample: bool = False) -> Answers:
+        """Return the answers to both parts, each by the rule that was chosen on the other.
+
+        Args:
+            outputs: Of both parts.
+            in_sample: Each by its own rule instead: what chooses, and is never a result.
+        """
+        by_a, by_b = decide(outputs, self.a), decide(outputs, self.b)
+        is_by_a = outputs.in_part_a if in_sample else ~outputs.in_part_a
+        return Answers(*(torch.where(is_by_a, a, b) for a, b in zip(by_a, by_b, strict=True)))
 
 
 def scores_of(response: Response, task: Task, config: TrialConfig) -> tuple[str, ...]:
@@ -141,34 +193,47 @@ def available_scores(response: Response, task: Task) -> tuple[str, ...]:
 
 
 def _choices(
-    half: Outputs, task: Task, config: TrialConfig, threshold: Threshold, rejected_N: torch.Tensor
+    images: Outputs, task: Task, config: TrialConfig, threshold: Threshold, rejected_N: torch.Tensor
 ) -> Iterator[tuple[float, str, tuple[float, ...]]]:
     """Yield the harmonic mean, score and taus of every score that `config` allows.
 
     Args:
-        half: The calibration half.
+        images: Those that choose.
         task: Whose rule.
         config: Its scores and options.
         threshold: How tau is found.
         rejected_N: bool, images that are novel whatever their score.
     """
     restrict_sub = task == "sub" and config.restrict_sub
-    answer, likeliest_known = half.answer(task, restrict_sub=restrict_sub)
-    known = half.is_known(task)
-    correct = (answer == half.target(task)) & ~rejected_N
-    num_superclasses = half.super_logits.shape[1] - 1
-    superclass = half.super_of_sub[likeliest_known] if task == "sub" else None
-    for name in scores_of(half, task, config):
-        score = acceptance(half, task, name, restrict_sub=restrict_sub)
+    answer, likeliest_known = images.answer(task, restrict_sub=restrict_sub)
+    known = images.is_known(task)
+    correct = (answer == images.target(task)) & ~rejected_N
+    num_superclasses = images.super_logits.shape[1] - 1
+    superclass = images.super_of_sub[likeliest_known] if task == "sub" else None
+    for name in scores_of(images, task, config):
+        score = acceptance(images, task, name, restrict_sub=restrict_sub)
         score = score.masked_fill(rejected_N, -torch.inf)
-        tau = threshold.find(score, correct, known)
+        tau = threshold.find(score, correct, known, images.kind)
         taus = [tau] * (num_superclasses if task == "sub" else 1)
         if superclass is not None and config.tau_sub_per_superclass:
             for each in range(num_superclasses):
                 group = superclass == each
                 if (group & known).any() and (group & ~known).any():
-                    taus[each] = threshold.find(score[group], correct[group], known[group])
+                    taus[each] = threshold.find(
+                        score[group], correct[group], known[group], images.kind[group]
+                    )
         own_tau = tau if superclass is None else torch.tensor(taus).double()[superclass]
         accepted = score >= own_tau
-        rates = (accepted & correct)[known].double().mean(), (~accepted)[~known].double().mean()
+        rates = (
+            _group_mean(accepted & correct, images.kind, known),
+            _group_mean(~accepted, images.kind, ~known),
+        )
         yield float(harmonic_mean(*rates)), name, tuple(taus)
+
+
+def _group_mean(
+    counts_N: torch.Tensor, group_N: torch.Tensor, among_N: torch.Tensor
+) -> torch.Tensor:
+    """Return the mean over groups of the share that counts: a float64 scalar."""
+    groups = (among_N & (group_N == each) for each in group_N[among_N].unique())
+    return torch.stack([counts_N[group].double().mean() for group in groups]).mean()

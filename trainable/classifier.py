@@ -130,6 +130,8 @@ def load_outputs(folder: UPath) -> Outputs:
     file = folder / OUTPUTS_FILE
     try:
         tensors = safetensors.torch.load(file.read_bytes())
+        if "is_calibration" in tensors:  # as version 0.1 called it
+            tensors["in_part_a"] = tensors.pop("is_calibration")
         unknown = torch.full_like(tensors["rows"], -1)  # what version 0.1 wrote
         return Outputs(**{"true_class": unknown} | tensors)
     except (safetensors.SafetensorError, OSError, TypeError, KeyError) as error:

@@ -6,19 +6,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from trainable.calibration import Outputs
-from trainable.metrics import combined, judgements
-from trainable.novelty import Rule
+from trainable.calibration import Answers, Outputs
+from trainable.metrics import MAIN, combined, judgements
 
 RESAMPLES = 999
 CONFIDENCE = 0.95
 FEW_CLASSES = 8
 """Of fewer classes the images are resampled too: whole classes would say little but their range."""
-MAIN = (
-    "score", "seen_super", "unseen_super", "seen_sub", "unseen_sub",
-    "known_rejected_super", "known_rejected_sub",
-)  # fmt: skip
-"""What tables show with its interval."""
 
 Interval = tuple[float, float]
 
@@ -95,10 +89,10 @@ def rate_intervals(
     return {name: percentiles(values) for name, values in combine(rates).items()}
 
 
-def outputs_intervals(outputs: Outputs, rule: Rule) -> dict[str, Interval]:
-    """Return the intervals of the rates of `outputs` when answered by `rule`."""
+def outputs_intervals(outputs: Outputs, answers: Answers) -> dict[str, Interval]:
+    """Return the intervals of the rates of `outputs` when answered by `answers`."""
     weights_RN = resamples(outputs.kind, outputs.true_class)
-    return rate_intervals(judgements(outputs, rule), weights_RN)
+    return rate_intervals(judgements(outputs, answers), weights_RN)
 
 
 def flat(intervals: Mapping[str, Interval], names: Sequence[str] = MAIN) -> dict[str, float]:

@@ -1,14 +1,22 @@
 """What a trial reports: accuracies by its rule, and threshold-free curves."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from statistics import fmean
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 
-from trainable.calibration import Outputs, Threshold, available_scores, choose_rule
-from trainable.config import TASKS, TrialConfig
+from trainable.calibration import (
+    Answers,
+    Outputs,
+    PartRules,
+    Threshold,
+    available_scores,
+    choose_rule,
+)
+from trainable.config import TASKS, Task, TrialConfig
 from trainable.novelty import Rule, acceptance, decide, harmonic_mean
 from trainable.splits import NOVEL, PSEUDO_NOVEL, SECOND, SEEN
 
@@ -20,14 +28,20 @@ METRICS: dict[str, Literal["maximize", "minimize"]] = {
     "score": "maximize",
     "score_calibrated": "maximize",
     "seen_super": "maximize",
+    "seen_super_seen": "maximize",
+    "seen_super_held_out": "maximize",
     "unseen_super": "maximize",
+    "unseen_super_borrowed": "maximize",
     "overall_super": "maximize",
     "hmean_super": "maximize",
     "known_rejected_super": "minimize",
+    "known_rejected_super_seen": "minimize",
+    "known_rejected_super_held_out": "minimize",
     "seen_sub": "maximize",
     "unseen_sub": "maximize",
     "unseen_sub_near": "maximize",
     "unseen_sub_far": "maximize",
+    "unseen_sub_borrowed": "maximize",
     "unseen_sub_second": "maximize",
     "overall_sub": "maximize",
     "hmean_sub": "maximize",
@@ -55,49 +69,75 @@ images rejected where 95% of the novel ones are. aupr: novel is the positive cla
 """
 
 
-def judgements(outputs: Outputs, rule: Rule) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Return for each rate which images it is over, and which of those count: bool (N,) each."""
-    superclass, subclass = decide(outputs, rule)
-    right_super = superclass == outputs.super_target
-    right_sub = subclass == outputs.sub_target
+MAIN = (
+    "score", "seen_super", "unseen_super", "seen_sub", "unseen_sub",
+    "known_rejected_super", "known_rejected_sub",
+)  # fmt: skip
+"""What tables show with its interval, and what is kept of each part of the validation images."""
+
+CURVES = ("auroc", "aupr", "fpr95", "known_rejected95")
+Judged = tuple[torch.Tensor, torch.Tensor]
+
+
+def judgements(outputs: Outputs, answers: Answers) -> dict[str, Judged]:
+    """Return for each rate which images it is over, and which of those count: bool (N,) each.
+
+    Every rate is over images of one group; `combined` makes the others of them.
+    """
+    right_super = answers.superclass == outputs.super_target
+    right_sub = answers.subclass == outputs.sub_target
     novel_super, novel_sub = outputs.super_logits.shape[1] - 1, outputs.sub_logits.shape[1] - 1
-    kind = outputs.kind
-    everything = torch.ones_like(right_sub)
+    rejected_super, rejected_sub = answers.superclass == novel_super, answers.subclass == novel_sub
+    seen, held_out = outputs.kind == SEEN, outputs.kind == PSEUDO_NOVEL
+    borrowed, second = outputs.kind == NOVEL, outputs.kind == SECOND
     return {
-        "seen_super": (kind != NOVEL, right_super),
-        "unseen_super": (kind == NOVEL, right_super),
-        "overall_super": (everything, right_super),
-        "known_rejected_super": (kind != NOVEL, superclass == novel_super),
-        "seen_sub": (kind == SEEN, right_sub),
-        "unseen_sub": (kind != SEEN, right_sub),
-        "unseen_sub_near": (kind == PSEUDO_NOVEL, right_sub),
-        "unseen_sub_far": (kind == NOVEL, right_sub),
-        "overall_sub": (everything, right_sub),
-        "known_rejected_sub": (kind == SEEN, subclass == novel_sub),
+        "seen_super_seen": (seen, right_super),
+        "seen_super_held_out": (held_out, right_super),
+        "unseen_super_borrowed": (borrowed, right_super),
+        "known_rejected_super_seen": (seen, rejected_super),
+        "known_rejected_super_held_out": (held_out, rejected_super),
+        "seen_sub": (seen, right_sub),
+        "unseen_sub_near": (held_out, right_sub),
+        "unseen_sub_borrowed": (borrowed, right_sub),
+        "unseen_sub_second": (second, rejected_sub),
+        "known_rejected_sub": (seen, rejected_sub),
     }
 
 
 def combined(rates: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return the rates and what follows from them: hmean_* and score, where their parts are there.
+    """Return the rates and what follows from them, where its parts are there.
+
+    Groups count alike, however many images they have: how many were borrowed is nobody's result.
 
     Args:
         rates: By name; float64 of any one shape, such as (R,) for R resamples.
     """
     result = dict(rates)
+
+    def add_mean(name: str, *groups: str) -> None:
+        if found := [result[group] for group in groups if group in result]:
+            result[name] = torch.stack(found).mean(0)
+
+    add_mean("seen_super", "seen_super_seen", "seen_super_held_out")
+    add_mean("known_rejected_super", "known_rejected_super_seen", "known_rejected_super_held_out")
+    add_mean("unseen_super", "unseen_super_borrowed")
+    add_mean("unseen_sub_far", "unseen_sub_borrowed")
+    add_mean("unseen_sub", "unseen_sub_near", "unseen_sub_far")
     for task in TASKS:
-        if {f"seen_{task}", f"unseen_{task}"} <= rates.keys():
-            seen, unseen = rates[f"seen_{task}"], rates[f"unseen_{task}"]
+        if {f"seen_{task}", f"unseen_{task}"} <= result.keys():
+            seen, unseen = result[f"seen_{task}"], result[f"unseen_{task}"]
+            result[f"overall_{task}"] = (seen + unseen) / 2
             result[f"hmean_{task}"] = harmonic_mean(seen, unseen)
     if {"hmean_super", "hmean_sub"} <= result.keys():
         result["score"] = (result["hmean_super"] + result["hmean_sub"]) / 2
     return result
 
 
-def accuracies(outputs: Outputs, rule: Rule) -> dict[str, float]:
+def accuracies(outputs: Outputs, answers: Answers) -> dict[str, float]:
     """Return the metrics that depend on thresholds, as fractions; empty groups are left out."""
     rates = {
         name: counts[over].double().mean()
-        for name, (over, counts) in judgements(outputs, rule).items()
+        for name, (over, counts) in judgements(outputs, answers).items()
         if over.any()
     }
     return {name: float(value) for name, value in combined(rates).items()}
@@ -108,61 +148,94 @@ def judge(outputs: Outputs, rule: Rule) -> dict[str, float]:
 
     What has no images is left out: no `unseen_super` without a novel superclass.
     """
-    main = outputs.where(outputs.kind != SECOND)
-    result = accuracies(main, rule)
-    is_seen = main.kind == SEEN
+    result = accuracies(outputs, Answers(*decide(outputs, rule))) | curves(outputs, rule)
+    return {name: value for name, value in result.items() if not name.endswith("_borrowed")}
+
+
+def curves(outputs: Outputs, rule: Rule) -> dict[str, float]:
+    """Return what does not depend on a threshold, by the scores of `rule`."""
+    main = outputs.choosing()
+    result: dict[str, float] = {}
     for task in TASKS:
-        score = main.score(task, rule.super_score if task == "super" else rule.sub_score)
-        known = main.is_known(task)
         logits, target = main.logits(task).double(), main.target(task)
         result |= {
             f"ce_{task}": float(F.cross_entropy(logits, target)),
             f"ece_{task}": expected_calibration_error(logits, target),
         }
-        if known.any() and not known.all():
-            for metric, value in separation(score[known], score[~known]).items():
-                result[f"{metric}_{task}"] = value
-    score = main.score("sub", rule.sub_score)
-    correct = main.sub_logits[:, :-1].argmax(1) == main.sub_target
-    if is_seen.any() and not is_seen.all():
-        result["oscr_sub"] = oscr(score[is_seen], correct[is_seen], score[~is_seen])
+        name = rule.super_score if task == "super" else rule.sub_score
+        for metric, value in task_separation(main, task, name).items():
+            result[f"{metric}_{task}"] = value
+    seen, second = main.where(main.kind == SEEN), outputs.where(outputs.kind == SECOND)
+    if 0 < len(seen.rows) < len(main.rows):
         result["hierarchy_area"] = hierarchy_area(main, rule)
-    second = outputs.where(outputs.kind == SECOND)
-    if len(second.rows):
-        novel_sub = second.sub_logits.shape[1] - 1
-        result["unseen_sub_second"] = float((decide(second, rule)[1] == novel_sub).double().mean())
-        result["auroc_sub_second"] = auroc(score[is_seen], second.score("sub", rule.sub_score))
+    if len(second.rows) and len(seen.rows):
+        known, novel = (each.score("sub", rule.sub_score) for each in (seen, second))
+        result["auroc_sub_second"] = auroc(known, novel)
     return result
 
 
-def evaluate(outputs: Outputs, config: TrialConfig) -> dict[str, float]:
-    """Return every metric of the evaluation half, and the thresholds used (`tau_*`).
-
-    `score_calibration` is the score on the calibration half: it chooses epochs, and is never
-    a result. `score_calibrated` is the score with thresholds for the highest harmonic mean,
-    whatever the config's. `tau_sub` is the mean where each superclass has its own.
+def task_separation(outputs: Outputs, task: Task, name: str) -> dict[str, float]:
+    """Return how well a score tells what `task` knows from what is novel to it, and for the
+    subclass `oscr`: means over the groups of novel images; nothing where either is missing.
     """
-    rule = choose_rule(outputs, config)
-    free, calibrated = Threshold(), rule
-    if any(Threshold.of(config, task) != free for task in TASKS):
-        calibrated = choose_rule(outputs, config, super_threshold=free, sub_threshold=free)
-    everything = outputs.half(calibration=False)
-    result = judge(everything, rule)
+    score, known = outputs.score(task, name), outputs.is_known(task)
+    found = []
+    for novel in (group & ~known for group in _novel_groups(outputs)):
+        if known.any() and novel.any():
+            each = separation(score[known], score[novel])
+            if task == "sub":
+                correct = outputs.sub_logits[:, :-1].argmax(1) == outputs.sub_target
+                each["oscr"] = oscr(score[known], correct[known], score[novel])
+            found.append(each)
+    return mean_metrics(found)
+
+
+def mean_metrics(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the mean of each metric over those that have it."""
+    names = dict.fromkeys(name for each in found for name in each)
+    return {name: fmean(each[name] for each in found if name in each) for name in names}
+
+
+def evaluate(outputs: Outputs, config: TrialConfig) -> dict[str, float]:
+    """Return every metric of the validation images, each judged by what the other part chose.
+
+    Rates are over all images, curves the means of both parts. `tau_*` are the thresholds that both
+    parts choose together, which the model is kept with; `tau_sub` is the mean where each superclass
+    has its own. `score_calibration` is the score of each part by its own rule: it chooses epochs,
+    and is never a result. `score_calibrated` is the score with thresholds for the highest harmonic
+    mean, whatever the config's. `part_a.NAME` and `part_b.NAME` are the `MAIN` rates of one part.
+    """
+    rules = PartRules.choose(outputs, config)
+    answers = rules.answers(outputs)
+    result = accuracies(outputs, answers)
+    parts = {"part_a": outputs.part(a=True), "part_b": outputs.part(a=False)}
+    of_part = [curves(part, rules.judging(a=name == "part_a")) for name, part in parts.items()]
+    result |= mean_metrics(of_part)
     result["score_calibrated"] = result["score"]
-    if calibrated is not rule:
-        half = everything.where(everything.kind != SECOND)
-        result["score_calibrated"] = accuracies(half, calibrated)["score"]
-    result["score_calibration"] = accuracies(outputs.half(calibration=True), rule)["score"]
+    free = Threshold()
+    if any(Threshold.of(config, task) != free for task in TASKS):
+        best = PartRules.choose(outputs, config, super_threshold=free, sub_threshold=free)
+        result["score_calibrated"] = accuracies(outputs, best.answers(outputs))["score"]
+    in_sample = rules.answers(outputs, in_sample=True)
+    result["score_calibration"] = fmean(
+        accuracies(part, in_sample.where(outputs.in_part_a == (name == "part_a")))["score"]
+        for name, part in parts.items()
+    )
+    for name, part in parts.items():
+        rates = accuracies(part, answers.where(outputs.in_part_a == (name == "part_a")))
+        result |= {f"{name}.{each}": rates[each] for each in MAIN if each in rates}
+    rule = choose_rule(outputs, config)
     tau_sub = sum(rule.tau_sub) / len(rule.tau_sub)
     return result | {"tau_super": rule.tau_super, "tau_sub": tau_sub}
 
 
 def score_table(outputs: Outputs, config: TrialConfig) -> Iterator[dict[str, Any]]:
-    """Yield the evaluation half's result of every novelty score, kind of threshold and decision
-    option that could have been chosen after the same training; one task at a time is varied.
+    """Yield the result of every novelty score, kind of threshold and decision option that could
+    have been chosen after the same training; one task at a time is varied. `tau` is what both parts
+    choose together.
     """
-    everything = outputs.half(calibration=False)
-    half = everything.where(everything.kind != SECOND)
+    outputs = outputs.choosing()
+    parts = [outputs.part(a=is_a) for is_a in (True, False)]
     for task in TASKS:
         rejection = getattr(config, f"known_rejection_{task}") or CONFORMAL_REJECTION
         thresholds = [Threshold(), Threshold(known_rejection=rejection)]
@@ -174,8 +247,7 @@ def score_table(outputs: Outputs, config: TrialConfig) -> Iterator[dict[str, Any
         for name in available_scores(outputs, task):
             if name == "knn_difference" and config.novel_images == 0:
                 continue  # it is knn then, and no config may ask for it
-            score, known = half.score(task, name), half.is_known(task)
-            curves = separation(score[known], score[~known])
+            curves = mean_metrics([task_separation(part, task, name) for part in parts])
             for threshold in thresholds:
                 for couple, restrict in options:
                     changed: dict[str, Any] = {
@@ -185,8 +257,10 @@ def score_table(outputs: Outputs, config: TrialConfig) -> Iterator[dict[str, Any
                         "restrict_sub": restrict,
                     }
                     variant = replace(config, **changed)
-                    rule = choose_rule(outputs, variant, **{f"{task}_threshold": threshold})
-                    rates = accuracies(half, rule)
+                    asked = {f"{task}_threshold": threshold}
+                    rule = choose_rule(outputs, variant, **asked)
+                    answers = PartRules.choose(outputs, variant, **asked).answers(outputs)
+                    rates = accuracies(outputs, answers)
                     tau = [rule.tau_super] if task == "super" else rule.tau_sub
                     yield {
                         "task": task,
@@ -200,7 +274,7 @@ def score_table(outputs: Outputs, config: TrialConfig) -> Iterator[dict[str, Any
                             for kind in ("hmean", "seen", "unseen", "known_rejected", "overall")
                         },
                         "score": rates["score"],
-                        **curves,
+                        **{kind: curves[kind] for kind in CURVES},
                     }
 
 
@@ -269,7 +343,8 @@ def hierarchy_curve(outputs: Outputs, rule: Rule) -> tuple[torch.Tensor, torch.T
 
     After Lee et al., Hierarchical Novelty Detection for Visual Object Recognition (CVPR 2018): a
     known image is right where superclass and subclass are; a novel one where its superclass is
-    (novel, for borrowed images) and its subclass is called novel. The superclass's tau stays.
+    (novel, for borrowed images) and its subclass is called novel. The superclass's tau stays. Novel
+    accuracy is the mean over held-out subclasses and borrowed images.
     """
     superclass, _ = decide(outputs, rule)
     right_super = superclass == outputs.super_target
@@ -281,20 +356,32 @@ def hierarchy_curve(outputs: Outputs, rule: Rule) -> tuple[torch.Tensor, torch.T
     right_sub = likeliest_known == outputs.sub_target
     known = score[is_seen & right_super & right_sub].sort().values
     known = known[known.isfinite()]
-    novel = score[~is_seen & right_super].sort().values
+    groups = _novel_groups(outputs)
+    of_group = [score[group & right_super].sort().values for group in groups]
     # One tau at each score, which accepts it, and one above them all.
-    taus = torch.cat([torch.cat([known, novel]).unique(), torch.tensor([torch.inf]).double()])
+    taus = torch.cat([torch.cat([known, *of_group]).unique(), torch.tensor([torch.inf]).double()])
     known_accuracy = (len(known) - torch.searchsorted(known, taus)).double() / is_seen.sum()
-    novel_accuracy = torch.searchsorted(novel, taus).double() / (~is_seen).sum()
+    novel_accuracy = torch.stack(
+        [
+            torch.searchsorted(novel, taus).double() / group.sum()
+            for novel, group in zip(of_group, groups, strict=True)
+        ]
+    ).mean(0)
     return novel_accuracy, known_accuracy
+
+
+def _novel_groups(outputs: Outputs) -> list[torch.Tensor]:
+    """Return which images are of each group whose subclass is novel, bool (N,), but empty ones."""
+    groups = [outputs.kind == kind for kind in (PSEUDO_NOVEL, NOVEL)]
+    return [group for group in groups if group.any()]
 
 
 def both_right(outputs: Outputs, rule: Rule) -> tuple[float, float]:
     """Return novel and known accuracy by `rule`: where its own tau lies on `hierarchy_curve`."""
     superclass, subclass = decide(outputs, rule)
     right = (superclass == outputs.super_target) & (subclass == outputs.sub_target)
-    is_seen = outputs.kind == SEEN
-    return float(right[~is_seen].double().mean()), float(right[is_seen].double().mean())
+    novel = fmean(float(right[group].double().mean()) for group in _novel_groups(outputs))
+    return novel, float(right[outputs.kind == SEEN].double().mean())
 
 
 def hierarchy_area(outputs: Outputs, rule: Rule) -> float:

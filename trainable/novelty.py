@@ -73,7 +73,7 @@ class Response:
         """Return how known each image looks to `task`: float64 (N,), higher is more known."""
         if name in FEATURE_SCORES:
             all_N3 = self.super_feature_scores if task == "super" else self.sub_feature_scores
-            return all_N3[:, FEATURE_SCORES.index(name)].double()
+            return all_N3[:, FEATURE_SCORES.index(name)].double().contiguous()
         return self.once(("score", task, name), lambda: novelty_score(self.logits(task), name))
 
     def answer(self, task: Task, *, restrict_sub: bool) -> tuple[torch.Tensor, torch.Tensor]:
@@ -173,7 +173,12 @@ def harmonic_mean(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return torch.where(a + b > 0, 2 * a * b / (a + b).clamp_min(1e-300), 0.0)
 
 
-def calibrate(score_N: torch.Tensor, correct_N: torch.Tensor, known_N: torch.Tensor) -> float:
+def calibrate(
+    score_N: torch.Tensor,
+    correct_N: torch.Tensor,
+    known_N: torch.Tensor,
+    group_N: torch.Tensor | None = None,
+) -> float:
     """Return the tau that maximises the harmonic mean of known accuracy and novel recall.
 
     Exact: both rates change only at observed scores, so one sort gives every value they can
@@ -184,23 +189,52 @@ def calibrate(score_N: torch.Tensor, correct_N: torch.Tensor, known_N: torch.Ten
         score_N: `acceptance`, -inf where the image is called novel at any threshold.
         correct_N: bool (N,), the argmax is the right known class.
         known_N: bool (N,), the right answer is a known class; needs both values.
+        group_N: int64 (N,), kinds of images, which count alike within the known and the novel
+            ones, however many images they have; null: all are of one.
     """
     score_N = score_N.double()
     # Candidate i accepts the scores from values[i] up. Accepting none is never better.
     values = score_N[score_N.isfinite()].unique(sorted=True)
     if len(values) == 0:
         return 0.0
-    # How many of a sorted group lie below each candidate.
-    accepted_right = score_N[correct_N & known_N].sort().values
-    rejected_novel = score_N[~known_N].sort().values
-    right = len(accepted_right) - torch.searchsorted(accepted_right, values)
-    caught = torch.searchsorted(rejected_novel, values)
+    group_N = torch.zeros_like(known_N) if group_N is None else group_N
+    right, of_right = _shares(values, score_N, correct_N, group_N, known_N, above=True)
+    caught, of_caught = _shares(values, score_N, ~known_N, group_N, ~known_N, above=False)
     # Half the harmonic mean as a ratio of whole numbers, so that equal ones are equal floats.
-    parts = right * (~known_N).sum() + caught * known_N.sum()
+    parts = right * of_caught + caught * of_right
     return _just_below(values, int(((right * caught).double() / parts.clamp_min(1)).argmax()))
 
 
-def conformal_threshold(score_N: torch.Tensor, rejection: float) -> float:
+def _shares(
+    values_V: torch.Tensor,
+    score_N: torch.Tensor,
+    counts_N: torch.Tensor,
+    group_N: torch.Tensor,
+    among_N: torch.Tensor,
+    *,
+    above: bool,
+) -> tuple[torch.Tensor, int]:
+    """Return how many of the images that count score at or above each value, or below it, as a mean
+    share of the groups: whole numbers (V,), and what all would be.
+    """
+    sizes = {int(group): int(num) for group, num in zip(*_counted(group_N[among_N]), strict=True)}
+    whole = math.prod(sizes.values())
+    total = torch.zeros(len(values_V), dtype=torch.int64)
+    for group, size in sizes.items():
+        ranked = score_N[among_N & counts_N & (group_N == group)].sort().values
+        below = torch.searchsorted(ranked, values_V)
+        total += (len(ranked) - below if above else below) * (whole // size)
+    return total, whole * len(sizes)
+
+
+def _counted(group_N: torch.Tensor) -> tuple[list[int], list[int]]:
+    groups, sizes = group_N.unique(return_counts=True)
+    return groups.tolist(), sizes.tolist()
+
+
+def conformal_threshold(
+    score_N: torch.Tensor, rejection: float, group_N: torch.Tensor | None = None
+) -> float:
     """Return a tau that rejects a new known image with a probability of at most `rejection`.
 
     Split conformal prediction (Vovk, Gammerman and Shafer, 2005): of n calibration scores and a
@@ -211,17 +245,24 @@ def conformal_threshold(score_N: torch.Tensor, rejection: float) -> float:
         score_N: `acceptance` of known images. The bound is on what a threshold can decide: where
             k or more of them are -inf, all finite ones are accepted, and so are where k is 0.
         rejection: 0 to 1.
+        group_N: int64 (N,), kinds of images, which count alike, however many images they have
+            (weighted conformal prediction, Tibshirani et al., NeurIPS 2019; the new image weighs as
+            the mean one); null: all are of one.
     """
-    ranked = score_N.double().sort().values
-    values = ranked[ranked.isfinite()].unique(sorted=True)
+    score_N = score_N.double()
+    values = score_N[score_N.isfinite()].unique(sorted=True)
     if len(values) == 0:
         return 0.0
-    num_rejected = math.floor(rejection * (len(ranked) + 1) + 1e-9)
-    if num_rejected == 0 or ranked[min(num_rejected, len(ranked)) - 1] == -torch.inf:
-        return _ACCEPT_ALL
-    if num_rejected > len(ranked):
+    group_N = torch.zeros_like(score_N) if group_N is None else group_N
+    everyone = torch.ones_like(score_N, dtype=torch.bool)
+    # Weighed so that all of them are as many as they are. Candidate i accepts from values[i] up.
+    below, whole = _shares(values, score_N, everyone, group_N, everyone, above=False)
+    num_below = below.double() * len(score_N) / whole
+    num_rejected = rejection * (len(score_N) + 1) + 1e-9
+    if num_rejected >= len(score_N) + 1:
         return float(values[-1]) + 1.0
-    return _just_below(values, int(torch.searchsorted(values, ranked[num_rejected - 1])))
+    allowed = int((num_below + 1 <= num_rejected).sum())
+    return _just_below(values, allowed - 1) if allowed else _ACCEPT_ALL
 
 
 def _just_below(values: torch.Tensor, place: int) -> float:

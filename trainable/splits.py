@@ -13,8 +13,18 @@ SEEN, PSEUDO_NOVEL, NOVEL, SECOND = 0, 1, 2, 3
 """Kind of a validation image: seen subclass, held-out subclass, borrowed image, and a subclass
 of the second hold-out, which is only reported on."""
 
+PROTOCOL = 2
+"""Which images judge, and by which metrics: figures of different protocols cannot be compared.
+
+1: one half of the validation images chose rules and the other judged them, both with images of the
+same held-out subclasses and borrowed classes; rates over all images of a pool.
+2: two parts of different held-out subclasses and borrowed classes, each judged by what was chosen
+on the other; rates are means over groups.
+"""
+
 NOVEL_VAL_CLASS_FRACTION = 0.25
-"""Fraction of the borrowed classes (or images, in a pool without classes) kept from training."""
+"""Fraction of the borrowed classes (or images, in a pool without classes) kept from training; of
+three classes or more at least two, one for each part."""
 NOVEL_VAL_IMAGES_MAX = 1000
 """More judge no better, and each costs a forward pass per epoch."""
 
@@ -33,8 +43,9 @@ class Pools:
     """int64 (num_val,): rows of V_seen, V_pseudo and V_novel, and of the second hold-out."""
     val_kind: torch.Tensor
     """int64 (num_val,): SEEN, PSEUDO_NOVEL, NOVEL or SECOND."""
-    val_is_calibration: torch.Tensor
-    """bool (num_val,): chooses thresholds and epochs; the others are reported on."""
+    val_in_part_a: torch.Tensor
+    """bool (num_val,): in part A; the others are in part B. What is chosen on one is judged on the
+    other."""
     super_target: torch.Tensor
     """int64 (num_rows,): output of the superclass head for each row of the data."""
     sub_target: torch.Tensor
@@ -51,10 +62,11 @@ def make_pools(data: Data, config: TrialConfig) -> Pools:
     """Return the pools that `config.seed` fixes.
 
     Held-out subclasses are spread over the superclasses. Each kind of validation image is cut
-    into a calibration and an evaluation half, V_seen within each subclass.
+    into parts A and B: V_seen within each subclass, held-out subclasses and borrowed classes whole
+    wherever there are two or more, so that who chooses has not seen who judges.
 
     Raises:
-        DataError: A pool would have no image in one of its halves.
+        DataError: A pool would have no image in one of its parts.
     """
     first, second = _held_out_subclasses(data, config)
     known = torch.arange(data.num_known)
@@ -66,17 +78,21 @@ def make_pools(data: Data, config: TrialConfig) -> Pools:
     train_novel, novel = _novel_pools(data, config)
     if len(seen) < 2 or len(novel) < 2:
         raise DataError(
-            "each validation pool needs at least 2 images, one to calibrate and one to evaluate, "
+            "each validation pool needs at least 2 images, one to choose and one to judge, "
             f"but got {len(seen)} of seen subclasses and {len(novel)} borrowed: add images"
         )
     groups = (seen, pseudo, novel, known[is_second])
     val = torch.cat(groups)
     kinds = [torch.full((len(rows),), k) for k, rows in enumerate(groups)]
-    halves = [torch.arange(len(rows)) % 2 == 0 for rows in groups]
-    halves[SECOND][:] = False  # nothing is chosen on it
+    parts = [
+        torch.arange(len(seen)) % 2 == 0,
+        _part_of_classes(subclass[pseudo], data.super_of_sub, config.seed, "pseudo"),
+        _part_of_classes(data.borrowed_class[novel], (), config.seed, "novel"),
+        _part_of_classes(subclass[is_second], data.super_of_sub, config.seed, "second"),
+    ]
     return _pools(
         data, (*first, *second), torch.cat([train_known, train_novel]), len(train_novel),
-        val=val, val_kind=torch.cat(kinds), val_is_calibration=torch.cat(halves),
+        val=val, val_kind=torch.cat(kinds), val_in_part_a=torch.cat(parts),
     )  # fmt: skip
 
 
@@ -88,7 +104,7 @@ def make_refit_pools(data: Data, config: TrialConfig) -> Pools:
     empty = torch.empty(0, dtype=torch.int64)
     return _pools(
         data, (), train, len(train_novel),
-        val=empty, val_kind=empty, val_is_calibration=empty.bool(),
+        val=empty, val_kind=empty, val_in_part_a=empty.bool(),
     )  # fmt: skip
 
 
@@ -153,8 +169,8 @@ def _validation_of_each_class(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return training rows and validation rows; a class of one image only trains.
 
-    Validation rows come in an order whose even and odd places are the two halves: classes one
-    after the other, so that both halves get their share of each.
+    Validation rows come in an order whose even and odd places are the two parts: classes one
+    after the other, so that both parts get their share of each.
     """
     train, val = [], []
     for subclass in data.subclass[rows].unique().tolist():
@@ -172,15 +188,29 @@ def _novel_pools(data: Data, config: TrialConfig) -> tuple[torch.Tensor, torch.T
     num_classes = len(data.borrowed_classes)
     if num_classes > 1:
         order = torch.randperm(num_classes, generator=generator(config.seed, "novel_classes"))
-        for_val = torch.isin(
-            data.borrowed_class[rows],
-            order[: max(1, round(NOVEL_VAL_CLASS_FRACTION * num_classes))],
-        )
+        count = max(1 if num_classes == 2 else 2, round(NOVEL_VAL_CLASS_FRACTION * num_classes))
+        for_val = torch.isin(data.borrowed_class[rows], order[:count])
         train, val = rows[~for_val], rows[for_val]
     else:
         count = max(2, round(NOVEL_VAL_CLASS_FRACTION * len(rows)))
         train, val = rows[count:], rows[:count]
     return train[: config.novel_images], val[:NOVEL_VAL_IMAGES_MAX]
+
+
+def _part_of_classes(
+    class_N: torch.Tensor, group_of_class: tuple[int, ...], *purpose: str | int
+) -> torch.Tensor:
+    """Return which images are in part A, bool (N,): whole classes, of every group as many as in B
+    or one more or less. A single class is cut by image, as images without a class (-1) are.
+    """
+    classes: list[int] = class_N.unique().tolist()
+    if len(classes) < 2:
+        return torch.arange(len(class_N)) % 2 == 0
+    order = torch.randperm(len(classes), generator=generator(*purpose, "parts")).tolist()
+    shuffled = [classes[place] for place in order]
+    if group_of_class:
+        shuffled.sort(key=lambda each: group_of_class[each])  # stable
+    return torch.isin(class_N, torch.tensor(shuffled[::2]))
 
 
 def _shuffled(rows: torch.Tensor, *purpose: str | int) -> torch.Tensor:

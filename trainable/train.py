@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from upath import UPath
 
-from trainable.calibration import Outputs, choose_rule
+from trainable.calibration import Outputs, PartRules, choose_rule
 from trainable.checkpoint import load_checkpoint, save_checkpoint
 from trainable.classifier import load_weights, save_classifier, save_outputs, save_table
 from trainable.config import BEST, FEATURE_SCORES, Task, TrialConfig, parse_settings
@@ -31,7 +31,7 @@ from trainable.memory import keep_freed_memory
 from trainable.metrics import evaluate
 from trainable.models import BranchModel
 from trainable.rng import generator
-from trainable.splits import SECOND, Pools, make_pools, true_classes
+from trainable.splits import Pools, make_pools, true_classes
 
 BANK_KNOWN_MAX, BANK_BORROWED_MAX = 8192, 4096
 """Training images in a bank of features; of more, as many are drawn."""
@@ -44,7 +44,7 @@ class TrialResult:
     """What a finished trial found out."""
 
     metrics: Metrics
-    """Of the best epoch (`epoch`), on the evaluation half, with the thresholds used
+    """Of the best epoch (`epoch`), see `metrics.evaluate`, with the thresholds it is kept with
     (`tau_super`, `tau_sub`); only `epoch` and training figures where nothing was held out. Where
     it was kept in a folder, with the intervals of the main rates (`interval.NAME.low`, `.high`)."""
     branches: tuple[BranchModel, ...]
@@ -68,7 +68,7 @@ def train(
 ) -> TrialResult:
     """Train one configuration and return the metrics of its best epoch.
 
-    The best epoch is chosen on the calibration half and reported on the evaluation half.
+    The best epoch is the one whose `score_calibration` is the highest.
 
     Args:
         config: The variant.
@@ -127,9 +127,8 @@ def train(
         outputs = trainer.outputs(all_scores=True)
         save_outputs(folder, outputs)
         save_table(folder, outputs, config)
-        judged = outputs.half(calibration=False)
-        judged = judged.where(judged.kind != SECOND)
-        intervals = flat(outputs_intervals(judged, choose_rule(outputs, config)))
+        answers = PartRules.choose(outputs, config).answers(outputs)
+        intervals = flat(outputs_intervals(outputs, answers))
     return TrialResult(
         metrics=best_epoch(history) | intervals,
         branches=tuple(trainer.evaluated),
@@ -342,7 +341,7 @@ class Trainer:
             super_target=pools.super_target[pools.val],
             sub_target=pools.sub_target[pools.val],
             kind=pools.val_kind,
-            is_calibration=pools.val_is_calibration,
+            in_part_a=pools.val_in_part_a,
             rows=pools.val,
             true_class=self.true_class,
         )

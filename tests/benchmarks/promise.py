@@ -204,7 +204,7 @@ def answered(
         super_target=split.superclass,
         sub_target=output[split.subclass],
         kind=kind,
-        is_calibration=torch.zeros_like(kind, dtype=torch.bool),
+        in_part_a=torch.zeros_like(kind, dtype=torch.bool),
         rows=split.test,
         true_class=split.true_class,
     )
@@ -214,7 +214,7 @@ def answered(
 
 def refit_rule(folder: UPath, config: TrialConfig) -> Rule:
     """Return the rule by which `search.refit` would let its model answer."""
-    return choose_rule(load_outputs(folder).all_calibrating(), config)
+    return choose_rule(load_outputs(folder), config)
 
 
 def run_split(

@@ -17,6 +17,7 @@ from search.study import create_study
 from tests.trainable.factories import make_data
 from trainable.config import TrialConfig
 from trainable.data import load_data
+from trainable.splits import PROTOCOL
 
 ROOT = Path(__file__).parents[2]
 
@@ -303,7 +304,7 @@ def kept_search(folder: Path, name: str, **changes: object) -> Path:
         "fixed": {}, "seed": 0, "data": str(folder / "nowhere"), "novel": "synthetic",
         "data_fingerprint": "abc", "weights": None, "cache": str(folder / "cache"), "study": None,
         "study_name": name, "tracking_uri": "sqlite:///mlflow.db", "version": "0.1.0",
-        "space_file": "space.py",
+        "space_file": "space.py", "protocol": PROTOCOL,
     }  # fmt: skip
     kept = folder / "runs" / name
     kept.mkdir(parents=True)
@@ -378,6 +379,27 @@ def test_resume_with_a_change_that_makes_trials_incomparable_is_refused(
         f"{start}: the finished trials would not be comparable. "
         "Resume without the change, or start a new search"
     )
+    assert files_in(folder) == before
+
+
+@pytest.mark.parametrize("protocol", [None, 1, PROTOCOL + 1])
+def test_resume_under_another_protocol_is_refused_with_the_reason(
+    capsys: pytest.CaptureFixture[str], folder: Path, protocol: int | None
+) -> None:
+    """Version 0.1 wrote none: that was the first."""
+    kept = kept_search(folder, "first")
+    record = json.loads((kept / "search.json").read_text())
+    record.pop("protocol")
+    if protocol is not None:
+        record["protocol"] = protocol
+    (kept / "search.json").write_text(json.dumps(record))
+    before = files_in(folder)
+    message = mistake(capsys, "--resume", "--name", "first")
+    assert message.startswith(
+        f"first: its trials were judged by validation protocol {protocol or 1}, and this version "
+        f"judges by protocol {PROTOCOL}"
+    )
+    assert message.endswith("to search on, start a new search")
     assert files_in(folder) == before
 
 

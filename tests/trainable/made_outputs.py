@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from trainable.calibration import Outputs
 from trainable.config import FEATURE_SCORES
-from trainable.splits import NOVEL, PSEUDO_NOVEL, SECOND, SEEN
+from trainable.splits import NOVEL, PSEUDO_NOVEL, SEEN
 
 SUPER_OF_SUB = (0, 0, 1, 1, 2)  # novel subclass 4 belongs to novel superclass 2
 
@@ -18,7 +18,7 @@ def make_outputs(
 ) -> Outputs:
     """Logits and scores that are right more often than not, for images of `kinds`.
 
-    Every other image calibrates, but none of the second hold-out.
+    Every other image is in part A.
     """
     rng = torch.Generator().manual_seed(seed)
     kind = torch.tensor(kinds)[torch.randint(len(kinds), (num,), generator=rng)]
@@ -43,23 +43,23 @@ def make_outputs(
         super_target=super_target,
         sub_target=sub_target,
         kind=kind,
-        is_calibration=(torch.arange(num) % 2 == 0) & (kind != SECOND),
+        in_part_a=torch.arange(num) % 2 == 0,
         rows=torch.arange(num),
         true_class=torch.where(kind == NOVEL, 4 + torch.arange(num) % 3, subclass),
     )
 
 
-def mixed(calibration: Outputs, evaluation: Outputs) -> Outputs:
-    """Return outputs with the calibration half of one and the evaluation half of the other."""
-    assert torch.equal(calibration.is_calibration, evaluation.is_calibration)
+def mixed(a: Outputs, b: Outputs) -> Outputs:
+    """Return outputs with part A of one and part B of the other."""
+    assert torch.equal(a.in_part_a, b.in_part_a)
 
     def choose(name: str) -> torch.Tensor:
-        ours, theirs = getattr(calibration, name), getattr(evaluation, name)
-        keep = calibration.is_calibration.view(-1, *[1] * (ours.dim() - 1))
+        ours, theirs = getattr(a, name), getattr(b, name)
+        keep = a.in_part_a.view(-1, *[1] * (ours.dim() - 1))
         return torch.where(keep, ours, theirs)
 
-    names = [field.name for field in fields(calibration) if field.name != "super_of_sub"]
-    return replace(calibration, **{name: choose(name) for name in names})
+    names = [field.name for field in fields(a) if field.name != "super_of_sub"]
+    return replace(a, **{name: choose(name) for name in names})
 
 
 def without_bank(outputs: Outputs) -> Outputs:

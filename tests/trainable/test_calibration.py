@@ -1,4 +1,4 @@
-"""A rule is the best of those allowed, and is chosen on the calibration half alone."""
+"""A rule is the best of those allowed, and what is chosen on one part is judged on the other."""
 
 import math
 from dataclasses import replace
@@ -11,7 +11,9 @@ import torch
 from tests.trainable.made_outputs import SUPER_OF_SUB, make_outputs, mixed, without_bank
 from trainable import novelty
 from trainable.calibration import (
+    Answers,
     Outputs,
+    PartRules,
     Threshold,
     available_scores,
     choose_rule,
@@ -47,12 +49,39 @@ def accepted_by(response: Outputs, rule_score: str, task: Any, restrict: bool) -
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_rule_depends_on_the_calibration_half_alone(options: dict[str, Any]) -> None:
+def test_rule_of_a_part_depends_on_its_images_alone(options: dict[str, Any]) -> None:
     config = TrialConfig(**options)
     ours, other = make_outputs(seed=0), make_outputs(seed=1)
-    chosen = choose_rule(ours, config)
-    assert choose_rule(mixed(ours, other), config) == chosen
-    assert choose_rule(mixed(other, ours), config) != chosen
+    chosen, changed = (PartRules.choose(each, config) for each in (ours, mixed(ours, other)))
+    assert changed.a == chosen.a == choose_rule(ours.part(a=True), config)
+    assert changed.b != chosen.b == choose_rule(ours.part(a=False), config)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_no_image_is_judged_by_a_rule_that_it_chose(options: dict[str, Any]) -> None:
+    """The answers to a part stay as they are when its images would choose another rule."""
+    config = TrialConfig(**options)
+    ours, other = make_outputs(seed=0), make_outputs(seed=1)
+    rules = PartRules.choose(ours, config)
+    answers = rules.answers(ours)
+    for is_a, rule in ((True, rules.b), (False, rules.a)):
+        assert rules.judging(a=is_a) == rule
+        of_part = ours.in_part_a == is_a
+        for found, expected in zip(
+            vars(answers.where(of_part)).values(), decide(ours.part(a=is_a), rule), strict=True
+        ):
+            assert torch.equal(found, expected)
+    # Part B chooses otherwise, and nothing about part B's own answers' rule changes.
+    assert PartRules.choose(mixed(ours, other), config).judging(a=False) == rules.judging(a=False)
+
+
+def test_in_sample_answers_are_by_the_rule_that_the_part_itself_chose() -> None:
+    outputs, config = make_outputs(), TrialConfig()
+    rules = PartRules.choose(outputs, config)
+    answers = rules.answers(outputs, in_sample=True)
+    for is_a, rule in ((True, rules.a), (False, rules.b)):
+        part = outputs.part(a=is_a)
+        assert torch.equal(answers.subclass[outputs.in_part_a == is_a], decide(part, rule)[1])
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
@@ -64,25 +93,27 @@ def test_second_hold_out_chooses_nothing(options: dict[str, Any]) -> None:
     assert choose_rule(outputs, config) == choose_rule(outputs.where(~is_second), config)
 
 
-def test_halves_share_no_image_and_leave_none_out() -> None:
+def test_parts_share_no_image_and_leave_none_out() -> None:
     outputs = make_outputs()
-    rows = [outputs.half(calibration=each).rows.tolist() for each in (True, False)]
+    rows = [outputs.part(a=each).rows.tolist() for each in (True, False)]
     assert rows == [list(range(0, 200, 2)), list(range(1, 200, 2))]
 
 
-def test_where_validation_is_over_all_images_but_the_second_hold_out_calibrate() -> None:
-    outputs = make_outputs(kinds=(SEEN, PSEUDO_NOVEL, NOVEL, SECOND))
-    is_calibration = outputs.all_calibrating().is_calibration
-    assert torch.equal(is_calibration, outputs.kind != SECOND)
-    assert is_calibration.sum() > outputs.is_calibration.sum()
+def test_all_images_but_the_second_hold_out_choose_the_rule_that_is_kept() -> None:
+    outputs = make_outputs(kinds=ALL_KINDS)
+    assert outputs.choosing().rows.tolist() == outputs.rows[outputs.kind != SECOND].tolist()
+    known = outputs.where(outputs.kind == SEEN)
+    config = TrialConfig(known_rejection_sub=0.1)
+    expected = conformal_threshold(acceptance(known, "sub", "msp"), 0.1)
+    assert choose_rule(outputs, config).tau_sub[0] == expected
 
 
 def test_what_outputs_keep_stays_theirs() -> None:
     outputs = make_outputs()
     whole = {each: outputs.answer("sub", restrict_sub=each) for each in (False, True)}
-    score, half = outputs.score("sub", "gen"), outputs.half(calibration=True)
+    score, half = outputs.score("sub", "gen"), outputs.part(a=True)
     assert not torch.equal(whole[False][0], whole[True][0])
-    is_ours = outputs.is_calibration
+    is_ours = outputs.in_part_a
     assert torch.equal(half.score("sub", "gen"), score[is_ours])
     assert not torch.equal(half.score("sub", "msp"), score[is_ours])
     assert not torch.equal(half.score("super", "gen"), score[is_ours])
@@ -103,8 +134,9 @@ def test_rules_of_the_same_outputs_compute_a_score_once(monkeypatch: pytest.Monk
     outputs = make_outputs()
     for couple in (False, True):
         config = TrialConfig(novelty_score="gen", couple_novel=couple)
-        accuracies(outputs.half(calibration=False), choose_rule(outputs, config))
-    assert asked == ["gen"] * 4  # of two tasks and two halves
+        choose_rule(outputs.part(a=False), config)
+        choose_rule(outputs.part(a=True), config)
+    assert asked == ["gen"] * 4  # of two tasks and two parts
 
 
 def test_where_selects_every_figure_of_an_image() -> None:
@@ -141,10 +173,10 @@ def test_taus_are_those_of_the_calibration_images_that_each_task_knows(
     name: str, restrict: bool
 ) -> None:
     outputs = make_outputs()
-    half = outputs.half(calibration=True)
+    half = outputs.part(a=True)
     free = TrialConfig(novelty_score=name, restrict_sub=restrict)
     bound = replace(free, known_rejection_super=0.4, known_rejection_sub=0.5)
-    rules = choose_rule(outputs, free), choose_rule(outputs, bound)
+    rules = choose_rule(half, free), choose_rule(half, bound)
     for task, rejection in (("super", 0.4), ("sub", 0.5)):
         score = accepted_by(half, name, task, restrict)
         known = half.kind != NOVEL if task == "super" else half.kind == SEEN
@@ -155,8 +187,8 @@ def test_taus_are_those_of_the_calibration_images_that_each_task_knows(
             logits[:, :4][outside] = -math.inf
         target = half.super_target if task == "super" else half.sub_target
         expected = (
-            calibrate(score, logits.argmax(1) == target, known),
-            conformal_threshold(score[known], rejection),
+            calibrate(score, logits.argmax(1) == target, known, half.kind),
+            conformal_threshold(score[known], rejection, half.kind[known]),
         )
         found = [r.tau_super if task == "super" else r.tau_sub[0] for r in rules]
         assert found == list(expected)
@@ -178,8 +210,8 @@ def test_conformal_rule_rejects_few_known_images_of_another_half(
         for logits in known_logits:
             logits[:, -1] = -9.0
         outputs = replace(outputs, super_logits=known_logits[0], sub_logits=known_logits[1])
-        rule = choose_rule(outputs, config)
-        result = accuracies(outputs.half(calibration=False), rule)
+        rule, judged = choose_rule(outputs.part(a=True), config), outputs.part(a=False)
+        result = accuracies(judged, Answers(*decide(judged, rule)))
         rates.append([result["known_rejected_super"], result["known_rejected_sub"]])
     rate = torch.tensor(rates, dtype=torch.float64)
     error = 4 * rate.std(0) / math.sqrt(len(rate))
@@ -211,7 +243,7 @@ def test_tau_of_a_superclass_is_the_calibration_of_its_images_on_their_own(
     config = TrialConfig(
         novelty_score=name, known_rejection_sub=rejection, tau_sub_per_superclass=True
     )
-    half = outputs.half(calibration=True)
+    half = outputs
     group = group_of(half)
     expected = tuple(
         choose_rule(
@@ -228,14 +260,12 @@ def test_superclass_without_known_or_novel_images_takes_the_common_tau(lacks: st
     outputs = make_outputs()
     is_known = outputs.kind == SEEN
     missing = {"known": is_known, "novel": ~is_known, "all": is_known | ~is_known}[lacks]
-    # The other half keeps its images, which must not help.
-    some = outputs.where(~((group_of(outputs) == 1) & missing & outputs.is_calibration))
+    some = outputs.where(~((group_of(outputs) == 1) & missing))
     config = TrialConfig(tau_sub_per_superclass=True)
     common = choose_rule(some, TrialConfig()).tau_sub[0]
     tau = choose_rule(some, config).tau_sub
     assert tau[1] == common
-    half = some.half(calibration=True)
-    assert tau[0] == choose_rule(half.where(group_of(half) == 0), TrialConfig()).tau_sub[0]
+    assert tau[0] == choose_rule(some.where(group_of(some) == 0), TrialConfig()).tau_sub[0]
 
 
 # --- The best score ---------------------------------------------------------------------------
@@ -246,7 +276,8 @@ def rates_of(half: Outputs, options: dict[str, Any], task: str) -> dict[str, flo
     result = {}
     for name in NOVELTY_SCORES:
         config = TrialConfig(**(options | {f"{task}_novelty_score": name}))
-        result[name] = accuracies(half, choose_rule(half, config))[f"hmean_{task}"]
+        answers = Answers(*decide(half, choose_rule(half, config)))
+        result[name] = accuracies(half, answers)[f"hmean_{task}"]
     return result
 
 
@@ -267,12 +298,12 @@ def test_best_takes_the_score_with_the_highest_harmonic_mean(
 ) -> None:
     for seed in range(4):
         outputs = make_outputs(seed, num=120)
-        rates = rates_of(outputs.half(calibration=True), options, task)
+        rates = rates_of(outputs, options, task)
         config = TrialConfig(**(options | {f"{task}_novelty_score": BEST}))
         rule = choose_rule(outputs, config)
         name = rule.super_score if task == "super" else rule.sub_score
         assert min(rates.values()) < rates[name] == max(rates.values())
-        result = accuracies(outputs.half(calibration=True), rule)
+        result = accuracies(outputs, Answers(*decide(outputs, rule)))
         assert result[f"hmean_{task}"] == rates[name]
 
 
@@ -306,7 +337,8 @@ def hmean_sub(half: Outputs, rule: Any) -> float:
     """The harmonic mean of seen and unseen subclass accuracy by this rule."""
     subclass = decide(half, rule)[1]
     right, seen = subclass == half.sub_target, half.kind == SEEN
-    a, b = fmean(right[seen].tolist()), fmean(right[~seen].tolist())
+    a = fmean(right[seen].tolist())
+    b = fmean(fmean(right[half.kind == kind].tolist()) for kind in (PSEUDO_NOVEL, NOVEL))
     return 2 * a * b / (a + b) if a + b else 0.0
 
 
@@ -323,7 +355,7 @@ def test_coupled_subclass_tau_is_the_best_given_the_superclass_decision(
     )
     if tau_super is None:
         assert rule.tau_super == choose_rule(outputs, TrialConfig()).tau_super
-    half = outputs.half(calibration=True)
+    half = outputs
     scores = [0.0, *half.sub_logits.double().softmax(1)[:, :-1].amax(1).tolist()]
     best = max(hmean_sub(half, replace(rule, tau_sub=(each, each))) for each in scores)
     assert hmean_sub(half, rule) == pytest.approx(best, rel=1e-12)

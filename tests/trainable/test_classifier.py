@@ -187,7 +187,7 @@ def test_no_image_of_the_calibration_lies_on_a_threshold(
     """Rounding, which differs with the batch and the machine, must not change its answer."""
     config = tiny_config(**VARIED, fine_tune=fine_tune)
     train(config, tiny_data, silent, folder=tmp_path, weights=tiny_weights, note=silent)
-    outputs = load_outputs(tmp_path).half(calibration=True)
+    outputs = load_outputs(tmp_path)
     info = json.loads((tmp_path / INFO_FILE).read_text())
     taus: dict[Task, float] = {
         "super": info["rule"]["tau_super"],
@@ -325,7 +325,7 @@ def test_outputs_come_back_as_they_were(trial: Path, tiny_data: Data) -> None:
     pools = make_pools(tiny_data, CONFIG)
     assert torch.equal(outputs.rows, pools.val)
     assert torch.equal(outputs.kind, pools.val_kind)
-    assert torch.equal(outputs.is_calibration, pools.val_is_calibration)
+    assert torch.equal(outputs.in_part_a, pools.val_in_part_a)
     assert torch.equal(outputs.true_class, true_classes(tiny_data)[pools.val])
     assert torch.equal(outputs.super_target, pools.super_target[pools.val])
     assert torch.equal(outputs.sub_target, pools.sub_target[pools.val])
@@ -405,12 +405,15 @@ def test_outputs_that_are_damaged_or_not_there_are_refused(
         load_outputs(copied)
 
 
-def test_outputs_of_version_0_1_do_not_say_what_each_image_shows(copied: Path) -> None:
+def test_outputs_of_version_0_1_are_read_with_what_they_did_not_say(copied: Path) -> None:
+    """Not what each image shows; and its calibration half was what is now part A."""
     written = safetensors.torch.load((copied / OUTPUTS_FILE).read_bytes())
     del written["true_class"]
+    written["is_calibration"] = half = written.pop("in_part_a")
     (copied / OUTPUTS_FILE).write_bytes(safetensors.torch.save(written))
     outputs = load_outputs(copied)
     assert outputs.true_class.tolist() == [-1] * len(outputs.rows)
+    assert torch.equal(outputs.in_part_a, half)
 
 
 @pytest.mark.parametrize("lost", ["all", "mean_CD"])

@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 
 from tests.trainable.made_outputs import make_outputs
-from trainable.calibration import choose_rule
+from trainable.calibration import Answers, Outputs, choose_rule
 from trainable.config import TrialConfig
 from trainable.intervals import (
     MAIN,
@@ -20,7 +20,12 @@ from trainable.intervals import (
     resamples,
 )
 from trainable.metrics import accuracies
+from trainable.novelty import decide
 from trainable.splits import NOVEL, SEEN
+
+
+def answers(outputs: Outputs, chosen_on: Outputs) -> Answers:
+    return Answers(*decide(outputs, choose_rule(chosen_on, TrialConfig())))
 
 
 def clustered(num_classes: int, images: int, seed: int = 0) -> tuple[np.ndarray, torch.Tensor]:
@@ -76,10 +81,10 @@ def test_images_of_few_classes_are_resampled_too() -> None:
 
 def test_intervals_hold_the_metrics_themselves_and_are_the_same_every_time() -> None:
     outputs = make_outputs(1, num=400)
-    rule = choose_rule(outputs, TrialConfig())
-    found, again = outputs_intervals(outputs, rule), outputs_intervals(outputs, rule)
+    given = answers(outputs, outputs)
+    found, again = outputs_intervals(outputs, given), outputs_intervals(outputs, given)
     assert found == again
-    point = accuracies(outputs, rule)
+    point = accuracies(outputs, given)
     assert found.keys() == point.keys()
     assert all(found[name][0] <= point[name] <= found[name][1] for name in point)
     assert all(found[name][0] < found[name][1] for name in MAIN)
@@ -87,7 +92,7 @@ def test_intervals_hold_the_metrics_themselves_and_are_the_same_every_time() -> 
 
 def test_metric_without_images_has_no_interval() -> None:
     outputs = make_outputs(1, kinds=[SEEN])
-    found = outputs_intervals(outputs, choose_rule(make_outputs(1), TrialConfig()))
+    found = outputs_intervals(outputs, answers(outputs, make_outputs(1)))
     assert "seen_super" in found
     assert not {"unseen_super", "score", "unseen_sub_far"} & found.keys()
     assert all(math.isnan(end) for end in percentiles([math.nan, math.nan]))
@@ -95,7 +100,7 @@ def test_metric_without_images_has_no_interval() -> None:
 
 def test_stored_interval_comes_back_and_an_old_trial_has_none() -> None:
     outputs = make_outputs(2, kinds=[SEEN, NOVEL])
-    found = outputs_intervals(outputs, choose_rule(outputs, TrialConfig()))
+    found = outputs_intervals(outputs, answers(outputs, outputs))
     stored = flat(found)
     assert interval_of(stored, "score") == found["score"]
     assert interval_of({"score": 0.5}, "score") is None

@@ -1,4 +1,4 @@
-"""Metrics equal independent references, and each half of the images has one use."""
+"""Metrics equal independent references, and no image is judged by what it chose."""
 
 import math
 from dataclasses import replace
@@ -14,16 +14,18 @@ from pytorch_ood.metrics import functional as pytorch_ood
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from tests.trainable.made_outputs import SUPER_OF_SUB, make_outputs, mixed, without_bank
-from trainable.calibration import Outputs, choose_rule
+from trainable.calibration import Answers, Outputs, PartRules, choose_rule
 from trainable.config import BEST, FEATURE_SCORES, NOVELTY_SCORES, TASKS, TrialConfig
 from trainable.metrics import (
     CONFORMAL_REJECTION,
     ECE_BINS,
+    MAIN,
     METRICS,
     accuracies,
     auroc,
     average_precision,
     both_right,
+    curves,
     evaluate,
     expected_calibration_error,
     fpr_at_tpr,
@@ -213,13 +215,14 @@ def area_by_sweep(outputs: Outputs, rule: Rule) -> float:
         is_novel = of_sub[4] > of_sub[candidate] or (rule.couple_novel and superclass == 2)
         images.append((superclass, candidate, lowest if is_novel else scores[i]))
     for tau in sorted({math.inf, *(score for _, _, score in images)}):
-        right: dict[bool, list[bool]] = {True: [], False: []}
+        right: dict[bool, dict[int, list[bool]]] = {True: {}, False: {}}
         for i, (superclass, candidate, score) in enumerate(images):
             subclass = candidate if score >= tau else 4
             is_right = superclass == outputs.super_target[i] and subclass == outputs.sub_target[i]
-            is_seen = bool(outputs.kind[i] == SEEN)
-            right[is_seen].append(is_right and not (is_seen and score == lowest))
-        points.append((fmean(right[False]), fmean(right[True])))
+            is_seen, kind = bool(outputs.kind[i] == SEEN), int(outputs.kind[i])
+            is_right = is_right and not (is_seen and score == lowest)
+            right[is_seen].setdefault(kind, []).append(bool(is_right))
+        points.append((fmean(map(fmean, right[False].values())), fmean(right[True][SEEN])))
     novel, known = zip(*points, strict=True)
     return float(np.trapezoid(known, novel))
 
@@ -275,24 +278,34 @@ def accuracies_by_loop(outputs: Outputs, rule: Rule) -> dict[str, float]:
         if rule.couple_novel and superclass == 2:
             subclass = 4
         is_super, is_sub = superclass == outputs.super_target[i], subclass == outputs.sub_target[i]
-        right.setdefault("overall_super", []).append(bool(is_super))
-        right.setdefault("overall_sub", []).append(bool(is_sub))
-        group = "unseen_super" if kind == NOVEL else "seen_super"
-        right.setdefault(group, []).append(bool(is_super))
-        if kind != NOVEL:
-            right.setdefault("known_rejected_super", []).append(superclass == 2)
+        if kind == NOVEL:
+            right.setdefault("unseen_super_borrowed", []).append(bool(is_super))
+            right.setdefault("unseen_sub_borrowed", []).append(bool(is_sub))
+            continue
+        group = "seen" if kind == SEEN else "held_out"
+        right.setdefault(f"seen_super_{group}", []).append(bool(is_super))
+        right.setdefault(f"known_rejected_super_{group}", []).append(superclass == 2)
         if kind == SEEN:
             right.setdefault("seen_sub", []).append(bool(is_sub))
             right.setdefault("known_rejected_sub", []).append(subclass == 4)
         else:
-            right.setdefault("unseen_sub", []).append(bool(is_sub))
-            near = "unseen_sub_near" if kind == PSEUDO_NOVEL else "unseen_sub_far"
-            right.setdefault(near, []).append(bool(is_sub))
+            right.setdefault("unseen_sub_near", []).append(bool(is_sub))
     result = {name: fmean(values) for name, values in right.items()}
+    for name in ("seen_super", "known_rejected_super"):
+        result[name] = (result[f"{name}_seen"] + result[f"{name}_held_out"]) / 2
+    result["unseen_super"] = result["unseen_super_borrowed"]
+    result["unseen_sub_far"] = result["unseen_sub_borrowed"]
+    result["unseen_sub"] = (result["unseen_sub_near"] + result["unseen_sub_far"]) / 2
     for task in TASKS:
+        result[f"overall_{task}"] = (result[f"seen_{task}"] + result[f"unseen_{task}"]) / 2
         seen, unseen = result[f"seen_{task}"], result[f"unseen_{task}"]
         result[f"hmean_{task}"] = 2 * seen * unseen / (seen + unseen) if seen + unseen else 0.0
     return result | {"score": (result["hmean_super"] + result["hmean_sub"]) / 2}
+
+
+def answered(outputs: Outputs, rule: Rule) -> dict[str, float]:
+    """The accuracies where `rule` answers every image."""
+    return accuracies(outputs, Answers(*decide(outputs, rule)))
 
 
 @pytest.mark.parametrize("couple_novel", [False, True])
@@ -302,40 +315,66 @@ def test_accuracies_are_those_of_a_plain_loop(taus: tuple[float, ...], couple_no
     rule = rule_of(*taus, couple_novel=couple_novel)
     expected = accuracies_by_loop(outputs, rule)
     # To rounding in float64: a search compares these.
-    assert accuracies(outputs, rule) == pytest.approx(expected, rel=1e-12, abs=1e-15)
+    assert answered(outputs, rule) == pytest.approx(expected, rel=1e-12, abs=1e-15)
 
 
 def test_group_without_images_is_left_out() -> None:
     outputs = make_outputs()
-    result = accuracies(outputs.where(outputs.kind != PSEUDO_NOVEL), rule_of(0.5, 0.5))
+    result = answered(outputs.where(outputs.kind != PSEUDO_NOVEL), rule_of(0.5, 0.5))
     assert "unseen_sub_near" not in result
     assert result["unseen_sub"] == result["unseen_sub_far"]
+    assert result["seen_super"] == result["seen_super_seen"]
 
 
-# --- Halves -----------------------------------------------------------------------------------
+def test_how_many_images_were_borrowed_or_held_out_changes_no_rate_of_groups() -> None:
+    outputs, rule = make_outputs(), rule_of(0.5, 0.4)
+    thrice = torch.cat([torch.arange(200), *[torch.arange(200)[outputs.kind == NOVEL]] * 2])
+    expected, found = (answered(each, rule) for each in (outputs, outputs.where(thrice)))
+    assert found == pytest.approx(expected, rel=1e-12)
+    assert expected["unseen_sub_near"] != expected["unseen_sub_borrowed"]
 
 
-@pytest.mark.parametrize("name", NOVELTY_SCORES)
-def test_metrics_at_fixed_thresholds_depend_on_the_evaluation_half_alone(name: str) -> None:
-    ours, other = make_outputs(seed=0), make_outputs(seed=1)
-    rule = choose_rule(ours, TrialConfig(novelty_score=name))
-    config = TrialConfig(novelty_score=name, tau_super=rule.tau_super, tau_sub=rule.tau_sub[0])
-    result, swapped = evaluate(ours, config), evaluate(mixed(other, ours), config)
-    chooses = {"score_calibrated", "score_calibration"}
-    assert {k: v for k, v in swapped.items() if k not in chooses} == {
-        k: v for k, v in result.items() if k not in chooses
-    }
-    changed = evaluate(mixed(ours, other), config)
-    assert changed["score"] != result["score"]
-    assert changed["score_calibration"] == result["score_calibration"]
+# --- Parts ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("options", [{}, {"novelty_score": BEST}, {"couple_novel": True}], ids=str)
-def test_score_calibration_is_the_score_of_the_calibration_half(options: dict[str, Any]) -> None:
+def test_each_part_is_judged_by_what_the_other_one_chose(options: dict[str, Any]) -> None:
     outputs, config = make_outputs(), TrialConfig(**options)
-    half = outputs.half(calibration=True)
-    expected = accuracies(half, choose_rule(outputs, config))["score"]
-    assert evaluate(outputs, config)["score_calibration"] == expected
+    result = evaluate(outputs, config)
+    for name, is_a in (("part_a", True), ("part_b", False)):
+        rule = choose_rule(outputs.part(a=not is_a), config)
+        expected = answered(outputs.part(a=is_a), rule)
+        assert {each: result[f"{name}.{each}"] for each in MAIN} == {
+            each: expected[each] for each in MAIN
+        }
+    of_a, of_b = (int((outputs.part(a=is_a).kind == SEEN).sum()) for is_a in (True, False))
+    over_both = of_a * result["part_a.seen_sub"] + of_b * result["part_b.seen_sub"]
+    assert result["seen_sub"] == pytest.approx(over_both / (of_a + of_b), rel=1e-12)
+
+
+@pytest.mark.parametrize("name", NOVELTY_SCORES)
+def test_what_judges_a_part_does_not_follow_from_its_images(name: str) -> None:
+    """Part B with other images: those of A are answered otherwise, those of B by the same rule."""
+    ours, other = make_outputs(seed=0), make_outputs(seed=1)
+    config = TrialConfig(novelty_score=name)
+    result, changed = evaluate(ours, config), evaluate(mixed(ours, other), config)
+    expected = answered(other.part(a=False), choose_rule(ours.part(a=True), config))
+    assert {each: changed[f"part_b.{each}"] for each in MAIN} == {
+        each: expected[each] for each in MAIN
+    }
+    assert changed["part_a.score"] != result["part_a.score"]
+
+
+@pytest.mark.parametrize("options", [{}, {"novelty_score": BEST}, {"couple_novel": True}], ids=str)
+def test_score_calibration_is_the_score_of_each_part_by_its_own_rule(
+    options: dict[str, Any],
+) -> None:
+    outputs, config = make_outputs(), TrialConfig(**options)
+    parts = [outputs.part(a=is_a) for is_a in (True, False)]
+    expected = fmean(answered(part, choose_rule(part, config))["score"] for part in parts)
+    result = evaluate(outputs, config)
+    assert result["score_calibration"] == expected
+    assert result["score"] < expected
 
 
 def test_fixed_taus_are_used_as_given_beside_the_calibrated_score() -> None:
@@ -343,7 +382,7 @@ def test_fixed_taus_are_used_as_given_beside_the_calibrated_score() -> None:
     fixed = TrialConfig(tau_super=0.99, tau_sub=0.85)
     result, calibrated = evaluate(outputs, fixed), evaluate(outputs, TrialConfig())
     assert (result["tau_super"], result["tau_sub"]) == (0.99, 0.85)
-    expected = accuracies(outputs.half(calibration=False), rule_of(0.99, 0.85))
+    expected = answered(outputs, rule_of(0.99, 0.85))
     assert {name: result[name] for name in expected} == expected
     assert result["score_calibrated"] == calibrated["score"] == calibrated["score_calibrated"]
     assert result["score"] != calibrated["score"]
@@ -355,7 +394,8 @@ def test_conformal_taus_are_reported_beside_the_calibrated_score() -> None:
     result, calibrated = evaluate(outputs, config), evaluate(outputs, TrialConfig())
     rule = choose_rule(outputs, config)
     assert (result["tau_super"], result["tau_sub"]) == (rule.tau_super, rule.tau_sub[0])
-    assert result["score"] == accuracies(outputs.half(calibration=False), rule)["score"]
+    answers = PartRules.choose(outputs, config).answers(outputs)
+    assert result["score"] == accuracies(outputs, answers)["score"]
     assert result["score_calibrated"] == calibrated["score"] != result["score"]
 
 
@@ -378,14 +418,16 @@ def test_second_hold_out_is_reported_apart_and_enters_nothing_else(options: dict
     second = {name: result.pop(name) for name in ("unseen_sub_second", "auroc_sub_second")}
     without = outputs.where(~is_second)
     assert result == evaluate(without, config)
-    rule = choose_rule(without, config)
-    called = decide(outputs, rule)[1] == 4
+    rules = PartRules.choose(without, config)
+    called = rules.answers(outputs).subclass == 4
     assert second["unseen_sub_second"] == fmean(called[is_second].tolist())
-    score = outputs.score("sub", rule.sub_score)
-    seen = ~outputs.is_calibration & (outputs.kind == SEEN)
-    labels = [1] * int(seen.sum()) + [0] * int(is_second.sum())
-    expected = roc_auc_score(labels, torch.cat([score[seen], score[is_second]]))
-    assert second["auroc_sub_second"] == pytest.approx(expected, abs=1e-12)
+    expected = []
+    for is_a in (True, False):
+        part = outputs.part(a=is_a)
+        score = part.score("sub", rules.judging(a=is_a).sub_score)
+        used = (part.kind == SEEN) | (part.kind == SECOND)
+        expected.append(roc_auc_score(part.kind[used] == SEEN, score[used]))
+    assert second["auroc_sub_second"] == pytest.approx(fmean(expected), abs=1e-12)
 
 
 def test_second_hold_out_is_not_in_the_table() -> None:
@@ -403,7 +445,8 @@ def test_second_hold_out_is_not_in_the_table() -> None:
 def test_every_metric_is_reported_and_finite(name: str, kinds: tuple[int, ...]) -> None:
     result = evaluate(make_outputs(kinds=kinds), TrialConfig(novelty_score=name))
     metrics = {name for name in METRICS if SECOND in kinds or not name.endswith("_second")}
-    assert {*metrics, "score_calibration", "tau_super", "tau_sub"} == set(result)
+    of_parts = {f"{part}.{name}" for part in ("part_a", "part_b") for name in MAIN}
+    assert {*metrics, *of_parts, "score_calibration", "tau_super", "tau_sub"} == set(result)
     assert all(math.isfinite(value) for value in result.values())
     fractions = [result[metric] for metric in metrics if not metric.startswith("ce_")]
     assert all(0 <= value <= 1 for value in fractions)
@@ -411,28 +454,44 @@ def test_every_metric_is_reported_and_finite(name: str, kinds: tuple[int, ...]) 
 
 def test_threshold_free_metrics_take_known_images_by_task() -> None:
     outputs = make_outputs()
-    config = TrialConfig(super_novelty_score="energy", sub_novelty_score="msp")
-    result = evaluate(outputs, config)
-    half = outputs.half(calibration=False)
-    energy = half.super_logits.double()[:, :-1].logsumexp(1)
-    is_novel = half.kind == NOVEL
+    rule = rule_of(0.5, 0.5, super_score="energy")
+    result = curves(outputs, rule)
+    energy = outputs.super_logits.double()[:, :-1].logsumexp(1)
+    is_novel = outputs.kind == NOVEL
     assert result["auroc_super"] == pytest.approx(roc_auc_score(~is_novel, energy))
     assert result["aupr_super"] == pytest.approx(average_precision_score(is_novel, -energy))
-    p_sub = half.sub_logits.double().softmax(1)
+    p_sub = outputs.sub_logits.double().softmax(1)
     msp = p_sub[:, :-1].amax(1)
-    known = half.kind == SEEN
-    assert result["auroc_sub"] == pytest.approx(roc_auc_score(known, msp))
-    assert result["aupr_sub"] == pytest.approx(average_precision_score(~known, -msp))
-    assert result["fpr95_sub"] == fpr_at_tpr(msp[known], msp[~known], 0.95)
-    assert result["known_rejected95_sub"] == fpr_at_tpr(-msp[~known], -msp[known], 0.95)
-    right = half.sub_logits[known, :-1].argmax(1) == half.sub_target[known]
-    assert result["oscr_sub"] == oscr(msp[known], right, msp[~known])
-    ce = -p_sub[torch.arange(len(p_sub)), half.sub_target].log().mean()
+    known = outputs.kind == SEEN
+    right = outputs.sub_logits[known, :-1].argmax(1) == outputs.sub_target[known]
+    expected: dict[str, list[float]] = {}
+    for kind in (PSEUDO_NOVEL, NOVEL):  # each group of novel images counts alike
+        novel = outputs.kind == kind
+        used = known | novel
+        for name, value in {
+            "auroc": roc_auc_score(known[used], msp[used]),
+            "aupr": average_precision_score(novel[used], -msp[used]),
+            "fpr95": fpr_at_tpr(msp[known], msp[novel], 0.95),
+            "known_rejected95": fpr_at_tpr(-msp[novel], -msp[known], 0.95),
+            "oscr": oscr(msp[known], right, msp[novel]),
+        }.items():
+            expected.setdefault(f"{name}_sub", []).append(float(value))
+    for name, values in expected.items():
+        assert result[name] == pytest.approx(fmean(values), rel=1e-12), name
+    ce = -p_sub[torch.arange(len(p_sub)), outputs.sub_target].log().mean()
     assert result["ce_sub"] == pytest.approx(float(ce), rel=1e-9)
-    ece = ece_by_numpy(half.sub_logits.double().numpy(), half.sub_target.numpy())
+    ece = ece_by_numpy(outputs.sub_logits.double().numpy(), outputs.sub_target.numpy())
     assert result["ece_sub"] == pytest.approx(ece, abs=1e-12)
-    rule = choose_rule(outputs, config)
-    assert result["hierarchy_area"] == hierarchy_area(half, rule)
+    assert result["hierarchy_area"] == hierarchy_area(outputs, rule)
+
+
+@pytest.mark.parametrize("name", ["msp", BEST])
+def test_curves_of_a_trial_are_the_mean_of_its_parts_by_the_scores_of_the_other(name: str) -> None:
+    outputs, config = make_outputs(), TrialConfig(novelty_score=name)
+    result, rules = evaluate(outputs, config), PartRules.choose(make_outputs(), config)
+    of_part = [curves(outputs.part(a=a), rules.judging(a=a)) for a in (True, False)]
+    for metric in of_part[0]:
+        assert result[metric] == pytest.approx(fmean(each[metric] for each in of_part)), metric
 
 
 def test_perfect_outputs_have_perfect_metrics() -> None:

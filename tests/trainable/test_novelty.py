@@ -4,6 +4,7 @@ import itertools
 import math
 from dataclasses import replace
 from fractions import Fraction
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -409,3 +410,46 @@ def test_conformal_tau_lies_just_below_the_score_of_its_rank(
     scores: list[float], rejection: float, tau: float
 ) -> None:
     assert conformal_threshold(doubles(scores), rejection) == pytest.approx(tau, rel=1e-12)
+
+
+# --- Groups of images count alike -------------------------------------------------------------
+
+grouped = st.lists(
+    st.tuples(st.integers(0, 8).map(float), st.booleans(), st.integers(0, 3)),
+    min_size=4, max_size=40,
+).filter(lambda images: {g < 2 for _, _, g in images} == {True, False})  # fmt: skip
+
+
+@given(grouped)
+@settings(deadline=None, max_examples=60)
+def test_calibration_is_the_best_mean_over_groups_of_all_thresholds(
+    images: list[tuple[float, bool, int]],
+) -> None:
+    """Groups 0 and 1 are known, 2 and 3 novel."""
+    score, correct, group = (list(column) for column in zip(*images, strict=True))
+
+    def of_groups(tau: float) -> float:
+        rates = []
+        for known in ((0, 1), (2, 3)):
+            right = [
+                fmean((s >= tau and c) if known == (0, 1) else s < tau for s, c in each)
+                for g in known
+                if (each := [(s, c) for s, c, other in images if other == g])
+            ]
+            rates.append(fmean(right))
+        return 2 * rates[0] * rates[1] / sum(rates) if sum(rates) else 0.0
+
+    group_N = torch.tensor(group)
+    tau = calibrate(
+        torch.tensor(score).double(), torch.tensor(correct), group_N < 2, group_N=group_N
+    )
+    assert of_groups(tau) == pytest.approx(max(of_groups(each) for each in score), abs=1e-12)
+
+
+def test_conformal_threshold_bounds_the_mean_rejection_of_groups_whatever_their_sizes() -> None:
+    few, many = torch.arange(20).double(), torch.arange(400).double() / 20 + 5
+    score, group = torch.cat([few, many]), torch.tensor([0] * 20 + [1] * 400)
+    tau = conformal_threshold(score, 0.2, group)
+    rejected = [(scores < tau).double().mean() for scores in (few, many)]
+    assert 0.15 < sum(rejected) / 2 <= 0.2
+    assert conformal_threshold(score, 0.2) > tau  # by image the many would decide

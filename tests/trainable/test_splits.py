@@ -99,23 +99,63 @@ def test_kind_tells_seen_from_held_out_from_borrowed(data: Data, config: TrialCo
 
 @given(datas, configs)
 @any_pools
-def test_halves_share_no_image_and_each_has_half_of_every_kind(
+def test_parts_share_no_image_and_each_has_half_of_every_kind(
     data: Data, config: TrialConfig
 ) -> None:
+    """Half of the images, or of the classes where these are whole."""
     pools = make_pools(data, config)
-    is_calibration = pools.val_is_calibration
-    assert not set(pools.val[is_calibration].tolist()) & set(pools.val[~is_calibration].tolist())
-    for kind in (SEEN, PSEUDO_NOVEL, NOVEL):
-        of_kind = is_calibration[pools.val_kind == kind]
-        assert abs(int(of_kind.sum()) - int((~of_kind).sum())) <= 1
+    in_part_a = pools.val_in_part_a
+    assert not set(pools.val[in_part_a].tolist()) & set(pools.val[~in_part_a].tolist())
+    shown = true_classes(data)[pools.val]
+    for kind in (SEEN, PSEUDO_NOVEL, NOVEL, SECOND):
+        of_kind = pools.val_kind == kind
+        each = [shown[of_kind & part].tolist() for part in (in_part_a, ~in_part_a)]
+        by_class = kind != SEEN and len(set(shown[of_kind].tolist())) > 1
+        a, b = (set(part) if by_class else part for part in each)
+        assert abs(len(a) - len(b)) <= 1
+        if kind in (SEEN, NOVEL):
+            assert min(len(a), len(b)) > 0
 
 
 @given(datas, configs)
 @any_pools
-def test_halves_share_the_images_of_every_seen_subclass(data: Data, config: TrialConfig) -> None:
+def test_what_chooses_and_what_judges_show_different_held_out_and_borrowed_classes(
+    data: Data, config: TrialConfig
+) -> None:
+    pools = make_pools(data, config)
+    shown = true_classes(data)[pools.val]
+    for kind in (PSEUDO_NOVEL, NOVEL, SECOND):
+        of_kind = pools.val_kind == kind
+        classes = set(shown[of_kind].tolist())
+        a, b = (
+            set(shown[of_kind & part].tolist())
+            for part in (pools.val_in_part_a, ~pools.val_in_part_a)
+        )
+        if len(classes) > 1:
+            assert min(len(a), len(b)) > 0
+            assert not a & b
+
+
+def test_parts_have_as_many_held_out_subclasses_of_each_superclass() -> None:
+    data = make_data(subclasses=(8, 8, 8), images=2)
+    for seed in range(5):
+        pools = make_pools(data, TrialConfig(pseudo_novel_fraction=0.5, seed=seed))
+        pseudo = pools.val_kind == PSEUDO_NOVEL
+        for superclass in range(3):
+            of_super = pseudo & (data.superclass[pools.val] == superclass)
+            a, b = (
+                set(data.subclass[pools.val[of_super & part]].tolist())
+                for part in (pools.val_in_part_a, ~pools.val_in_part_a)
+            )
+            assert (len(a), len(b)) == (2, 2)
+
+
+@given(datas, configs)
+@any_pools
+def test_parts_share_the_images_of_every_seen_subclass(data: Data, config: TrialConfig) -> None:
     pools = make_pools(data, config)
     for subclass in pools.subclasses:
-        of_class = pools.val_is_calibration[data.subclass[pools.val] == subclass]
+        of_class = pools.val_in_part_a[data.subclass[pools.val] == subclass]
         assert abs(int(of_class.sum()) - int((~of_class).sum())) <= 1
 
 
@@ -129,9 +169,9 @@ def test_borrowed_classes_that_judge_are_not_those_that_train(
     judging = data.borrowed_class[pools.val[pools.val_kind == NOVEL]]
     training = data.borrowed_class[borrowed_training_rows(data, pools)]
     assert not set(judging.tolist()) & set(training.tolist())
-    # A quarter of the classes, rounded as Python does, and at least one: all their images.
+    # A quarter of the classes, rounded as Python does, and one for each part: all their images.
     classes = set(judging.tolist())
-    assert len(classes) == max(1, round(len(borrowed) / 4))
+    assert len(classes) == max(2 if len(borrowed) > 2 else 1, round(len(borrowed) / 4))
     assert len(judging) == sum(borrowed[b] for b in classes)
 
 
@@ -146,7 +186,7 @@ def test_pool_without_several_classes_is_split_by_image(borrowed: Any) -> None:
 
 
 def test_novel_validation_is_capped_and_the_rest_of_its_classes_stays_out() -> None:
-    data = make_data(borrowed=(1500,) * 4)
+    data = make_data(borrowed=(1500,) * 5)
     pools = make_pools(data, TrialConfig(novel_images=10_000))
     assert int((pools.val_kind == NOVEL).sum()) == 1000
     assert pools.novel_images_used == 4500
@@ -202,7 +242,7 @@ def subclasses_of(data: Data, pools: Pools, kind: int) -> set[int]:
 
 @given(datas, configs)
 @any_pools
-def test_second_hold_out_shares_no_subclass_and_nothing_is_chosen_on_it(
+def test_second_hold_out_shares_no_subclass_with_any_other_pool(
     data: Data, config: TrialConfig
 ) -> None:
     pools = make_pools(data, config)
@@ -211,7 +251,6 @@ def test_second_hold_out_shares_no_subclass_and_nothing_is_chosen_on_it(
         assert not second & subclasses_of(data, pools, kind)
     assert not second & set(data.subclass[pools.train].tolist())
     assert not second & set(pools.subclasses)
-    assert not pools.val_is_calibration[pools.val_kind == SECOND].any()
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -222,7 +261,7 @@ def test_second_hold_out_is_its_fraction_and_leaves_the_first_as_it_is(seed: int
         config = TrialConfig(second_pseudo_novel_fraction=fraction, seed=seed)
         pools = make_pools(data, config)
         of_first = pools.val_kind == PSEUDO_NOVEL
-        firsts.append((pools.val[of_first].tolist(), pools.val_is_calibration[of_first].tolist()))
+        firsts.append((pools.val[of_first].tolist(), pools.val_in_part_a[of_first].tolist()))
         seconds.append(subclasses_of(data, pools, SECOND))
     assert firsts[0] == firsts[1] == firsts[2]
     assert [len(each) for each in seconds] == [0, 3, 6]
@@ -253,7 +292,7 @@ def test_subclass_of_one_image_only_trains() -> None:
 
 @pytest.mark.parametrize(("asked", "used"), [(0, 0), (7, 7), (18, 18), (19, 18), (10**9, 18)])
 def test_pool_smaller_than_asked_is_used_whole_and_its_size_recorded(asked: int, used: int) -> None:
-    data = make_data(borrowed=(6, 6, 6, 6))  # one class of four judges
+    data = make_data(borrowed=(6, 6, 6, 6, 6))  # two classes of five judge
     pools = make_pools(data, TrialConfig(novel_images=asked))
     assert pools.novel_images_used == used
     assert len(borrowed_training_rows(data, pools)) == used
@@ -264,7 +303,7 @@ def test_number_of_novel_images_changes_nothing_else() -> None:
     data = make_data()
     few, many = (make_pools(data, TrialConfig(novel_images=count)) for count in (3, 12))
     assert torch.equal(few.val, many.val)
-    assert torch.equal(few.val_is_calibration, many.val_is_calibration)
+    assert torch.equal(few.val_in_part_a, many.val_in_part_a)
     assert set(few.train.tolist()) < set(many.train.tolist())
     assert few.subclasses == many.subclasses
 
@@ -272,15 +311,15 @@ def test_number_of_novel_images_changes_nothing_else() -> None:
 @pytest.mark.parametrize(
     ("data", "counts"),
     [
-        (make_data(images=1), "0 of seen subclasses and 6 borrowed"),
-        (make_data(images=(2, 1, 1, 1, 1, 1, 1)), "1 of seen subclasses and 6 borrowed"),
+        (make_data(images=1), "0 of seen subclasses and 12 borrowed"),
+        (make_data(images=(2, 1, 1, 1, 1, 1, 1)), "1 of seen subclasses and 12 borrowed"),
         (make_data(borrowed=1), "1 borrowed"),
         (make_data(borrowed=0), "0 borrowed"),
-        (make_data(borrowed=(1, 1, 1)), "1 borrowed"),
+        (make_data(borrowed=(1, 1)), "1 borrowed"),
     ],
     ids=["one image each", "one validates", "one borrowed", "none borrowed", "one each borrowed"],
 )
-def test_too_few_images_for_two_halves_are_refused(data: Data, counts: str) -> None:
+def test_too_few_images_for_two_parts_are_refused(data: Data, counts: str) -> None:
     with pytest.raises(DataError, match=f"at least 2 images, .* {counts}: add images$"):
         make_pools(data, TrialConfig(pseudo_novel_fraction=0.0))
 
@@ -371,7 +410,7 @@ def test_refit_trains_on_every_known_image_and_holds_nothing_out(
     rows = pools.train.tolist()
     assert len(set(rows)) == len(rows)
     assert set(range(data.num_known)) <= set(rows)
-    assert len(pools.val) == len(pools.val_kind) == len(pools.val_is_calibration) == 0
+    assert len(pools.val) == len(pools.val_kind) == len(pools.val_in_part_a) == 0
     assert pools.subclasses == tuple(range(len(data.subclasses)))
     assert torch.equal(pools.sub_target, data.subclass)
     num_borrowed = len(data.images) - data.num_known
