@@ -7,6 +7,8 @@ from typing import Self
 import torch
 import torch.nn.functional as F
 
+from trainable.errors import ConfigError
+
 MAX_ROTATION_DEGREES = 10.0
 STRONG_OPERATIONS = ("brightness", "contrast", "saturation", "zoom", "shift_x", "shift_y", "erase")
 STRONG_PER_IMAGE = 2
@@ -55,13 +57,20 @@ class Augmentation:
         flip_N = torch.rand(num, generator=generator) < 0.5
         strength_NK = torch.zeros(num, len(STRONG_OPERATIONS))
         place_N2 = torch.zeros(num, 2)
-        if kind == "none":
-            angle_N, flip_N = torch.zeros(num), torch.zeros(num, dtype=torch.bool)
-        if kind == "strong":
-            chosen = torch.rand(strength_NK.shape, generator=generator).argsort(1).argsort(1)
-            strength_NK = torch.rand(strength_NK.shape, generator=generator) * 2 - 1
-            strength_NK[chosen >= STRONG_PER_IMAGE] = 0.0
-            place_N2 = torch.rand(num, 2, generator=generator)
+        match kind:
+            case "none":
+                angle_N, flip_N = torch.zeros(num), torch.zeros(num, dtype=torch.bool)
+            case "flip_rotate":
+                pass
+            case "strong":
+                chosen = torch.rand(strength_NK.shape, generator=generator).argsort(1).argsort(1)
+                strength_NK = torch.rand(strength_NK.shape, generator=generator) * 2 - 1
+                strength_NK[chosen >= STRONG_PER_IMAGE] = 0.0
+                place_N2 = torch.rand(num, 2, generator=generator)
+            case _:
+                raise ConfigError(
+                    f"`augment` must be none, flip_rotate or strong, but got {kind!r}"
+                )
         if side_N is None:
             side_N = torch.zeros(num, dtype=torch.int64)
         return cls(angle_N, flip_N, strength_NK, place_N2, side_N)

@@ -14,7 +14,12 @@ from trainable.errors import ConfigError, nearest
 Task = Literal["super", "sub"]
 TASKS: tuple[Task, ...] = ("super", "sub")
 
-ARCHITECTURES = ("two_heads", "two_models")
+TASKS_OF_BRANCHES: dict[str, tuple[tuple[Task, ...], ...]] = {
+    "two_heads": (TASKS,),
+    "two_models": (("super",), ("sub",)),
+}
+"""The tasks of each branch, by architecture."""
+ARCHITECTURES = tuple(TASKS_OF_BRANCHES)
 HEADS = ("linear", "cosine")
 OPTIMIZERS = ("adam", "adamw")
 SCHEDULES = ("constant", "one_cycle", "cosine")
@@ -282,10 +287,7 @@ class TrialConfig:
 
     def branches(self) -> tuple[Branch, ...]:
         """Return what is trained: one branch with both tasks, or one branch for each."""
-        groups: tuple[tuple[Task, ...], ...] = (
-            (TASKS,) if self.architecture == "two_heads" else (("super",), ("sub",))
-        )
-        return tuple(self._branch(tasks) for tasks in groups)
+        return tuple(self._branch(tasks) for tasks in TASKS_OF_BRANCHES[self.architecture])
 
     def describe(self) -> str:
         """Return what tells one configuration from another, in one line."""
@@ -295,7 +297,7 @@ class TrialConfig:
             parts.append(branches["super"])
         else:
             parts += [f"{task} {text}" for task, text in branches.items()]
-        if self.architecture == "two_heads":
+        if TASKS in TASKS_OF_BRANCHES[self.architecture]:
             parts.append(f"α {self.alpha:.2g} T {self.temperature:.2g}")
         parts.append(f"{self.novel_images} novel")
         return ", ".join(parts)

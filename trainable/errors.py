@@ -2,10 +2,12 @@
 
 import argparse
 import difflib
-from collections.abc import Iterable
-from typing import NoReturn
+from collections.abc import Iterable, Mapping
+from typing import NoReturn, TypeVar
 
 from trainable.urls import hidden
+
+_T = TypeVar("_T")
 
 
 class Parser(argparse.ArgumentParser):
@@ -47,3 +49,14 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """Return `` (did you mean 'x'?)`` for the nearest of `known`, or an empty string."""
     matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f" (did you mean {matches[0]!r}?)" if matches else ""
+
+
+def chosen(table: Mapping[str, _T], key: str, name: str) -> _T:
+    """Return what `table` holds for the value `name` of the config's `key`.
+
+    Raises:
+        ConfigError: Nothing: a name that the config allows and nobody built trains as no other.
+    """
+    if name not in table:
+        raise ConfigError(f"`{key}` must be one of {', '.join(table)}, but got {name!r}")
+    return table[name]

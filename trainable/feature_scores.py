@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from trainable.config import FEATURE_SCORES
+from trainable.errors import chosen
 
 NEIGHBOURS = 10
 """The k of the k-th nearest neighbour. On frozen features of the real data, with one superclass
@@ -97,7 +98,9 @@ class FeatureBank:
             "knn_difference": difference_B,
             "rmds": -self._relative_mahalanobis(features_BD.double()),
         }
-        return torch.stack([by_name[name].double() for name in FEATURE_SCORES], 1)
+        return torch.stack(
+            [chosen(by_name, "novelty_score", name).double() for name in FEATURE_SCORES], 1
+        )
 
     def _relative_mahalanobis(self, features_BD: torch.Tensor) -> torch.Tensor:
         # Both distances by way of differences to the background mean, which keeps digits.

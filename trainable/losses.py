@@ -33,12 +33,27 @@ def interaction_loss(
     sub_logits_NC: torch.Tensor,
     super_of_sub_C: torch.Tensor,
     temperature: float = 1.0,
+    *,
+    keep_N: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Return KL(p̂_super || p_super), mean over the batch (paper, section 3.6): a scalar, >= 0."""
+    """Return KL(p̂_super || p_super) (paper, section 3.6): a scalar, >= 0.
+
+    Args:
+        super_logits_NK: Logits of the superclass head, novel last.
+        sub_logits_NC: Logits of the subclass head, novel last.
+        super_of_sub_C: int64 (C,), superclass of each output.
+        temperature: Divides both.
+        keep_N: bool (N,), the images that it is the mean over, null: all; of none it is 0. An image
+            whose subclass is to look like every known one (outlier exposure) has no place in it: p̂
+            would say "known" of what the superclass learns to call novel.
+    """
     num_super = super_logits_NK.shape[1]
     implied_NK = implied_super_log_probs(sub_logits_NC, super_of_sub_C, temperature, num_super)
     log_p_NK = F.log_softmax(super_logits_NK / temperature, dim=1)
-    return F.kl_div(log_p_NK, implied_NK, reduction="batchmean", log_target=True)
+    if keep_N is None:
+        return F.kl_div(log_p_NK, implied_NK, reduction="batchmean", log_target=True)
+    kl_N = F.kl_div(log_p_NK, implied_NK, reduction="none", log_target=True).sum(1)
+    return (kl_N * keep_N).sum() / keep_N.sum().clamp_min(1)
 
 
 def soft_targets(

@@ -3,7 +3,7 @@
 import copy
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Self
 
@@ -14,6 +14,7 @@ from torch import nn
 from trainable import backbones
 from trainable.augment import Augmentation
 from trainable.config import Branch, Task
+from trainable.errors import chosen
 from trainable.rng import generator
 
 INITIAL_COSINE_SCALE = 30.0
@@ -33,9 +34,11 @@ class CosineHead(nn.Module):
         return self.scale * cosine_NC
 
 
+_HEADS: dict[str, Callable[[int, int], nn.Module]] = {"linear": nn.Linear, "cosine": CosineHead}
+
+
 def _head(kind: str, num_features: int, num_classes: int, rng: torch.Generator) -> nn.Module:
-    make = CosineHead if kind == "cosine" else nn.Linear
-    head = make(num_features, num_classes)
+    head = chosen(_HEADS, "head", kind)(num_features, num_classes)
     bound = 1 / math.sqrt(num_features)  # what nn.Linear draws from, but from our generator
     with torch.no_grad():
         for name in ("weight", "bias"):
@@ -146,8 +149,13 @@ class BranchModel(nn.Module):
         return self.classify(self.tuned(features))
 
     def classify(self, pooled_ND: torch.Tensor) -> dict[Task, torch.Tensor]:
-        """Return each task's logits (N, C + 1) from the whole backbone's output."""
-        return {task: self.heads[task](pooled_ND) for task in self.branch.tasks}
+        """Return each task's logits (N, C + 1) from the whole backbone's output.
+
+        Always in float32: bf16 has 8 bits of mantissa, and equal scores cannot be ranked.
+        """
+        with torch.autocast(pooled_ND.device.type, enabled=False):
+            pooled_ND = pooled_ND.float()
+            return {task: self.heads[task](pooled_ND) for task in self.branch.tasks}
 
     def with_own_weights(self) -> Self:
         """Return the same branch with a copy of what is trained; the frozen part is shared."""

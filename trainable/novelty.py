@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from trainable.config import FEATURE_SCORES, Task
+from trainable.errors import chosen
 
 GEN_GAMMA, GEN_TOP = 0.1, 100
 """Liu, Lochman and Zach, GEN (CVPR 2023): the values its authors use for ImageNet."""
@@ -126,7 +127,7 @@ def novelty_score(logits_NC: torch.Tensor, name: str) -> torch.Tensor:
             every score is over the other columns (msp keeps novel in the denominator).
         name: One of `trainable.config.LOGIT_SCORES`.
     """
-    return _LOGIT_SCORES[name](logits_NC.double())
+    return chosen(_LOGIT_SCORES, "novelty_score", name)(logits_NC.double())
 
 
 def candidates(response: Response, task: Task, *, restrict_sub: bool) -> torch.Tensor:

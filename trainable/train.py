@@ -22,7 +22,7 @@ from trainable.checkpoint import load_checkpoint, save_checkpoint
 from trainable.classifier import load_weights, save_classifier, save_outputs, save_table
 from trainable.config import BEST, FEATURE_SCORES, Task, TrialConfig, parse_settings
 from trainable.data import Data, default_cache, folder_for_images, load_data
-from trainable.errors import Parser, TrialError, UserError, WeightsError
+from trainable.errors import Parser, TrialError, UserError, WeightsError, chosen
 from trainable.feature_scores import FeatureBank, formula
 from trainable.features import FORWARD_BATCH, FeatureInputs, inputs_for
 from trainable.intervals import flat, outputs_intervals
@@ -141,6 +141,12 @@ def best_epoch(history: list[Metrics]) -> Metrics:
     return max(history, key=lambda metrics: metrics.get("score_calibration", metrics["epoch"]))
 
 
+_OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+}
+
+
 class Trainer:
     """All branches of a trial, their optimizer and what they see.
 
@@ -206,26 +212,27 @@ class Trainer:
         for model in self.branches:
             groups.append({"params": [*model.tuned.parameters()], "lr": model.branch.lr})
             groups.append({"params": [*model.heads.parameters()], "lr": model.branch.head_lr})
-        kind = torch.optim.AdamW if self.config.optimizer == "adamw" else torch.optim.Adam
-        return kind(
+        make = chosen(_OPTIMIZERS, "optimizer", self.config.optimizer)
+        return make(
             [group for group in groups if group["params"]],
             weight_decay=self.config.weight_decay,
             fused=True,
         )
 
     def _schedule(self) -> torch.optim.lr_scheduler.LRScheduler:
-        if self.config.schedule == "constant" or self.config.epochs == 0:
-            return torch.optim.lr_scheduler.ConstantLR(self.optimizer, factor=1.0)
-        total_steps = self.steps_per_epoch * self.config.epochs
-        if self.config.schedule == "cosine":
-            return torch.optim.lr_scheduler.LambdaLR(
+        total_steps = max(1, self.steps_per_epoch * self.config.epochs)
+        peaks = [group["lr"] for group in self.optimizer.param_groups]
+        schedules = torch.optim.lr_scheduler
+        makers: dict[str, Callable[[], torch.optim.lr_scheduler.LRScheduler]] = {
+            "constant": lambda: schedules.ConstantLR(self.optimizer, factor=1.0),
+            "one_cycle": lambda: schedules.OneCycleLR(
+                self.optimizer, max_lr=peaks, total_steps=total_steps
+            ),
+            "cosine": lambda: schedules.LambdaLR(
                 self.optimizer, lambda step: (1 + math.cos(math.pi * step / total_steps)) / 2
-            )
-        return torch.optim.lr_scheduler.OneCycleLR(
-            self.optimizer,
-            max_lr=[group["lr"] for group in self.optimizer.param_groups],
-            total_steps=total_steps,
-        )
+            ),
+        }
+        return chosen(makers, "schedule", self.config.schedule)()
 
     def train_epoch(self, epoch: int) -> Metrics:
         """Pass once over the training pool in a new order; return the epoch's training figures.
@@ -284,9 +291,17 @@ class Trainer:
                 loss = loss + F.cross_entropy(logits[task], wanted)
             if len(model.branch.tasks) == 2 and self.config.alpha > 0:
                 loss = loss + self.config.alpha * interaction_loss(
-                    logits["super"], logits["sub"], self.super_of_sub, self.config.temperature
-                )
+                    logits["super"], logits["sub"], self.super_of_sub, self.config.temperature,
+                    keep_N=self._unexposed(target["sub"], mixed),
+                )  # fmt: skip
             yield loss
+
+    def _unexposed(self, target_N: torch.Tensor, mixed: "Mixup | None") -> torch.Tensor | None:
+        """Return the images whose subclass target outlier exposure leaves alone; null: all."""
+        if not self.config.outlier_exposure:
+            return None
+        is_known_N = target_N < len(self.pools.subclasses)
+        return is_known_N if mixed is None else is_known_N & mixed.partners(is_known_N)
 
     def _wanted(self, task: Task, target_N: torch.Tensor, num_classes: int) -> torch.Tensor:
         """Return the targets of `task`: class indices, or (N, C) where an option softens them."""
@@ -327,7 +342,7 @@ class Trainer:
         scores: dict[Task, torch.Tensor] = {}
         for number, model in enumerate(self.evaluated):
             pooled = self._pooled_all(number, pools.val)
-            logits |= {task: each.cpu() for task, each in self._classified(model, pooled).items()}
+            logits |= {task: each.cpu() for task, each in model.classify(pooled).items()}
             score = torch.full((len(pools.val), len(FEATURE_SCORES)), math.nan).double()
             if all_scores or self._needs_bank(model):
                 score = self._feature_scores(number, pooled)
@@ -406,17 +421,12 @@ class Trainer:
         return rows, target.masked_fill(target == novel, -1)
 
     def _logits(self, model: BranchModel, features: torch.Tensor) -> dict[Task, torch.Tensor]:
-        return self._classified(model, self._pooled(model, features))
+        return model.classify(self._pooled(model, features))
 
     def _pooled(self, model: BranchModel, features: torch.Tensor) -> torch.Tensor:
-        with torch.autocast("cuda", torch.bfloat16, enabled=self.is_autocast):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.is_autocast):
             pooled: torch.Tensor = model.tuned(features)
-        return pooled
-
-    def _classified(self, model: BranchModel, pooled_ND: torch.Tensor) -> dict[Task, torch.Tensor]:
-        with torch.autocast("cuda", torch.bfloat16, enabled=self.is_autocast):
-            logits = model.classify(pooled_ND)
-        return {task: each.float() for task, each in logits.items()}
+        return pooled.float()
 
     def state(self) -> dict[str, Any]:
         """Return all that training changes. Randomness follows from seed and epoch."""
@@ -485,7 +495,11 @@ class Mixup:
 
     def of(self, rows: torch.Tensor) -> torch.Tensor:
         """Return each row of float (N, ...) blended with its partner."""
-        return self.share * rows + (1 - self.share) * rows[self.partner_N.to(rows.device)]
+        return self.share * rows + (1 - self.share) * self.partners(rows)
+
+    def partners(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return each row's partner."""
+        return rows[self.partner_N.to(rows.device)]
 
 
 def main(argv: list[str] | None = None) -> int:

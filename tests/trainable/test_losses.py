@@ -159,3 +159,17 @@ def test_outlier_exposure_asks_for_every_known_class_alike_and_of_borrowed_image
     torch.testing.assert_close(each[is_novel], -weight * log_p[is_novel, :3].mean(1))
     unexposed = soft_targets(target, 4, label_smoothing=smoothing)
     assert torch.equal(soft[~is_novel], unexposed[~is_novel])
+
+
+@given(cases(), st.data())
+@settings(deadline=None, max_examples=40)
+def test_interaction_loss_is_the_mean_over_the_kept_images(case: Any, data: st.DataObject) -> None:
+    super_logits, sub_logits, super_of_sub = case
+    keep = torch.tensor(data.draw(st.lists(st.booleans(), min_size=4, max_size=4)))
+    keep = keep[: len(sub_logits)]
+    loss = interaction_loss(super_logits, sub_logits, super_of_sub, keep_N=keep)
+    if not keep.any():
+        assert loss == 0
+        return
+    expected = interaction_loss(super_logits[keep], sub_logits[keep], super_of_sub)
+    np.testing.assert_allclose(loss, expected, rtol=1e-9, atol=1e-12)

@@ -20,6 +20,7 @@ from upath import UPath
 import trainable.train as module
 from tests.trainable.tiny import BACKBONE, tiny_config
 from trainable import backbones, feature_scores
+from trainable import config as config_module
 from trainable.backbones import Backbone
 from trainable.classifier import INFO_FILE, MODEL_FILE, OUTPUTS_FILE, TABLE_FILE, load_outputs
 from trainable.config import Branch, TrialConfig
@@ -185,6 +186,77 @@ def test_both_heads_of_one_model_learn_from_the_interaction(trainer: Make) -> No
         states.append(state_of(each.branches[0]))
     changed = differing(*states)
     assert {"heads.super.weight", "heads.sub.weight", "tuned.0.0.0.weight"} <= changed
+
+
+@pytest.mark.parametrize("mixup", [0.0, 0.4])
+def test_interaction_leaves_out_what_outlier_exposure_softens(
+    trainer: Make, monkeypatch: pytest.MonkeyPatch, mixup: float
+) -> None:
+    """For those the subclass head learns to say "known", and the superclass head "novel"."""
+    kept: list[torch.Tensor] = []
+    compute = module.interaction_loss
+
+    def noting(*args: Any, keep_N: torch.Tensor) -> torch.Tensor:
+        kept.append(keep_N)
+        return compute(*args, keep_N=keep_N)
+
+    monkeypatch.setattr(module, "interaction_loss", noting)
+    each = trainer(tiny_config(outlier_exposure=0.5, mixup=mixup, fine_tune="frozen"))
+    each.inputs[0].start_epoch(1)
+    is_borrowed = each.pools.sub_target[each.pools.train] == len(each.pools.subclasses)
+    known, borrowed = each.pools.train[~is_borrowed], each.pools.train[is_borrowed]
+    rows = torch.cat([known[:6], borrowed[:3]])
+    list(each._losses(rows, 1, 0))
+    expected = torch.arange(9) < 6
+    if mixup:
+        partner = Mixup.draw(9, mixup, each.config.seed, 1, 0).partner_N
+        expected &= expected[partner]
+    assert torch.equal(kept[0], expected)
+    (loss,) = each._losses(borrowed[:4], 1, 1)
+    loss.backward()  # a batch without any other image
+    assert loss.isfinite()
+    gradients = [p.grad for p in each.branches[0].heads.parameters() if p.grad is not None]
+    assert gradients
+    assert all(grad.isfinite().all() for grad in gradients)
+
+
+def test_scores_are_as_fine_under_autocast(trainer: Make) -> None:
+    """In bf16 most of them would be equal, and equal ones cannot be ranked."""
+    each = trainer(tiny_config(fine_tune="last_1"))
+    each.is_autocast = True
+    features = torch.randn(512, each.branches[0].heads["sub"].in_features)
+    logits = each.branches[0].classify(features)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(each.branches[0].classify(features)["sub"], logits["sub"])
+        assert each.branches[0].classify(features.bfloat16())["sub"].dtype == torch.float32
+    outputs = each.outputs()
+    assert outputs.sub_logits.dtype == torch.float32
+    assert not torch.equal(outputs.sub_logits, outputs.sub_logits.bfloat16().float())
+
+
+@pytest.mark.parametrize(
+    ("key", "names"),
+    [("optimizer", "OPTIMIZERS"), ("schedule", "SCHEDULES"), ("augment", "AUGMENTS"),
+     ("head", "HEADS")],
+)  # fmt: skip
+def test_choice_that_is_listed_but_not_built_is_an_error(
+    run: Run, monkeypatch: pytest.MonkeyPatch, key: str, names: str
+) -> None:
+    monkeypatch.setattr(config_module, names, (*getattr(config_module, names), "new"))
+    with pytest.raises(ConfigError, match=rf"`{key}` must be .*, but got 'new'"):
+        run(tiny_config(**{key: "new"}))
+
+
+@pytest.mark.parametrize("names", ["LOGIT_SCORES", "FEATURE_SCORES"])
+def test_score_that_is_listed_but_not_built_is_an_error(
+    run: Run, monkeypatch: pytest.MonkeyPatch, names: str
+) -> None:
+    scores = ("new", *config_module.NOVELTY_SCORES)
+    monkeypatch.setattr(config_module, "NOVELTY_SCORES", scores)
+    if names == "FEATURE_SCORES":
+        monkeypatch.setattr(feature_scores, names, ("new", *feature_scores.FEATURE_SCORES))
+    with pytest.raises(ConfigError, match=r"`novelty_score` must be .*, but got 'new'"):
+        run(tiny_config(novelty_score="knn" if names == "FEATURE_SCORES" else "new"))
 
 
 @pytest.mark.parametrize("use_cache", [False, True])
@@ -548,7 +620,7 @@ def test_loss_that_is_not_a_number_fails_the_trial(
 
 
 def test_loss_that_overflows_fails_the_trial(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "interaction_loss", lambda *args: torch.tensor(torch.inf))
+    monkeypatch.setattr(module, "interaction_loss", lambda *args, **_: torch.tensor(torch.inf))
     with pytest.raises(TrialError, match="the loss is inf in epoch 1: lower lr"):
         run(tiny_config())
 
