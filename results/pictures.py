@@ -142,18 +142,25 @@ def _plot_hierarchy(
 
 
 def _plot_study(folder: UPath, pictures: UPath, record: SearchRecord) -> list[UPath]:
-    """Write Optuna's interactive views; they need a few sampled trials."""
+    """Write Optuna's interactive views; they need a few sampled trials.
+
+    Only of trials with parameters. A baseline outside the space has none: among the best trials,
+    which Optuna compares with all, it would hide what those have in common.
+    """
     study = optuna.load_study(study_name=record.study_name, storage=study_url(folder, record))
-    sampled = [t for t in study.trials if t.state.name == "COMPLETE" and t.params]
+    trials = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
+    sampled = [trial for trial in trials if trial.params]
     if len(sampled) < 4 or len(record.metrics) > 1:
         return []
+    shown = optuna.create_study(direction=study.direction)  # in memory
+    shown.add_trials(sampled)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         evaluator = optuna.importance.PedAnovaImportanceEvaluator()
         figures = {
-            "parameters.html": optuna.visualization.plot_slice(study),
+            "parameters.html": optuna.visualization.plot_slice(shown),
             "importance.html": optuna.visualization.plot_param_importances(
-                study, evaluator=evaluator
+                shown, evaluator=evaluator
             ),
         }
     for name, figure in figures.items():

@@ -74,7 +74,8 @@ class Study:
     is made anew for every trial, so that a resumed search asks what an undisturbed one would.
     Repeats are no part of that history: other seeds mean other validation images, and a point
     that is there several times would crowd the others out of what the sampler takes for good.
-    So a search goes on after its repeats as if they had not been.
+    So a search goes on after its repeats as if they had not been. Neither are trials without
+    parameters, such as baselines outside the space: there is nothing in them to learn from.
     """
 
     def __init__(
@@ -150,7 +151,11 @@ class Study:
         return self.trials[number]
 
     def _place(self, number: int) -> int:
-        """Return how many trials the search asked for before this one: repeats do not count."""
+        """Return how many trials the search asked for before this one.
+
+        It names the trial's random streams and its baseline. Repeats do not count, as if they had
+        not been; baselines do, also those that the sampler is not shown.
+        """
         return number - sum(repeat < number for repeat in self._repeats)
 
     def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
@@ -298,7 +303,7 @@ class _Sampler(optuna.samplers.TPESampler):
     """TPE that draws each parameter from a stream of its own, whatever was drawn before it.
 
     A trial whose driver was killed between two suggestions thus gets the others as it would have.
-    Trials whose numbers are `hidden` are as if they were not there.
+    It sees the study as `_Learnable` shows it.
     """
 
     def __init__(self, *purpose: str | int, hidden: Collection[int]) -> None:
@@ -309,14 +314,18 @@ class _Sampler(optuna.samplers.TPESampler):
                 seed=generator(*purpose).initial_seed() % 2**32,
                 multivariate=True,
                 group=True,
+                # Trials run at once: one that has no result yet counts as a bad one, so that those
+                # asked for meanwhile are not its near copies. Optuna's default, relied upon here.
+                constant_liar=True,
                 warn_independent_sampling=False,
             )
         self._purpose, self._hidden = purpose, hidden
+        self._seen: _Learnable | None = None
 
     def infer_relative_search_space(
         self, study: optuna.Study, trial: optuna.trial.FrozenTrial
     ) -> dict[str, BaseDistribution]:
-        return super().infer_relative_search_space(_view(study, self._hidden), trial)
+        return super().infer_relative_search_space(self._view(study), trial)
 
     def sample_relative(
         self,
@@ -324,7 +333,7 @@ class _Sampler(optuna.samplers.TPESampler):
         trial: optuna.trial.FrozenTrial,
         search_space: dict[str, BaseDistribution],
     ) -> dict[str, Any]:
-        return super().sample_relative(_view(study, self._hidden), trial, search_space)
+        return super().sample_relative(self._view(study), trial, search_space)
 
     def sample_independent(
         self,
@@ -335,26 +344,38 @@ class _Sampler(optuna.samplers.TPESampler):
     ) -> Any:
         fresh = _Sampler(*self._purpose, param_name, hidden=self._hidden)
         return super(_Sampler, fresh).sample_independent(
-            _view(study, self._hidden), trial, param_name, param_distribution
+            self._view(study), trial, param_name, param_distribution
         )
 
+    def _view(self, study: optuna.Study) -> optuna.Study:
+        if self._seen is None:
+            self._seen = _Learnable(study, self._hidden)
+        return self._seen  # type: ignore[return-value]
 
-class _View:
-    """A study without some of its trials."""
+
+class _Learnable:
+    """A study as it is at the first look, with the trials alone that a sampler can learn from.
+
+    Left out are those in `hidden`, and those without parameters: baselines outside the space, and
+    what a resume with other choices left without any. TPE ranks all trials before it drops those
+    that lack a parameter, so these would stand for its good ones, and count as random starts.
+    """
 
     def __init__(self, study: optuna.Study, hidden: Collection[int]) -> None:
-        self._study, self._hidden = study, hidden
+        self._study = study
+        self._trials = [
+            trial
+            for trial in study._get_trials(deepcopy=False)
+            if trial.params and trial.number not in hidden
+        ]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._study, name)
 
-    def _get_trials(self, *args: Any, **kwargs: Any) -> list[optuna.trial.FrozenTrial]:
-        trials = self._study._get_trials(*args, **kwargs)
-        return [trial for trial in trials if trial.number not in self._hidden]
-
-
-def _view(study: optuna.Study, hidden: Collection[int]) -> optuna.Study:
-    return _View(study, hidden) if hidden else study  # type: ignore[return-value]
+    def _get_trials(
+        self, deepcopy: bool = True, states: Collection[TrialState] | None = None, **_: Any
+    ) -> list[optuna.trial.FrozenTrial]:
+        return [trial for trial in self._trials if states is None or trial.state in states]
 
 
 def make_sampler(
@@ -362,10 +383,12 @@ def make_sampler(
 ) -> optuna.samplers.BaseSampler:
     """Return the sampler for one trial: multivariate TPE, which follows conditional spaces.
 
+    One for each trial: it looks at the study once.
+
     Args:
         seed: Of the search.
         place: Of the trial among those that the search asks for.
-        hidden: Numbers of trials that it must not learn from.
+        hidden: Numbers of trials that it must not learn from, beside those without parameters.
     """
     return _Sampler("sampler", seed, place, hidden=hidden)
 

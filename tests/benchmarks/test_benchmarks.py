@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.benchmarks import frozen_search, full_epoch, scale, trial_overhead
+from tests.benchmarks import frozen_search, full_epoch, sampler, scale, trial_overhead
 from tests.benchmarks.searches import plain_epochs_s, plain_starts_s
 
 
@@ -98,3 +98,12 @@ def test_growth_compares_the_last_fifth_with_the_first_after_one_trial() -> None
     at_end_s = [9.0, *(10.0 + n for n in range(5)), *(14.0 + 2 * n for n in range(1, 6))]
     growth = scale._growth(at_end_s)
     assert growth == {"trials": 2, "first_s": 1.0, "last_s": 2.0, "ratio": 2.0}
+
+
+def test_sampler_runs_every_side_and_counts_who_won(capsys: pytest.CaptureFixture[str]) -> None:
+    sampler.main(["--seeds", "1", "--trials", "7"])
+    result = last_line(capsys)
+    assert set(result["mean"]) == {"ours", "random", "visible"}
+    assert result["searches"] == len(result["means"]) == 3
+    assert all(0 <= won <= 3 for won in result["wins"].values())
+    assert all(0 < value < 1 for value in result["mean"].values())

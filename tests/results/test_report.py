@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import warnings
 from dataclasses import asdict
 from pathlib import Path
@@ -266,6 +267,20 @@ def test_report_of_sampled_trials_shows_what_their_parameters_did(
     bars = importance[importance.rindex("Plotly.newPlot") :]
     assert '"lr"' in bars
     assert '"architecture"' in bars
+
+
+def test_importance_is_not_hidden_by_good_baselines_outside_the_space(search: Search) -> None:
+    for number in range(5):
+        search.tell(baseline=True, score=0.9 + number / 100)
+    for number in range(20):
+        architecture = ("two_heads", "two_models")[number % 2]
+        search.tell(architecture=architecture, lr=10 ** (-4 + number / 8), score=number / 25)
+    search.write()
+    importance = (search.folder / "report/importance.html").read_text()
+    (names,) = re.findall(r'"y":(\["[^]]*\])', importance)
+    (shares,) = re.findall(r'"text":(\["[^]]*\])', importance)
+    found = dict(zip(json.loads(names), json.loads(shares), strict=True))
+    assert float(found["lr"]) > 0.5, found
 
 
 def test_report_of_trials_that_are_all_equal_is_written(search: Search) -> None:

@@ -22,6 +22,7 @@ from search.study import (
     Study,
     StudyError,
     Trial,
+    _Learnable,
     create_study,
     open_study,
     with_distributions,
@@ -882,3 +883,57 @@ def test_repeats_keep_their_mark_when_a_new_choice_moves_the_study(
     again = Study(retold, more, seed=0, observers=[], repeats=memory.repeats)
     assert again.trials == after
     assert again.is_done
+
+
+# --- What the sampler cannot learn from ----------------------------------------------------------
+
+
+def test_baselines_outside_the_space_change_nothing_that_the_sampler_asks(load: Loader) -> None:
+    """Their values are the best there are: were they seen, nothing else would be good."""
+    searches = []
+    for is_complete in (False, True):
+        baselines = str([{"batch_size": 8 + n, "lr": 1e-3} for n in range(5)])
+        text = TEXT.replace(f"[{INSIDE}, {OUTSIDE}]", baselines)
+        memory = Memory(load(text, num_trials=26), None)
+        study = memory.open()
+        for number in range(5):
+            assert study.next()
+            if is_complete:
+                study.finish(number, scored(EPOCHS, 0.99))
+            else:
+                study.fail(number, "a FAIL is no part of the history")
+        searches.append(
+            [t.config for t in run_search(memory, slots=1, is_killed_often=is_complete).values()]
+        )
+    assert searches[0] == searches[1]
+    assert len(set(searches[0])) == 26
+
+
+def test_trial_that_a_new_choice_left_without_parameters_is_hidden_from_the_sampler(
+    load: Loader,
+) -> None:
+    text = "NUM_TRIALS = {}\nEPOCHS = 1\ndef space(trial):\n    return {{'optimizer': "
+    text += "trial.suggest_categorical('optimizer', {})}}\n"
+    memory = Memory(load(text.format(3, ["adam"])), None)
+    run_search(memory, slots=1, is_killed_often=False)
+    later = load(text.format(30, ["adamw"]))
+    retold = with_distributions(memory.optuna, later.distributions)
+    assert [trial.params for trial in retold.get_trials()] == [{}] * 3
+    trial = retold.ask()
+    trial.suggest_categorical("optimizer", ["adamw"])
+    retold.tell(trial, 0.1)
+    seen = _Learnable(retold, hidden=())._get_trials(states=(TrialState.COMPLETE,))
+    assert [trial.number for trial in seen] == [3]
+
+
+def test_ten_random_starts_are_counted_without_baselines_outside_the_space(load: Loader) -> None:
+    """Relative suggestions, which TPE makes and records, begin after ten trials with parameters."""
+    baselines = str([{"batch_size": 8 + n, "lr": 1e-3} for n in range(4)])
+    memory = Memory(load(TEXT.replace(f"[{INSIDE}, {OUTSIDE}]", baselines)), None)
+    run_search(memory, slots=1, is_killed_often=False)
+    first = next(
+        trial.number
+        for trial in memory.optuna.get_trials()
+        if any(key.startswith("tpe:relative_params") for key in trial.system_attrs)
+    )
+    assert first == 4 + 10
