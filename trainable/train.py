@@ -3,6 +3,8 @@
 Without Ray: ``python -m trainable.train --set epochs=2``.
 """
 
+from __future__ import annotations
+
 import json
 import math
 import sys
@@ -10,12 +12,11 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from upath import UPath
 
 from trainable.calibration import Outputs, PartRules, choose_rule
 from trainable.checkpoint import load_checkpoint, save_checkpoint
@@ -32,6 +33,9 @@ from trainable.metrics import evaluate
 from trainable.models import BranchModel
 from trainable.rng import generator
 from trainable.splits import Pools, make_pools, true_classes
+
+if TYPE_CHECKING:
+    from upath import UPath
 
 BANK_KNOWN_MAX, BANK_BORROWED_MAX = 8192, 4096
 """Training images in a bank of features; of more, as many are drawn."""
@@ -296,7 +300,7 @@ class Trainer:
                 )  # fmt: skip
             yield loss
 
-    def _unexposed(self, target_N: torch.Tensor, mixed: "Mixup | None") -> torch.Tensor | None:
+    def _unexposed(self, target_N: torch.Tensor, mixed: Mixup | None) -> torch.Tensor | None:
         """Return the images whose subclass target outlier exposure leaves alone; null: all."""
         if not self.config.outlier_exposure:
             return None
@@ -487,7 +491,7 @@ class Mixup:
     """int64 (N,): the other row."""
 
     @classmethod
-    def draw(cls, num: int, beta: float, *purpose: str | int) -> "Mixup":
+    def draw(cls, num: int, beta: float, *purpose: str | int) -> Mixup:
         """Return a draw for `num` rows with a share of distribution Beta(beta, beta)."""
         rng = generator("mixup", *purpose)
         share = np.random.default_rng(rng.initial_seed()).beta(beta, beta)
@@ -504,6 +508,8 @@ class Mixup:
 
 def main(argv: list[str] | None = None) -> int:
     """Train one configuration and print its metrics; return the exit code."""
+    from upath import UPath  # nothing else here needs it, and the GPU benchmark goes without
+
     parser = Parser(prog="python -m trainable.train", description=main.__doc__)
     add = parser.add_argument
     add("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings")

@@ -1,12 +1,19 @@
 """Does every benchmark run to its last line? How long things take is no test's business."""
 
+import importlib.metadata
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
-from tests.benchmarks import frozen_search, full_epoch, sampler, scale, trial_overhead
+from tests.benchmarks import frozen_search, full_epoch, gpu, sampler, scale, trial_overhead
+from tests.benchmarks.common import ROOT
 from tests.benchmarks.searches import plain_epochs_s, plain_starts_s
 
 
@@ -107,3 +114,77 @@ def test_sampler_runs_every_side_and_counts_who_won(capsys: pytest.CaptureFixtur
     assert result["searches"] == len(result["means"]) == 3
     assert all(0 <= won <= 3 for won in result["wins"].values())
     assert all(0 < value < 1 for value in result["mean"].values())
+
+
+# --- On a machine that has a GPU and little else -----------------------------------------
+
+
+def packages_beside(*names: str) -> list[str]:
+    """Return what can be imported here and is no part of `names` nor of what they depend on."""
+    needed: set[str] = set()
+    todo = [canonicalize_name(name) for name in names]
+    while todo:
+        needed.add(name := todo.pop())
+        try:
+            requirements = map(Requirement, importlib.metadata.requires(name) or [])
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        asked = [r for r in requirements if r.marker is None or r.marker.evaluate({"extra": ""})]
+        todo += {canonicalize_name(r.name) for r in asked} - needed
+    return [
+        package
+        for package, owners in importlib.metadata.packages_distributions().items()
+        if needed.isdisjoint(map(canonicalize_name, owners)) and package != "trainable"
+    ]
+
+
+@pytest.mark.slow
+def test_gpu_benchmark_needs_only_torch_torchvision_and_timm() -> None:
+    absent = {*packages_beside("torch", "torchvision", "timm"), "search", "results", "spaces"}
+    assert {"ray", "optuna", "mlflow", "pandas", "upath", "psutil", "rich"} <= absent
+    code = f"import sys; sys.modules.update(dict.fromkeys({sorted(absent)}))\n"
+    code += "from tests.benchmarks import gpu; sys.exit(gpu.main(['--toy']))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert (result["toy"], result["not_measured"]) == (True, {})
+    assert result["machine"]["torch"] == torch.__version__
+    assert "gpu" in result["machine"]
+    sides = result["one_trial"]["test_resnet"]
+    assert sides["ratio"] == sides["ours_images_per_s"] / sides["plain_images_per_s"]
+    assert set(result["one_trial"]) == {"test_resnet", "efficientnet_lite0"}
+    rates = result["packed"]["images_per_s"]
+    assert result["packed"]["ratio_by_processes"]["2"] == rates["2"] / rates["1"]
+    (row,) = result["matrix"]["training"]
+    expected = row["images_per_s"] * row["gflops_per_image"] / 1e3
+    assert row["bf16_fraction"] * result["matrix"]["bf16_tflops_per_s"] == pytest.approx(expected)
+    assert result["prediction"]["images_per_s"] > 0
+    assert set(result["streamed"]["images_per_s"]) == {"resident", "streamed"}
+    assert result["precision"]["float32_less_bf16"]["score"] == 0  # a CPU computes in float32
+
+
+def test_gpu_benchmark_keeps_what_it_measured_and_says_why_the_rest_is_null(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(bench: gpu.Bench) -> dict[str, Any]:
+        raise torch.cuda.OutOfMemoryError("too big")
+
+    sections = {"one_trial": (fails, 0), "packed": (lambda bench: {"ratio": 2.0}, 0)}
+    monkeypatch.setattr(gpu, "SECTIONS", sections)
+    monkeypatch.setattr(torch, "set_num_threads", lambda num: None)
+    assert gpu.main(["--toy"]) == 1
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (result["one_trial"], result["packed"], result["ratio"]) == (None, {"ratio": 2.0}, None)
+    assert result["not_measured"] == {"one_trial": "OutOfMemoryError: too big"}
+    assert gpu.main(["--toy", "--minutes", "0"]) == 1
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["packed"] is None
+    assert "see --minutes" in result["not_measured"]["packed"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card")
+def test_gpu_benchmark_without_a_card_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu.main([]) == 2
+    assert "a CUDA card is needed" in capsys.readouterr().out
