@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,6 +50,7 @@ def save_classifier(
     banks: Sequence[FeatureBank | None],
     *,
     self_contained: bool = False,
+    promise: Mapping[str, float] | None = None,
 ) -> None:
     """Write weights (safetensors) and everything else an answer needs (JSON) into `folder`.
 
@@ -64,6 +65,7 @@ def save_classifier(
         banks: Of each branch; kept where the rule scores by features.
         self_contained: Store frozen stages too, so that no pretrained weights are needed. Without
             it they are named by their fingerprint.
+        promise: What the search says of it; see `add_promise`.
     """
     tensors: dict[str, torch.Tensor] = {}
     for number, model in enumerate(branches):
@@ -82,10 +84,17 @@ def save_classifier(
         "super_of_output": pools.super_of_sub,
         "rule": asdict(rule),
         "metrics": metrics,
+        "promise": dict(promise or {}),
         "self_contained": self_contained,
         "frozen_fingerprints": [model.frozen_fingerprint for model in branches],
     }
     write_atomically(folder / MODEL_FILE, safetensors.torch.save(tensors))
+    write_atomically(folder / INFO_FILE, json.dumps(info, indent=2).encode())
+
+
+def add_promise(folder: UPath, promise: Mapping[str, float]) -> None:
+    """Store with the classifier in `folder` what its trial promises: metrics and intervals."""
+    info = _read_info(folder) | {"promise": dict(promise)}
     write_atomically(folder / INFO_FILE, json.dumps(info, indent=2).encode())
 
 
@@ -232,10 +241,14 @@ class Classifier:
         superclass, output = decide(response, self.rule)
         return Predictions(
             superclass=superclass,
-            subclass=self._subclass_of_output[output],
+            subclass=self.subclass_of(output),
             super_score=response.score("super", self.rule.super_score),
             sub_score=response.score("sub", self.rule.sub_score),
         )
+
+    def subclass_of(self, output_N: torch.Tensor) -> torch.Tensor:
+        """Return the subclasses of outputs of the subclass head, int64 (N,); novel is the last."""
+        return self._subclass_of_output[output_N]
 
     @torch.inference_mode()
     def response(self, images_NHWC: torch.Tensor) -> Response:

@@ -29,7 +29,8 @@ def resamples(
 
     Every stratum is resampled on its own: its classes with replacement, whole (Davison and Hinkley,
     Bootstrap Methods and their Application, 1997, section 3.8); of fewer than `few`, their images
-    too. A single class, or images of which nobody knows the class (-1), are resampled by image.
+    too. A single class is resampled by image, and so are, apart from the others, images of which
+    nobody knows the class (-1).
 
     Args:
         stratum_N: int, the kind of image; each keeps its number of classes.
@@ -41,13 +42,16 @@ def resamples(
     stratum_N, class_N = np.asarray(stratum_N), np.asarray(class_N)
     rng = np.random.default_rng(seed)
     weights_RN = np.zeros((num, len(class_N)), np.float32)
-    for stratum in np.unique(stratum_N):
-        classes = np.unique(class_N[stratum_N == stratum])
+    for stratum, is_known in sorted(
+        set(zip(stratum_N.tolist(), (class_N >= 0).tolist(), strict=True))
+    ):
+        inside_N = (stratum_N == stratum) & ((class_N >= 0) == is_known)
+        classes = np.unique(class_N[inside_N])
         drawn = rng.multinomial(len(classes), np.full(len(classes), 1 / len(classes)), num)
         for place, each in enumerate(classes):
-            images = np.flatnonzero((stratum_N == stratum) & (class_N == each))
+            images = np.flatnonzero(inside_N & (class_N == each))
             times_R = drawn[:, place]
-            if len(classes) < few or each == -1:
+            if len(classes) < few:
                 shares = np.full(len(images), 1 / len(images))
                 weights_RN[:, images] = rng.multinomial(times_R * len(images), shares)
             else:

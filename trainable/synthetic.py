@@ -461,9 +461,12 @@ def _picture(painter: Painter, rng: Generator) -> Image.Image:
 def _write_labelled(
     folder: Path, split: str, rows: Sequence[tuple[Creature, int, int]], count: int, key: list[int]
 ) -> None:
-    """Write `count` pictures of each (creature, superclass index, subclass index), mixed."""
+    """Write `count` pictures of each (creature, superclass index, subclass index), mixed; the test's
+    table also names the creature, which is all that tells novel ones apart.
+    """
+    is_test = split == "test"
     (folder / f"{split}_images").mkdir()
-    lines = ["image,superclass_index,subclass_index"]
+    lines = ["image,superclass_index,subclass_index" + (",true_class" if is_test else "")]
     for number, job in enumerate(np.random.default_rng(key).permutation(len(rows) * count)):
         row, index = divmod(int(job), count)
         creature, superclass, subclass = rows[row]
@@ -471,7 +474,8 @@ def _write_labelled(
         # Keyed by what is drawn, not by its place: more images leave the others as they were.
         picture = _picture(painter, np.random.default_rng([*key, row, index]))
         picture.save(folder / f"{split}_images" / f"{number}.png")
-        lines.append(f"{number}.png,{superclass},{subclass}")
+        named = f",{creature.name}" if is_test else ""
+        lines.append(f"{number}.png,{superclass},{subclass}{named}")
     (folder / f"{split}_data.csv").write_text("\n".join(lines) + "\n")
 
 

@@ -20,7 +20,13 @@ import torch.nn.functional as F
 
 from trainable.calibration import Outputs, PartRules, choose_rule
 from trainable.checkpoint import load_checkpoint, save_checkpoint
-from trainable.classifier import load_weights, save_classifier, save_outputs, save_table
+from trainable.classifier import (
+    add_promise,
+    load_weights,
+    save_classifier,
+    save_outputs,
+    save_table,
+)
 from trainable.config import BEST, FEATURE_SCORES, Task, TrialConfig, parse_settings
 from trainable.data import Data, default_cache, folder_for_images, load_data
 from trainable.errors import Parser, TrialError, UserError, WeightsError, chosen
@@ -124,7 +130,7 @@ def train(
                 save_outputs(folder, outputs)
             save_checkpoint(folder, epoch, trainer.state() | {"history": history})
         report(metrics)
-    intervals: Metrics = {}
+    result = best_epoch(history)
     if folder is not None and len(pools.val) and config.epochs:
         # The best model once more, with every score that could be chosen after the fact.
         load_weights(folder, trainer.evaluated)
@@ -132,9 +138,10 @@ def train(
         save_outputs(folder, outputs)
         save_table(folder, outputs, config)
         answers = PartRules.choose(outputs, config).answers(outputs)
-        intervals = flat(outputs_intervals(outputs, answers))
+        result = result | flat(outputs_intervals(outputs, answers))
+        add_promise(folder, result)
     return TrialResult(
-        metrics=best_epoch(history) | intervals,
+        metrics=result,
         branches=tuple(trainer.evaluated),
         banks=tuple(trainer.banks()),
     )

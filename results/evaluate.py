@@ -1,0 +1,233 @@
+"""python -m results.evaluate: labelled images -> what the model is worth, beside its promise."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+from upath import UPath
+
+from results.evaluation import Evaluation, evaluate, frequent
+from results.labels import Labels, matched, read_labels
+from results.predict import _load
+from trainable.checkpoint import write_atomically
+from trainable.classifier import Classifier
+from trainable.data import load_images
+from trainable.errors import DataError, UserError
+from trainable.intervals import MAIN, Interval, interval_of
+from trainable.metrics import METRICS
+
+SHOWN = 8
+"""Confusions and wrong answers on the terminal; the files hold all of them."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Compare a model's answers with labels: metrics with 95% intervals, confusions, errors."""
+    parser = argparse.ArgumentParser(prog="python -m results.evaluate", description=main.__doc__)
+    parser.add_argument(
+        "--model", required=True, metavar="DIR|URI|models:/NAME/VERSION",
+        help="a registered model, a search's folder (its best trial), a trial's or a refit's",
+    )  # fmt: skip
+    parser.add_argument("--images", required=True, metavar="DIR|ZIP")
+    parser.add_argument(
+        "--labels", required=True, type=Path, metavar="FILE.csv",
+        help="image, superclass_index, subclass_index: indices or names, the index behind the last "
+        "or the word novel for novel, the subclass may be empty; true_class tells novel ones apart",
+    )  # fmt: skip
+    parser.add_argument(
+        "--out", type=UPath, metavar="DIR", help="(default: evaluation, in the model's folder)"
+    )
+    parser.add_argument("--weights", type=Path, metavar="PATH", help="as given to the search")
+    parser.add_argument("--tracking-uri", metavar="URI", help="MLflow, for models:/ names")
+    parser.add_argument("--json", action="store_true", help="end with all figures as one line")
+    args = parser.parse_args(argv)
+    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+    try:
+        out = args.out or _beside(args.model)
+        classifier = _load(args.model, args.weights, args.tracking_uri)
+        found = evaluate_images(classifier, args.images, args.labels, console.print)
+        promise = promise_of(classifier.info)
+        files = write(out, found, promise)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: --out {out}: {error.strerror or error}", file=sys.stderr)
+        return 2
+    print_tables(console, found, promise)
+    console.print(f"wrote {out}: {', '.join(file.name for file in files)}")
+    if args.json:
+        print(json.dumps(summary(found, promise) | {"out": str(out)}), flush=True)
+    return 0
+
+
+def _beside(model: str) -> UPath:
+    if model.startswith(("models:/", "runs:/")):
+        return UPath("evaluation")
+    return UPath(model) / "evaluation"
+
+
+def evaluate_images(
+    classifier: Classifier, images: str, labels: Path, note: Callable[[str], None]
+) -> Evaluation:
+    """Return what the labels in a file say of the answers to the images in a folder or zip.
+
+    Raises:
+        DataError: Labels or images that cannot be used.
+    """
+    known = labels_for(classifier, labels, note)
+    names, pixels = load_images(images, classifier.stored_size)
+    places = matched(known, names, note)
+    return evaluate(
+        classifier.response(pixels[places]), classifier, known.of([names[p] for p in places])
+    )
+
+
+def labels_for(classifier: Classifier, file: Path, note: Callable[[str], None]) -> Labels:
+    """Return the labels in `file` in the classifier's classes; see `read_labels`."""
+    outputs = zip(
+        classifier.info["subclass_of_output"], classifier.info["super_of_output"], strict=False
+    )
+    return read_labels(
+        file, classifier.superclasses[:-1], classifier.subclasses[:-1], dict(outputs), note
+    )
+
+
+def promise_of(info: Mapping[str, Any]) -> dict[str, float]:
+    """Return the metrics that the search promised for a model, with intervals; or nothing."""
+    promise = info.get("promise") or info.get("metrics") or {}
+    return dict(promise) if "score" in promise else {}
+
+
+def compared(found: Evaluation, promise: Mapping[str, float]) -> pd.DataFrame:
+    """Return one row per metric: found, low and high, and what was promised, where it was."""
+    rows = []
+    for name, value in found.metrics.items():
+        low, high = found.intervals[name]
+        promised_low, promised_high = interval_of(promise, name) or (None, None)
+        rows.append(
+            {
+                "metric": name, "found": value, "low": low, "high": high,
+                "promised": promise.get(name), "promised_low": promised_low,
+                "promised_high": promised_high,
+            }
+        )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def summary(found: Evaluation, promise: Mapping[str, float]) -> dict[str, Any]:
+    """Return what --json prints and `evaluation.json` holds."""
+    return {
+        "counts": found.counts,
+        "metrics": found.metrics,
+        "intervals": {name: list(ends) for name, ends in found.intervals.items()},
+        "promised": {name: promise[name] for name in METRICS if name in promise},
+        "promised_intervals": {
+            name: list(ends) for name in METRICS if (ends := interval_of(promise, name))
+        },
+        "wrong": len(found.wrong),
+    }
+
+
+def write(out: UPath, found: Evaluation, promise: Mapping[str, float]) -> list[UPath]:
+    """Write all of it into the folder `out`, which is made; return the files.
+
+    Raises:
+        DataError: `out` is a file.
+    """
+    if out.is_file():
+        raise DataError(f"--out {out}: this is a file, a folder is needed")
+    out.mkdir(parents=True, exist_ok=True)
+    tables = {
+        "metrics.csv": compared(found, promise).to_csv(index=False),
+        "confusion_superclass.csv": found.confusion["superclass"].to_csv(),
+        "confusion_subclass.csv": found.confusion["subclass"].to_csv(),
+        "wrong.csv": found.wrong.to_csv(index=False),
+        "evaluation.json": json.dumps(summary(found, promise), indent=2),
+    }
+    for name, content in tables.items():
+        write_atomically(out / name, content.encode())
+    return [out / name for name in tables]
+
+
+def print_tables(console: Console, found: Evaluation, promise: Mapping[str, float]) -> None:
+    """Print metrics beside the promise, the most frequent confusions, the surest mistakes."""
+    counts = found.counts
+    console.print(
+        f"\n{counts['images']:,} images: {counts['seen']:,} of seen subclasses, "
+        f"{counts['novel_subclass']:,} of novel subclasses, {counts['novel_superclass']:,} of "
+        f"novel superclasses" + (f", {counts['without_subclass']:,} without a subclass"
+        if counts["without_subclass"] else "")
+    )  # fmt: skip
+    if counts["novel_of_unknown_class"]:
+        console.print(
+            f"Which class they show is not known of {counts['novel_of_unknown_class']:,} novel "
+            "images (column true_class), so intervals of what is novel are too narrow."
+        )
+    if not promise:
+        console.print("This model carries no promise of a search.")
+    table = Table(box=None, padding=(0, 1))
+    table.add_column("metric", no_wrap=True)
+    for column in ("promised", "95%", "found", "95%"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in compared(found, promise).itertuples():
+        table.add_row(
+            str(row.metric),
+            _number(row.promised), _range((row.promised_low, row.promised_high)),
+            _number(row.found), _range((row.low, row.high)),
+            style="bold" if row.metric in MAIN else None,
+        )  # fmt: skip
+    console.print(table, soft_wrap=False)
+    for level, confusion in found.confusion.items():
+        _print_rows(
+            console, f"Most frequent confusions, {level}", frequent(confusion, SHOWN),
+            {"share": "{:.2f}", "images": "{:,}"},
+        )  # fmt: skip
+    surest = found.wrong.head(SHOWN)[["image", "truth", "answer", "margin"]]
+    _print_rows(console, "Most surely wrong", surest, {"margin": "{:.1f}"})
+
+
+def promise_lines(found: Evaluation, promise: Mapping[str, float]) -> list[str]:
+    """Return two lines: the main rates as promised, and as found."""
+
+    def line(what: str, values: Mapping[str, float], ends: Mapping[str, Interval | None]) -> str:
+        parts = [
+            f"{name} {values[name]:.3f}" + (f" ({_range(ends[name])})" if ends.get(name) else "")
+            for name in MAIN
+            if name in values
+        ]
+        return f"{what}: {', '.join(parts)}"
+
+    return [
+        line("promised", promise, {name: interval_of(promise, name) for name in MAIN}),
+        line("found", found.metrics, found.intervals),
+    ]
+
+
+def _number(value: Any) -> str:
+    return "" if value is None or pd.isna(value) else f"{value:.3f}"
+
+
+def _range(ends: tuple[Any, Any] | None) -> str:
+    return "" if ends is None or pd.isna(ends[0]) else f"{ends[0]:.3f}-{ends[1]:.3f}"
+
+
+def _print_rows(console: Console, title: str, rows: pd.DataFrame, formats: dict[str, str]) -> None:
+    table = Table(box=None, padding=(0, 1))
+    for column in rows:
+        justify: Any = "right" if column in formats else "left"
+        table.add_column(str(column), justify=justify, overflow="fold")
+    for _, row in rows.iterrows():
+        table.add_row(*(formats.get(str(name), "{}").format(value) for name, value in row.items()))
+    console.print(f"\n{title}" if len(rows) else f"\n{title}: none")
+    if len(rows):
+        console.print(table, soft_wrap=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
