@@ -19,8 +19,8 @@ from trainable.checkpoint import write_atomically
 from trainable.classifier import Classifier
 from trainable.data import load_images
 from trainable.errors import DataError, UserError
-from trainable.intervals import MAIN, Interval, interval_of
-from trainable.metrics import METRICS
+from trainable.intervals import Interval, interval_of
+from trainable.metrics import MAIN, METRICS
 
 SHOWN = 8
 """Confusions and wrong answers on the terminal; the files hold all of them."""

@@ -461,8 +461,9 @@ def _picture(painter: Painter, rng: Generator) -> Image.Image:
 def _write_labelled(
     folder: Path, split: str, rows: Sequence[tuple[Creature, int, int]], count: int, key: list[int]
 ) -> None:
-    """Write `count` pictures of each (creature, superclass index, subclass index), mixed; the test's
-    table also names the creature, which is all that tells novel ones apart.
+    """Write `count` pictures of each (creature, superclass index, subclass index), mixed.
+
+    The test's table also names the creature, which is all that tells novel ones apart.
     """
     is_test = split == "test"
     (folder / f"{split}_images").mkdir()

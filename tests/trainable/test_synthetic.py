@@ -71,7 +71,8 @@ def test_csv_lists_every_image_once_with_known_indices(
     data: Path, split: str, num_images: int
 ) -> None:
     table = rows(data / f"{split}_data.csv")
-    assert list(table[0]) == ["image", "superclass_index", "subclass_index"]
+    more = ["true_class"] if split == "test" else []
+    assert list(table[0]) == ["image", "superclass_index", "subclass_index", *more]
     names = [row["image"] for row in table]
     assert sorted(names) == sorted(path.name for path in (data / f"{split}_images").iterdir())
     assert set(names) == {f"{number}.png" for number in range(num_images)}
