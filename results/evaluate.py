@@ -81,7 +81,7 @@ def evaluate_images(
         DataError: Labels or images that cannot be used.
     """
     known = labels_for(classifier, labels, note)
-    names, pixels = load_images(images, classifier.stored_size)
+    names, pixels = load_images(images, classifier.stored_size, note)
     places = matched(known, names, note)
     return evaluate(
         classifier.response(pixels[places]), classifier, known.of([names[p] for p in places])

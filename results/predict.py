@@ -10,6 +10,7 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 import mlflow
+import pandas as pd
 from mlflow.exceptions import MlflowException
 from upath import UPath
 
@@ -18,10 +19,13 @@ from results.model import answers
 from results.repeats import best_trial
 from trainable.checkpoint import write_atomically
 from trainable.classifier import INFO_FILE, Classifier
-from trainable.data import load_images
+from trainable.data import image_blocks
 from trainable.errors import DataError, UserError
+from trainable.pixels import check_whole
 
 COLUMNS = ["image", "superclass_index", "subclass_index"]
+MORE_COLUMNS = ["superclass", "subclass", "super_score", "sub_score"]
+"""With --scores: the names of the answers, and how known each image looks, higher is more known."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -33,6 +37,13 @@ def main(argv: list[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument("--images", required=True, metavar="DIR|ZIP")
     parser.add_argument("--out", required=True, type=Path, metavar="FILE.csv")
+    parser.add_argument(
+        "--scores", action="store_true", help="write names and novelty scores behind the indices"
+    )
+    parser.add_argument(
+        "--skip-broken", action="store_true",
+        help="predict the rest, and write which were skipped to FILE.skipped.csv",
+    )  # fmt: skip
     parser.add_argument("--weights", type=Path, metavar="PATH", help="as given to the search")
     parser.add_argument("--tracking-uri", metavar="URI", help="MLflow, for models:/ names")
     args = parser.parse_args(argv)
@@ -42,14 +53,23 @@ def main(argv: list[str] | None = None) -> int:
         if not args.out.parent.is_dir():
             raise DataError(f"--out {args.out}: there is no folder {args.out.parent}")
         classifier = _load(args.model, args.weights, args.tracking_uri)
-        names, images = load_images(args.images, classifier.stored_size)
-        table = answers(classifier, images)
+        broken: dict[str, str] = {}
+        table = _predict(classifier, args.images, broken)
+        if not args.skip_broken:
+            remedy = "replace or remove each, or pass --skip-broken"
+            check_whole({args.images: broken}, remedy)
+        if not len(table):
+            raise DataError(f"{args.images}: there must be images to predict, all are broken")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    table.insert(0, "image", names)
+    columns = COLUMNS + (MORE_COLUMNS if args.scores else [])
+    skipped = args.out.with_name(f"{args.out.stem}.skipped.csv")
     try:
-        write_atomically(args.out, table[COLUMNS].to_csv(index=False).encode())
+        write_atomically(args.out, table[columns].to_csv(index=False).encode())
+        if args.skip_broken:
+            reasons = pd.DataFrame(broken.items(), columns=["image", "reason"])
+            write_atomically(skipped, reasons.to_csv(index=False).encode())
     except OSError as error:
         print(f"error: --out {args.out}: {error.strerror}", file=sys.stderr)
         return 2
@@ -58,7 +78,20 @@ def main(argv: list[str] | None = None) -> int:
         f"wrote {args.out}: {len(table):,} images, {novel[0]:,} of a novel superclass, "
         f"{novel[1]:,} of a novel subclass"
     )
+    if args.skip_broken:
+        print(f"wrote {skipped}: {len(broken):,} broken images, which were skipped")
     return 0
+
+
+def _predict(classifier: Classifier, images: str, broken: dict[str, str]) -> pd.DataFrame:
+    """Return a row for each image, some of which are in memory at a time; see `image_blocks`."""
+    tables = []
+    for names, block in image_blocks(images, classifier.stored_size, broken):
+        if names:
+            table = answers(classifier, block)
+            table.insert(0, "image", names)
+            tables.append(table)
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
 def _load(model: str, weights: Path | None, tracking_uri: str | None) -> Classifier:

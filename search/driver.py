@@ -57,6 +57,7 @@ from trainable.config import TrialConfig
 from trainable.data import Data, default_cache, folder_for_images, load_data, same_data
 from trainable.errors import UserError
 from trainable.metrics import METRICS
+from trainable.sources import source_path
 from trainable.splits import PROTOCOL, make_pools
 from trainable.train import default_novel, novel_shortage
 from trainable.urls import public
@@ -200,7 +201,7 @@ def _free_name(stem: str, storage: UPath | None) -> str:
 
 
 def _new_record(options: Options, name: str) -> SearchRecord:
-    data = options.data or "synthetic"
+    data = "synthetic" if options.data is None else options.data
     return SearchRecord(
         id=uuid.uuid4().hex,
         name=name,
@@ -209,8 +210,8 @@ def _new_record(options: Options, name: str) -> SearchRecord:
         metrics=list(options.metric or ()),
         fixed=options.fixed,
         seed=options.seed or 0,
-        data=_absolute(data),
-        novel=_absolute(options.novel or default_novel(data)),
+        data=_absolute("data", data),
+        novel=_absolute("novel", default_novel(data) if options.novel is None else options.novel),
         data_fingerprint="",
         weights=str(options.weights.resolve()) if options.weights else None,
         cache=None if options.no_cache else str((options.cache or default_cache()).resolve()),
@@ -222,9 +223,16 @@ def _new_record(options: Options, name: str) -> SearchRecord:
     )
 
 
-def _absolute(source: str) -> str:
-    """Return a path that still holds when the search is resumed from another folder."""
-    return source if source in BUILT_IN_SOURCES else str(Path(source).resolve())
+def _absolute(option: str, source: str) -> str:
+    """Return a path that still holds when the search is resumed from another folder.
+
+    Raises:
+        SearchError: An empty one.
+    """
+    try:
+        return source if source in BUILT_IN_SOURCES else str(source_path(source).resolve())
+    except UserError as error:
+        raise SearchError(f"--{option}: {error}") from error
 
 
 def _changed(record: SearchRecord, options: Options) -> SearchRecord:
@@ -254,7 +262,7 @@ def _changed(record: SearchRecord, options: Options) -> SearchRecord:
         changes["epochs"] = options.epochs
     for key in ("data", "novel"):
         if (value := getattr(options, key)) is not None:
-            changes[key] = _absolute(value)
+            changes[key] = _absolute(key, value)
     for key in ("weights", "cache"):
         if (value := getattr(options, key)) is not None:
             changes[key] = str(value.resolve())
@@ -314,6 +322,7 @@ def _introduce(console: Console, record: SearchRecord, space: Space, data: Data)
         f"{data.num_known:,} images in {len(data.superclasses)} superclasses and "
         f"{len(data.subclasses)} subclasses; {borrowed:,} borrowed{classes}"
     )
+    console.print(f"images from {record.data}; borrowed from {record.novel}", markup=False)
 
 
 def _describe(console: Console, space: Space) -> None:

@@ -31,14 +31,23 @@ from trainable.layouts import (
     course_root,
     read_known,
     read_pool,
+    sort_out_copies,
+    without_known_classes,
 )
-from trainable.sources import Source, decode_blocks, digests, open_source, shorter_sides
+from trainable.pixels import (
+    check_whole,
+    decode_blocks,
+    find_images,
+    is_one_colour,
+    shorter_sides,
+)
+from trainable.sources import Source, digests, open_source
 
 STORED_SIZE_MAX = 224
 DATA_FORMAT = 3
 """Counts the ways in which images became pixels and fingerprints: each makes other data."""
 LABELS = ("superclass", "subclass", "borrowed_class", "native_side")
-NAMES = ("superclasses", "subclasses", "borrowed_classes", "super_of_sub")
+NAMES = ("superclasses", "subclasses", "borrowed_classes", "super_of_sub", "copies", "remarks")
 
 # Borrowed images stand for "another superclass", so none may be a bird, a dog or a reptile.
 # CIFAR-100 has no bird and no dog. Dinosaurs are reptiles. A wolf is of the dog's own species and
@@ -60,6 +69,8 @@ class Data:
     subclasses: tuple[str, ...]  # K_sub names, without novel
     borrowed_classes: tuple[str, ...]  # what `borrowed_class` counts; empty without classes
     super_of_sub: tuple[int, ...]  # (K_sub,) superclass of each subclass
+    copies: tuple[tuple[int, ...], ...] = ()  # rows that hold the same pixels, in one class each
+    remarks: tuple[str, ...] = ()  # what the user should know of the images, a line each
     fingerprint: str  # of labels and image bytes: same content, same fingerprint, see `same_data`
     source: str  # where the known images came from, as asked
     novel_source: str  # where the borrowed images came from, as asked
@@ -104,13 +115,24 @@ def load_data(source: str, novel: str, cache: Path, *, note: Callable[[str], Non
         note: Gets a line about whatever the user should know.
 
     Raises:
-        DataError: A source that is missing, broken or inconsistent, or a cache without space.
+        DataError: A source that is missing, broken or inconsistent; images of a known class among
+            the borrowed ones or in two classes; or a cache without space.
     """
     known_path = _synthetic(cache) if source == "synthetic" else source
     pool_path = _novel_path(novel, cache, note)
     with open_source(known_path) as known_source, open_source(pool_path) as pool_source:
-        known, super_of_sub = read_known(known_source)
-        pool = read_pool(pool_source)
+        if known_source.place == pool_source.place:
+            raise DataError(f"--data and --novel must differ, both are {known_source.place}")
+        for remark in (*known_source.remarks, *pool_source.remarks):
+            note(remark)
+        known, super_of_sub = read_known(known_source, note)
+        pool = without_known_classes(
+            read_pool(pool_source, note),
+            known,
+            novel,
+            may_leave_out=novel == "cifar100",
+            note=note,
+        )
         memory = cache / "digests"
         fingerprint = _fingerprint(
             known,
@@ -131,6 +153,8 @@ def load_data(source: str, novel: str, cache: Path, *, note: Callable[[str], Non
         _make_once(entry, build, is_whole=lambda: read() is not None)
         data = read()
     assert data is not None, f"{entry} was made and cannot be read"
+    for remark in data.remarks:
+        note(remark)
     return data
 
 
@@ -179,29 +203,53 @@ def store_data(labels: Data, images: np.ndarray, cache: Path) -> None:
     _make_once(entry, write, is_whole=lambda: find_data(*source) is not None)
 
 
-def load_images(source: str, size: int) -> tuple[list[str], torch.Tensor]:
-    """Return the images to predict: their names, and uint8 (N, size, size, 3) RGB.
+def image_blocks(
+    source: str, size: int, broken: dict[str, str], note: Callable[[str], None] = print
+) -> Iterator[tuple[list[str], torch.Tensor]]:
+    """Yield the images to predict, some at a time: names, and uint8 (N, size, size, 3) RGB.
 
     Those of `test_images/` where `source` holds the course's `train_data.csv`, otherwise every
     image, in the numeric order of the names. Names are relative to the deepest folder that
-    holds all of them: base names unless there are sub-folders.
+    holds all of them: base names unless there are sub-folders. A broken one is not among them, and
+    its name gets the reason in `broken`. `note` gets a line about files that are no images.
 
     Raises:
-        DataError: A source that is missing, holds no such image, or holds a broken one.
+        DataError: A source that is missing, or holds no such image.
     """
     with open_source(source) as opened:
+        for remark in opened.remarks:
+            note(remark)
         root = course_root(opened)
-        names = opened.images("" if root is None else root + TEST_IMAGES)
+        names = find_images(opened, note, "" if root is None else root + TEST_IMAGES)
         if not names:
             where = "its test_images/" if root is not None else "it"
             raise DataError(f"{source}: there must be images to predict, {where} holds none")
-        images = np.empty((len(names), size, size, 3), np.uint8)
+        common = common_folder(names)
+        unread: dict[str, str] = {}
         done = 0
-        for block in decode_blocks(opened, names, size):
-            images[done : done + len(block)] = block
-            done += len(block)
-    common = common_folder(names)
-    return [name.removeprefix(common) for name in names], torch.from_numpy(images)
+        for block in decode_blocks(opened, names, size, unread):
+            of_block = names[done : done + len(block.pixels)]
+            whole = [place for place, name in enumerate(of_block) if name not in unread]
+            broken.update({n.removeprefix(common): unread[n] for n in of_block if n in unread})
+            done += len(of_block)
+            yield (
+                [of_block[place].removeprefix(common) for place in whole],
+                torch.from_numpy(block.pixels[whole]),
+            )
+
+
+def load_images(
+    source: str, size: int, note: Callable[[str], None] = print
+) -> tuple[list[str], torch.Tensor]:
+    """Return all images of `image_blocks` at once.
+
+    Raises:
+        DataError: As there, or some are broken.
+    """
+    broken: dict[str, str] = {}
+    blocks = list(image_blocks(source, size, broken, note))
+    check_whole({source: broken}, "replace or remove each")
+    return [n for names, _ in blocks for n in names], torch.cat([images for _, images in blocks])
 
 
 # --- Sources that are made or fetched once ---------------------------------------------------
@@ -320,27 +368,43 @@ def _build(
     note: Callable[[str], None],
 ) -> None:
     """Decode both sources, and write `images.npy` and `meta.json` into `folder`."""
-    sides = shorter_sides(known_source, known.images)
-    size = min(STORED_SIZE_MAX, max(sides))
+    size = min(STORED_SIZE_MAX, max(1, *shorter_sides(known_source, known.images)))
     num_known, num_borrowed = len(known.images), len(pool.images)
     note(f"decoding {num_known:,} known and {num_borrowed:,} borrowed images to {size} px, once")
     folder.mkdir()
+    sides: list[int] = []
+    pixel_digests: list[bytes] = []
+    num_of_one_colour: list[int] = []
+    broken: dict[str, dict[str, str]] = {known_source.name: {}, pool_source.name: {}}
     with (folder / "images.npy").open("wb") as file:
         shape = (num_known + num_borrowed, size, size, 3)
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)
         for source, names in ((known_source, known.images), (pool_source, pool.images)):
-            for block in decode_blocks(source, names, size):
-                file.write(block.data)
+            num_of_one_colour.append(0)
+            for block in decode_blocks(source, names, size, broken[source.name]):
+                file.write(block.pixels.data)
+                sides += block.sides
+                pixel_digests += block.digests
+                num_of_one_colour[-1] += sum(map(is_one_colour, block.pixels))
+    check_whole(broken, "replace or remove each")
+    copies, borrowed_class, remarks = sort_out_copies(known, pool, pixel_digests, pool_source.name)
+    for kind, flat, count in zip(
+        ("known", "borrowed"), num_of_one_colour, (num_known, num_borrowed), strict=True
+    ):
+        if flat:
+            remarks.append(f"{flat:,} of {count:,} {kind} images are of one colour throughout")
     meta = {
         "superclass": known.superclass + [len(known.superclasses)] * num_borrowed,
         "subclass": known.subclass + [len(known.subclasses)] * num_borrowed,
-        "borrowed_class": [-1] * num_known + pool.borrowed_class,
-        "native_side": sides + shorter_sides(pool_source, pool.images),
+        "borrowed_class": [-1] * num_known + borrowed_class,
+        "native_side": sides,
         "superclasses": known.superclasses,
         "subclasses": known.subclasses,
         "borrowed_classes": pool.borrowed_classes,
         "super_of_sub": super_of_sub,
+        "copies": copies,
+        "remarks": remarks,
     }
     (folder / "meta.json").write_text(json.dumps(meta))
 
@@ -353,6 +417,7 @@ def _map(entry: Path, *, source: str, novel_source: str, fingerprint: str) -> Da
         images = torch.from_numpy(np.load(entry / "images.npy", mmap_mode="c"))
         fields: dict[str, Any] = {name: torch.tensor(meta[name]) for name in LABELS}
         fields |= {name: tuple(meta[name]) for name in NAMES}
+        fields["copies"] = tuple(map(tuple, meta["copies"]))
         data = Data(
             images=images,
             **fields,

@@ -3,62 +3,77 @@
 import contextlib
 import hashlib
 import io
-import itertools
 import json
 import os
 import re
+import stat
 import struct
 import time
+import unicodedata
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO, TypeVar
 from zipfile import ZIP_DEFLATED, ZIP_STORED
 
-import numpy as np
-import numpy.typing as npt
-from PIL import Image, ImageOps
-
 from trainable.checkpoint import write_atomically
 from trainable.errors import DataError, nearest
 
-MAX_PIXELS = 50_000_000
 MAX_ENTRY_BYTES = 200_000_000
 MAX_ENTRIES = 2_000_000
 SETTLED_NS = 2 * 10**9
 """A file that changed less than this ago may change again under the same time."""
-BLOCK_IMAGES = 1024  # decoded at a time: at most 154 MB at 224 px
+BLOCK_IMAGES = 1024  # worked on at a time: at most 154 MB at 224 px
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
-# Only these decoders: Pillow would hand an EPS named .jpg to Ghostscript.
-IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF")
+IMAGE_SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".jfi", ".jif", ".pjpeg", ".pjp", ".mpo", ".png", ".apng",
+    ".bmp", ".dib", ".gif", ".webp", ".avif", ".tif", ".tiff",
+)  # fmt: skip
 # What Pillow and zipfile raise on damaged bytes: most were seen in 150,000 randomly damaged images.
 UNREADABLE: tuple[type[Exception], ...]
 UNREADABLE = (OSError, EOFError, SyntaxError, ValueError, TypeError, AttributeError, LookupError)
 UNREADABLE += (ArithmeticError, struct.error, zlib.error, zipfile.BadZipFile)
+UTF8_NAME = 0x800  # flag of a zip entry whose name is UTF-8
+UNICODE_PATH = 0x7075  # extra field of a zip entry: its name again, in UTF-8
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """The files of one folder or zip, hidden ones left out, under relative names with `/`."""
+    """The files of one folder or zip, hidden ones left out, under relative names with `/`.
+
+    Names are in Unicode's composed form (NFC), so that a zip from a Mac names what its folder does.
+    """
 
     name: str
     """As the user wrote it, for messages."""
 
-    stamps: dict[str, str]
-    """For each entry, a text that changes with its content, see `_stamp`; empty where none can."""
-
     place: Path
     """Where it is, links resolved."""
 
+    stamps: dict[str, str]
+    """For each entry, a text that changes with its content, see `_stamp`; empty where none can."""
+
+    folders: set[str]
+    """Every folder in it, also empty ones."""
+
+    hidden: list[str]
+    """Entries that are images by their suffix, and hidden by a dot before their own name."""
+
     open: Callable[[str], IO[bytes]]
     """Opens one entry, by its name."""
+
+    peek: Callable[[str], bytes]
+    """Returns the first 16 bytes of one entry."""
+
+    remarks: tuple[str, ...] = ()
+    """What was assumed in reading the names, a line each."""
 
     def read(self, name: str) -> bytes:
         """Return the bytes of an entry.
@@ -72,10 +87,47 @@ class Source:
         except UNREADABLE as error:
             raise DataError(f"{self.name}: {name} cannot be read ({error})") from error
 
-    def images(self, prefix: str = "") -> list[str]:
-        """Return the entries that are images by their suffix, in natural order."""
-        names = [name for name in self.stamps if name.startswith(prefix)]
-        return sorted((n for n in names if n.lower().endswith(IMAGE_SUFFIXES)), key=natural_key)
+
+@dataclass(kw_only=True)
+class _Listing:
+    """What is found in a folder or zip while it is listed."""
+
+    name: str
+    entries: dict[str, tuple[str, str | zipfile.ZipInfo]] = field(default_factory=dict)
+    """Stamp, and the path or ZipInfo, of each entry by its shown name."""
+    folders: set[str] = field(default_factory=set)
+    hidden: list[str] = field(default_factory=list)
+
+    def add(self, shown: str, stamp: str, what: str | zipfile.ZipInfo) -> None:
+        """Take an entry in.
+
+        Raises:
+            DataError: There is one of that name, or there are too many.
+        """
+        if shown in self.entries:
+            raise DataError(
+                f"{self.name}: every file must have a name of its own, there are two {shown!r} "
+                "(that look alike, or of which one replaces the other); rename or remove one"
+            )
+        self.entries[shown] = (stamp, what)
+        if len(self.entries) > MAX_ENTRIES:
+            raise DataError(
+                f"{self.name}: at most {MAX_ENTRIES:,} files are read, this has more: split it"
+            )
+
+
+def source_path(text: str | Path) -> Path:
+    """Return the path that the user wrote, `~` expanded.
+
+    Raises:
+        DataError: It is empty, as from a variable that is not set.
+    """
+    if not str(text).strip():
+        raise DataError("a folder or a .zip is needed, got an empty text: is a variable not set?")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:  # nobody of that name
+        raise DataError(f"there must be a folder or a .zip at {str(text)!r}: {error}") from error
 
 
 @contextmanager
@@ -83,20 +135,26 @@ def open_source(path: str | Path) -> Iterator[Source]:
     """List a folder or a zip and keep it open for reading; a zip is never extracted.
 
     Raises:
-        DataError: Nothing there, not a zip, or an entry that is refused: an absolute path or one
-            with `..`, over `MAX_ENTRY_BYTES`, encrypted, or one entry more than `MAX_ENTRIES`.
+        DataError: Nothing there, not a zip, a name that is refused (an absolute path or one with
+            `..`, two that look alike), or an entry that is (over `MAX_ENTRY_BYTES`, encrypted, a
+            link to nowhere), or one entry more than `MAX_ENTRIES`.
     """
-    root, name = Path(path).expanduser(), str(path)
+    root, name = source_path(path), str(path)
     if root.is_dir():
+        listing = _Listing(name=name)
         try:
-            stamps = _list_folder(root, name)
+            _list_folder(listing, root)
         except OSError as error:
             raise DataError(f"{name}: cannot be listed ({error})") from error
+        paths = {shown: str(what) for shown, (_, what) in listing.entries.items()}
         yield Source(
             name=name,
-            stamps=stamps,
             place=root.resolve(),
-            open=lambda entry: (root / entry).open("rb"),
+            stamps={shown: stamp for shown, (stamp, _) in listing.entries.items()},
+            folders=listing.folders,
+            hidden=listing.hidden,
+            open=lambda entry: (root / paths[entry]).open("rb"),
+            peek=lambda entry: _head(root / paths[entry]),
         )
         return
     if not root.is_file():
@@ -106,14 +164,22 @@ def open_source(path: str | Path) -> Iterator[Source]:
         stamp = _stamp(root.stat())
         archive = zipfile.ZipFile(root)
     except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
-        raise DataError(f"{name} must be a folder or a .zip, and is no readable zip") from error
+        raise DataError(
+            f"{name} must be a folder or a .zip, and is no readable zip ({error})"
+        ) from error
     with archive:
-        infos = _list_zip(archive, name)
+        listing = _Listing(name=name)
+        remarks = _list_zip(listing, archive, stamp)
+        infos = {n: i for n, (_, i) in listing.entries.items() if isinstance(i, zipfile.ZipInfo)}
         yield Source(
             name=name,
-            stamps={entry: stamp and f"{stamp} {info.CRC:08x}" for entry, info in infos.items()},
             place=root.resolve(),
-            open=lambda e: _unpack(archive, infos[e]),
+            stamps={shown: stamp for shown, (stamp, _) in listing.entries.items()},
+            folders=listing.folders,
+            hidden=listing.hidden,
+            open=lambda entry: _unpack(archive, infos[entry]),
+            peek=lambda entry: _unpacked_head(archive, infos[entry]),
+            remarks=remarks,
         )
 
 
@@ -122,68 +188,158 @@ def natural_key(name: str) -> tuple[str, str]:
     return re.sub("[0-9]+", lambda digits: digits[0].zfill(20), name), name
 
 
-def _stamp(stat: os.stat_result) -> str:
+def by_suffix(names: Iterable[str]) -> str:
+    """Return how many of the names have which suffix, such as "2 .heic, 1 .txt"."""
+    counts = Counter(PurePosixPath(name).suffix.lower() or "without suffix" for name in names)
+    return ", ".join(f"{count:,} {suffix}" for suffix, count in counts.most_common())
+
+
+# --- Listing -----------------------------------------------------------------------------------
+
+
+def _stamp(status: os.stat_result) -> str:
     """Return a text that another content of the file would not have; empty if it is too new.
 
     Names and mtime can be given to any content. Nobody gives a ctime, it is the kernel's.
     """
-    if time.time_ns() - max(stat.st_ctime_ns, stat.st_mtime_ns) < SETTLED_NS:
+    if time.time_ns() - max(status.st_ctime_ns, status.st_mtime_ns) < SETTLED_NS:
         return ""
-    return f"{stat.st_ino} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"
+    return f"{status.st_ino} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
 
 
 def _is_hidden(part: str) -> bool:
     return part.startswith(".") or part == "__MACOSX"
 
 
-def _check_count(count: int, name: str) -> None:
-    if count > MAX_ENTRIES:
-        raise DataError(f"{name}: at most {MAX_ENTRIES:,} files are read, this has more: split it")
+def _is_hidden_image(part: str) -> bool:
+    """Return whether a hidden file is worth a word: ._x.jpg holds what a Mac knows about x.jpg."""
+    return not part.startswith("._") and part.lower().endswith(IMAGE_SUFFIXES)
 
 
-def _list_folder(root: Path, name: str) -> dict[str, str]:
-    stamps: dict[str, str] = {}
-    pending = [""]
+def _composed(name: str, where: str) -> str:
+    """Return a file's name as it is shown.
+
+    Raises:
+        DataError: It is not UTF-8, so that it could be neither shown nor stored.
+    """
+    if name.isascii():
+        return name
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{where}: names of files must be UTF-8, {name!a} is not; rename it"
+        ) from error
+    return unicodedata.normalize("NFC", name)
+
+
+def _list_folder(listing: _Listing, root: Path) -> None:
+    pending = [("", "")]  # of each folder its path and its shown name
     while pending:
-        prefix = pending.pop()
+        prefix, shown_prefix = pending.pop()
         with os.scandir(root / prefix) as entries:
             for entry in entries:
+                path = prefix + entry.name
+                shown = shown_prefix + _composed(entry.name, listing.name)
                 if _is_hidden(entry.name):
+                    if _is_hidden_image(entry.name):
+                        listing.hidden.append(shown)
                     continue
+                _check_link(listing.name, root, path, shown, entry)
                 if entry.is_dir():
-                    pending.append(f"{prefix}{entry.name}/")
+                    listing.folders.add(shown)
+                    pending.append((path + "/", shown + "/"))
                     continue
-                stamps[prefix + entry.name] = _stamp(entry.stat())
-        _check_count(len(stamps), name)
-    return stamps
+                status = entry.stat()
+                if not stat.S_ISREG(status.st_mode):
+                    raise DataError(f"{listing.name}: {shown} is no regular file; remove it")
+                listing.add(shown, _stamp(status), path)
 
 
-def _list_zip(archive: zipfile.ZipFile, name: str) -> dict[str, zipfile.ZipInfo]:
-    infos: dict[str, zipfile.ZipInfo] = {}
-    _check_count(len(archive.infolist()), name)
+def _check_link(where: str, root: Path, path: str, shown: str, entry: "os.DirEntry[str]") -> None:
+    if not entry.is_symlink():
+        return
+    target = Path(os.path.realpath(root / path))
+    if not target.exists():
+        raise DataError(f"{where}: {shown} is a link to nothing ({target}); mend or remove it")
+    if Path(os.path.realpath((root / path).parent)).is_relative_to(target):
+        raise DataError(f"{where}: {shown} is a link to a folder that it is in; remove it")
+
+
+def _list_zip(listing: _Listing, archive: zipfile.ZipFile, stamp: str) -> tuple[str, ...]:
+    """List the entries of a zip; return what was assumed."""
+    assumed: list[str] = []
     for info in archive.infolist():
-        written = info.filename.replace("\\", "/")
-        path = PurePosixPath(written)
-        if path.is_absolute() or ".." in path.parts or re.match("[A-Za-z]:", written):
+        name, is_sure = _zip_name(info)
+        written = name.replace("\\", "/")
+        parts = [part for part in written.split("/") if part not in ("", ".")]
+        if written.startswith("/") or ".." in parts or written[1:2] == ":":
             raise DataError(
-                f"{name}: the zip must hold relative paths without '..', got {info.filename!r}; "
-                "do not trust it, or zip the folder again"
+                f"{listing.name}: the zip must hold relative paths without '..', got "
+                f"{info.filename!r}; do not trust it, or zip the folder again"
             )
-        if written.endswith("/") or any(map(_is_hidden, path.parts)):
+        shown = _composed("/".join(parts), listing.name)
+        if any(map(_is_hidden, parts)):
+            if not any(map(_is_hidden, parts[:-1])) and _is_hidden_image(parts[-1]):
+                listing.hidden.append(shown)
             continue
-        if info.file_size > MAX_ENTRY_BYTES:
-            raise DataError(
-                f"{name}: an entry must unpack to at most {MAX_ENTRY_BYTES:,} bytes, "
-                f"{info.filename!r} declares {info.file_size:,}; remove it"
-            )
-        # zipfile bounds what it unpacks for these two methods only. Bit 0 says encrypted.
-        if info.flag_bits & 1 or info.compress_type not in (ZIP_STORED, ZIP_DEFLATED):
-            raise DataError(
-                f"{name}: entries must be stored or deflated, without a password, "
-                f"{info.filename!r} is not; zip the folder again"
-            )
-        infos[str(path)] = info
-    return infos
+        if not is_sure:
+            assumed.append(shown)
+        folder = shown if written.endswith("/") else shown.rpartition("/")[0]
+        while folder and folder not in listing.folders:
+            listing.folders.add(folder)
+            folder = folder.rpartition("/")[0]
+        if written.endswith("/"):
+            continue
+        _check_entry(listing.name, info)
+        listing.add(shown, stamp and f"{stamp} {info.CRC:08x}", info)
+    if not assumed:
+        return ()
+    return (
+        f"{listing.name}: {len(assumed):,} names are not in UTF-8 and read as code page 437, such "
+        f"as {assumed[0]!r}: zip the folder again if that is wrong",
+    )
+
+
+def _zip_name(info: zipfile.ZipInfo) -> tuple[str, bool]:
+    """Return an entry's name, and whether its encoding is sure.
+
+    A Mac's archives are in UTF-8 without the flag that says so, and old ones in the code page of
+    some computer. The name may be there twice, the second time in UTF-8.
+    """
+    if info.flag_bits & UTF8_NAME or info.filename.isascii():
+        return info.filename, True
+    raw = info.filename.encode("cp437")
+    extra = info.extra
+    while len(extra) >= 4:
+        kind, size = struct.unpack_from("<HH", extra)
+        field_bytes, extra = extra[4 : 4 + size], extra[4 + size :]
+        # A version, the checksum of the name that it repeats, and the name.
+        if kind == UNICODE_PATH and field_bytes[1:5] == struct.pack("<I", zlib.crc32(raw)):
+            raw = field_bytes[5:]
+    try:
+        return raw.decode(), True
+    except UnicodeDecodeError:
+        return info.filename, False
+
+
+def _check_entry(where: str, info: zipfile.ZipInfo) -> None:
+    if info.file_size > MAX_ENTRY_BYTES:
+        raise DataError(
+            f"{where}: an entry must unpack to at most {MAX_ENTRY_BYTES:,} bytes, "
+            f"{info.filename!r} declares {info.file_size:,}; remove it"
+        )
+    # zipfile bounds what it unpacks for these two methods only. Bit 0 says encrypted.
+    if info.flag_bits & 1 or info.compress_type not in (ZIP_STORED, ZIP_DEFLATED):
+        raise DataError(
+            f"{where}: entries must be stored or deflated, without a password, "
+            f"{info.filename!r} is not; zip the folder again"
+        )
+    if stat.S_ISLNK(info.external_attr >> 16):
+        raise DataError(
+            f"{where}: links in a zip lead nowhere, {info.filename!r} is one; zip the folder again "
+            "with the files themselves"
+        )
 
 
 def _unpack(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> IO[bytes]:
@@ -191,6 +347,19 @@ def _unpack(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> IO[bytes]:
         # Whole, so that the CRC is checked, and by the declared size: without it, zipfile would
         # unpack an entry that lies about its size to the end before it says so.
         return io.BytesIO(file.read(info.file_size))
+
+
+def _unpacked_head(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    with archive.open(info) as file:
+        return file.read(16)
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(16)
+
+
+# --- Digests -----------------------------------------------------------------------------------
 
 
 def digests(source: Source, names: list[str], memory: Path) -> list[str]:
@@ -210,7 +379,7 @@ def digests(source: Source, names: list[str], memory: Path) -> list[str]:
         kept = {}
     stamps = source.stamps
     wanted = [n for n in names if not stamps[n] or kept.get(n, ("", ""))[0] != stamps[n]]
-    fresh = dict(zip(wanted, _in_threads(lambda name: _digest(source, name), wanted), strict=True))
+    fresh = dict(zip(wanted, in_threads(lambda name: _digest(source, name), wanted), strict=True))
     settled = {n: [stamps[n], digest] for n, digest in fresh.items() if stamps[n] and digest != "-"}
     if settled:
         kept = {name: each for name, each in kept.items() if name in stamps}
@@ -227,83 +396,9 @@ def _digest(source: Source, name: str) -> str:
         return "-"  # whoever decodes it says so
 
 
-def _in_threads(function: Callable[[str], T], names: list[str]) -> Iterator[T]:
+def in_threads(function: Callable[[str], T], names: list[str]) -> Iterator[T]:
     """Yield what `function` returns for each name, in order; a block of names is under way."""
     # Pillow releases the GIL. More threads than cores were slower (64 px, 2 cores: 6 by a half).
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for start in range(0, len(names), BLOCK_IMAGES):
             yield from pool.map(function, names[start : start + BLOCK_IMAGES])
-
-
-@contextmanager
-def _opened(source: Source, name: str) -> Iterator[Image.Image]:
-    """Open an image, its header checked and its pixels not yet decoded."""
-    try:
-        with source.open(name) as file, Image.open(file, formats=IMAGE_FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise Image.DecompressionBombError(f"it has {image.width} x {image.height}")
-            yield image
-    except Image.DecompressionBombError as error:
-        raise DataError(
-            f"{source.name}: an image must have at most {MAX_PIXELS:,} pixels, {name} has more "
-            f"({error}); make it smaller or remove it"
-        ) from error
-    except UNREADABLE as error:
-        raise DataError(
-            f"{source.name}: {name} is broken or no image ({error}); replace or remove it"
-        ) from error
-
-
-def decode(source: Source, name: str, size: int) -> npt.NDArray[np.uint8]:
-    """Return an image as (size, size, 3) RGB: upright, shorter side resized, centre cropped.
-
-    Transparent pixels show white, the page that such pictures are drawn for. 16-bit grey keeps
-    its upper byte.
-
-    Raises:
-        DataError: A broken image, or one over `MAX_PIXELS`.
-    """
-    with _opened(source, name) as image:
-        # A JPEG is decoded at 1/2, 1/4 or 1/8 while that leaves twice the size: 12 megapixels
-        # to 224 px in a quarter of the time, pixels differ by 0.2 of 255 on average.
-        image.draft(None, (2 * size, 2 * size))
-        ImageOps.exif_transpose(image, in_place=True)
-        fitted = ImageOps.fit(_to_rgb(image), (size, size), method=Image.Resampling.BICUBIC)
-        return np.asarray(fitted)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits, which convert() would clip at 255
-        upper = np.asarray(image).clip(0, 65535) >> 8
-        return Image.fromarray(upper.astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise ValueError("floating-point pixels have no agreed range: save it with 8 bits")
-    if image.has_transparency_data:
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-    return image.convert("RGB")
-
-
-def shorter_sides(source: Source, names: list[str]) -> list[int]:
-    """Return each image's shorter side in pixels, from its header.
-
-    Raises:
-        DataError: The first that is no image or over `MAX_PIXELS`.
-    """
-
-    def shorter_side(name: str) -> int:
-        with _opened(source, name) as image:
-            return min(image.size)
-
-    return list(_in_threads(shorter_side, names))
-
-
-def decode_blocks(source: Source, names: list[str], size: int) -> Iterator[npt.NDArray[np.uint8]]:
-    """Yield the decoded images in order, as blocks of (up to BLOCK_IMAGES, size, size, 3).
-
-    Raises:
-        DataError: The first broken image.
-    """
-    images = _in_threads(lambda name: decode(source, name, size), names)
-    while block := list(itertools.islice(images, BLOCK_IMAGES)):
-        yield np.stack(block)

@@ -85,10 +85,12 @@ def make_pools(data: Data, config: TrialConfig) -> Pools:
     val = torch.cat(groups)
     kinds = [torch.full((len(rows),), k) for k, rows in enumerate(groups)]
     parts = [
-        torch.arange(len(seen)) % 2 == 0,
-        _part_of_classes(subclass[pseudo], data.super_of_sub, config.seed, "pseudo"),
-        _part_of_classes(data.borrowed_class[novel], (), config.seed, "novel"),
-        _part_of_classes(subclass[is_second], data.super_of_sub, config.seed, "second"),
+        _turns(data, seen) % 2 == 0,
+        _part_of_classes(data, pseudo, subclass, data.super_of_sub, config.seed, "pseudo"),
+        _part_of_classes(data, novel, data.borrowed_class, (), config.seed, "novel"),
+        _part_of_classes(
+            data, known[is_second], subclass, data.super_of_sub, config.seed, "second"
+        ),
     ]
     return _pools(
         data, (*first, *second), torch.cat([train_known, train_novel]), len(train_novel),
@@ -167,7 +169,8 @@ def _held_out_subclasses(
 def _validation_of_each_class(
     data: Data, rows: torch.Tensor, config: TrialConfig
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return training rows and validation rows; a class of one image only trains.
+    """Return training rows and validation rows; a class of one image, or of its copies, only
+    trains, and copies are on one side.
 
     Validation rows come in an order whose even and odd places are the two parts: classes one
     after the other, so that both parts get their share of each.
@@ -176,6 +179,7 @@ def _validation_of_each_class(
     for subclass in data.subclass[rows].unique().tolist():
         members = _shuffled(rows[data.subclass[rows] == subclass], config.seed, "val", subclass)
         count = max(1, round(config.val_fraction * len(members))) if len(members) > 1 else 0
+        members, count = _copies_together(data, members, count)
         val.append(members[:count])
         train.append(members[count:])
     return torch.cat(train), torch.cat(val)
@@ -193,19 +197,25 @@ def _novel_pools(data: Data, config: TrialConfig) -> tuple[torch.Tensor, torch.T
         train, val = rows[~for_val], rows[for_val]
     else:
         count = max(2, round(NOVEL_VAL_CLASS_FRACTION * len(rows)))
+        rows, count = _copies_together(data, rows, count)
         train, val = rows[count:], rows[:count]
     return train[: config.novel_images], val[:NOVEL_VAL_IMAGES_MAX]
 
 
 def _part_of_classes(
-    class_N: torch.Tensor, group_of_class: tuple[int, ...], *purpose: str | int
+    data: Data,
+    rows: torch.Tensor,
+    class_of_row: torch.Tensor,
+    group_of_class: tuple[int, ...],
+    *purpose: str | int,
 ) -> torch.Tensor:
-    """Return which images are in part A, bool (N,): whole classes, of every group as many as in B
-    or one more or less. A single class is cut by image, as images without a class (-1) are.
+    """Return which of the rows are in part A, bool (N,): whole classes, of every group as many as
+    in B or one more or less. A single class is cut by image, as images without a class (-1) are.
     """
+    class_N = class_of_row[rows]
     classes: list[int] = class_N.unique().tolist()
     if len(classes) < 2:
-        return torch.arange(len(class_N)) % 2 == 0
+        return _turns(data, rows) % 2 == 0
     order = torch.randperm(len(classes), generator=generator(*purpose, "parts")).tolist()
     shuffled = [classes[place] for place in order]
     if group_of_class:
@@ -215,3 +225,25 @@ def _part_of_classes(
 
 def _shuffled(rows: torch.Tensor, *purpose: str | int) -> torch.Tensor:
     return rows[torch.randperm(len(rows), generator=generator(*purpose))]
+
+
+def _turns(data: Data, rows: torch.Tensor) -> torch.Tensor:
+    """Return the turn of each row, int64 (N,): 0, 1, 2, ... and copies of an image take its own."""
+    first = {row: copies[0] for copies in data.copies for row in copies}
+    turns: dict[int, int] = {}
+    content = (first.get(row, row) for row in rows.tolist())
+    return torch.tensor([turns.setdefault(c, len(turns)) for c in content], dtype=torch.int64)
+
+
+def _copies_together(data: Data, rows: torch.Tensor, count: int) -> tuple[torch.Tensor, int]:
+    """Return the rows with copies beside each other, and where to cut them, at `count` or near it.
+
+    Between copies there is no cut, and where it moves, it leaves an image behind it.
+    """
+    turns, order = _turns(data, rows).sort(stable=True)
+    cut = count
+    while 0 < cut < len(rows) and turns[cut] == turns[cut - 1]:
+        cut += 1
+    if count < cut == len(rows):
+        cut = int((turns < turns[-1]).sum())
+    return rows[order], cut

@@ -531,7 +531,7 @@ def main(argv: list[str] | None = None) -> int:
     keep_freed_memory()
     try:
         config = TrialConfig.from_dict(parse_settings(args.settings))
-        novel = args.novel or default_novel(args.data)
+        novel = default_novel(args.data) if args.novel is None else args.novel
         with folder_for_images(None if args.no_cache else args.cache) as folder:
             data = load_data(args.data, novel, folder)
         if shortage := novel_shortage(config, make_pools(data, config)):

@@ -217,7 +217,7 @@ def test_one_superclass_is_enough(case: Case, tmp_path: Path) -> None:
 @pytest.mark.parametrize("top", ["", "flat/"])
 def test_a_flat_pool_has_no_classes(case: Case, tmp_path: Path, top: str) -> None:
     for i in range(3):
-        picture(tmp_path / "flat" / f"{i}.png", i)
+        picture(tmp_path / "flat" / f"{i}.png", 100 + i)
     for novel in (tmp_path / "flat", zipped(tmp_path / "flat", top)):
         data = case.load(novel=novel)
         assert data.borrowed_class.tolist() == [-1] * 9
@@ -408,9 +408,9 @@ BAD_COURSES: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda f: Image.new("RGB", (9, 9)).save(f / "train_images" / "3.png", "EPS"),
         r"train_images/3.png is broken or no image \(cannot identify",
     ),
-    "floating-point image": (
-        lambda f: Image.new("F", (9, 9)).save(f / "train_images" / "3.png", "TIFF"),
-        "train_images/3.png is broken .*floating-point",
+    "infinite pixels": (
+        lambda f: Image.new("F", (9, 9), float("inf")).save(f / "train_images" / "3.png", "TIFF"),
+        "train_images/3.png is broken .*its pixels must be finite",
     ),
     "subclass of two superclasses": (
         replace_row(4, 1, "1"),
@@ -621,7 +621,7 @@ def test_an_image_over_the_pixel_limit_is_refused_undecoded(
     body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
     (tmp_path / name).write_bytes(b"\x89PNG\r\n\x1a\n" + body)
     file = Path(name).name
-    with pytest.raises(DataError, match=f"at most 50,000,000 pixels, .*{file} has more"):
+    with pytest.raises(DataError, match=f"{file} is broken .*at most 50,000,000 pixels are read"):
         case.load()
 
 
@@ -933,7 +933,7 @@ def test_cifar100_lends_all_but_reptiles_and_the_wolf(
     case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for i in range(6):
-        picture(case.known / "train_images" / f"{i}.png", i, (32, 32))
+        picture(case.known / "train_images" / f"{i}.png", 50 + i, (32, 32))
     pixels = fake_cifar100(case.cache, monkeypatch)
     data = case.load(novel="cifar100")
     assert data.borrowed_classes == ("apple", "fox")
@@ -993,7 +993,7 @@ def test_more_images_than_a_block_keep_their_order(
 
 def test_images_to_predict_that_are_missing_or_broken_are_named(case: Case) -> None:
     (case.known / "test_images" / "2.png").write_bytes(b"")
-    with pytest.raises(DataError, match=r"known: test_images/2.png is broken"):
+    with pytest.raises(DataError, match=r"known: 2.png is broken"):
         load_images(str(case.known), SIZE)
     shutil.rmtree(case.known / "test_images")
     with pytest.raises(DataError, match="images to predict, its test_images/ holds none"):

@@ -1,7 +1,7 @@
 """No image, and no class that must stay unseen, is in two pools."""
 
 from collections import Counter
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -190,6 +190,57 @@ def test_novel_validation_is_capped_and_the_rest_of_its_classes_stays_out() -> N
     pools = make_pools(data, TrialConfig(novel_images=10_000))
     assert int((pools.val_kind == NOVEL).sum()) == 1000
     assert pools.novel_images_used == 4500
+
+
+@given(
+    datas.flatmap(
+        lambda data: st.lists(st.integers(0, len(data.images) - 1), min_size=2, max_size=30).map(
+            lambda rows: with_copies(data, rows)
+        )
+    ),
+    configs,
+)
+@any_pools
+def test_copies_of_an_image_never_part_training_from_validation(
+    data: Data, config: TrialConfig
+) -> None:
+    try:
+        pools = make_pools(data, config)
+    except DataError:
+        return  # all images of a pool are copies of one
+    train, val = set(pools.train.tolist()), pools.val.tolist()
+    assert len(val) == len(set(val))
+    assert not train & set(val)
+    half = dict(zip(val, pools.val_in_part_a.tolist(), strict=True))
+    for copies in data.copies:
+        assert not (train & set(copies) and set(val) & set(copies))
+        assert len({half[row] for row in copies if row in half}) <= 1
+    train_classes = {c for row, c in enumerate(data.subclass.tolist()) if row in train}
+    assert train_classes >= set(pools.subclasses)
+
+
+def with_copies(data: Data, rows: list[int]) -> Data:
+    """Make those of the rows that are of one class copies of each other."""
+    groups: dict[tuple[int, int], set[int]] = {}
+    for row in rows:
+        key = int(data.subclass[row]), int(data.borrowed_class[row])
+        groups.setdefault(key, set()).add(row)
+    copies = tuple(tuple(sorted(group)) for group in groups.values() if len(group) > 1)
+    return replace(data, copies=copies)
+
+
+def test_copies_leave_as_many_to_judge_and_other_classes_as_they_are() -> None:
+    """Every image of the first class is there twice, as in a data set merged with itself."""
+    data = make_data(subclasses=(2,), images=(40, 20))
+    rows = [row for row, c in enumerate(data.subclass.tolist()) if c == 0]
+    config = TrialConfig(pseudo_novel_fraction=0.0, val_fraction=0.2)
+    twice = replace(data, copies=tuple(zip(rows[::2], rows[1::2], strict=True)))
+    plain, paired = (make_pools(each, config) for each in (data, twice))
+    counts = [Counter(data.subclass[pools.val].tolist()) for pools in (plain, paired)]
+    assert counts[0] == counts[1]
+    assert [r for r in plain.val.tolist() if r not in rows] == [
+        r for r in paired.val.tolist() if r not in rows
+    ]
 
 
 # --- Held-out subclasses ----------------------------------------------------------------------
