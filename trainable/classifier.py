@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import safetensors
 import safetensors.torch
 import torch
+import torch.nn.functional as F
 
 from trainable.calibration import Outputs
 from trainable.checkpoint import write_atomically
@@ -34,8 +35,6 @@ KEYS = (
     "config", "superclasses", "subclasses", "subclass_of_output", "super_of_output", "stored_size",
     "rule", "self_contained", "frozen_fingerprints",
 )  # fmt: skip
-PREDICTED_AT_ONCE = 4096
-"""Images whose features are held together, and compared with a bank in one go."""
 _BANK = "bank."
 
 
@@ -189,8 +188,19 @@ class Classifier:
         self._branches, self._banks = branches, banks
 
     @classmethod
-    def load(cls, folder: UPath, weights: Path | None = None) -> Classifier:
+    def load(
+        cls,
+        folder: UPath,
+        weights: Path | None = None,
+        *,
+        device: torch.device | str | None = None,
+    ) -> Classifier:
         """Return the classifier in `folder`; nothing in it is unpickled.
+
+        Args:
+            folder: A trial's or a refit's.
+            weights: See `backbones.build`.
+            device: Where it computes; null: on the GPU where there is one.
 
         Raises:
             DataError: No classifier there, or one of another format.
@@ -198,6 +208,7 @@ class Classifier:
         """
         info = _read_info(folder)
         config = TrialConfig.from_dict(info["config"])
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         try:
             tensors = safetensors.torch.load((folder / MODEL_FILE).read_bytes())
         except (safetensors.SafetensorError, OSError) as error:
@@ -225,13 +236,15 @@ class Classifier:
                 else:
                     model.load_state_dict(state)
                 is_needed = _scores_by_features(model, _rule(info))
+                bank = {key: tensor.to(device) for key, tensor in bank.items()}
                 banks.append(FeatureBank.from_tensors(bank) if is_needed else None)
             except (ValueError, RuntimeError, TypeError) as error:
                 reason = " ".join(str(error).split())[:300]
                 raise WeightsError(
                     f"{folder / MODEL_FILE} does not fit its {INFO_FILE}: {reason}"
                 ) from error
-            branches.append(model.eval())
+            model = model.to(memory_format=torch.channels_last)  # as it was trained
+            branches.append(model.to(device).eval())
         return cls(info, branches, banks)
 
     @torch.inference_mode()
@@ -252,21 +265,25 @@ class Classifier:
 
     @torch.inference_mode()
     def response(self, images_NHWC: torch.Tensor) -> Response:
-        """Return what the heads say of square uint8 images (N, S, S, 3); classes are outputs."""
+        """Return what the heads say of square uint8 images (N, S, S, 3); classes are outputs.
+
+        Only a batch of them is on the device at a time. All batches are padded to one size, so that
+        the bits of an answer do not depend on which images were asked for with it.
+        """
         logits: dict[Task, list[torch.Tensor]] = {"super": [], "sub": []}
         scores: dict[Task, list[torch.Tensor]] = {"super": [], "sub": []}
-        for images in images_NHWC.split(PREDICTED_AT_ONCE):
-            for model, bank in zip(self._branches, self._banks, strict=True):
-                batches = images.split(FORWARD_BATCH[model.mean.device.type])
-                pooled = torch.cat(
-                    [model.tuned(model.encode(model.prepare(batch))) for batch in batches]
-                )
+        for model, bank in zip(self._branches, self._banks, strict=True):
+            size = FORWARD_BATCH[model.mean.device.type]
+            for batch in images_NHWC.split(size):
+                padded = F.pad(batch, (0, 0, 0, 0, 0, 0, 0, size - len(batch)))
+                pooled = model.tuned(model.encode(model.prepare(padded)))
                 answers = model.classify(pooled)
-                nothing = torch.full((len(images), len(FEATURE_SCORES)), torch.nan)
-                score = nothing if bank is None else bank.scores(pooled).cpu()
+                score = torch.full((size, len(FEATURE_SCORES)), torch.nan)
+                if bank is not None:
+                    score = bank.scores(pooled).cpu()
                 for task in model.branch.tasks:
-                    logits[task].append(answers[task].float().cpu())
-                    scores[task].append(score)
+                    logits[task].append(answers[task].cpu()[: len(batch)])
+                    scores[task].append(score[: len(batch)])
         return Response(
             super_logits=torch.cat(logits["super"]),
             sub_logits=torch.cat(logits["sub"]),

@@ -275,11 +275,17 @@ def test_score_below_the_threshold_is_novel(tmp_path: Path, tiny_data: Data) -> 
     assert torch.equal(answers.subclass, free.subclass)
 
 
-@pytest.mark.parametrize("num_images", [1, 30])
-def test_answers_do_not_depend_on_the_batch(
-    trial: Path, tiny_data: Data, tiny_weights: Path, num_images: int
+@pytest.mark.parametrize("num_images", [1, 30, 50])
+@pytest.mark.parametrize("name", ["trial", "with_bank"])
+def test_bits_of_an_answer_do_not_depend_on_the_others(
+    request: pytest.FixtureRequest,
+    tiny_data: Data,
+    tiny_weights: Path,
+    name: str,
+    num_images: int,
 ) -> None:
-    classifier = Classifier.load(trial, tiny_weights)
+    """So that a stream of blocks answers as all images at once."""
+    classifier = Classifier.load(request.getfixturevalue(name), tiny_weights)
     all_at_once = classifier.predict(tiny_data.images[:60])
     parts = [classifier.predict(images) for images in tiny_data.images[:60].split(num_images)]
 
@@ -287,7 +293,33 @@ def test_answers_do_not_depend_on_the_batch(
         return torch.cat([getattr(part, name) for part in parts])
 
     for name in Predictions.__dataclass_fields__:
-        torch.testing.assert_close(joined(name), getattr(all_at_once, name), rtol=1e-4, atol=1e-4)
+        assert torch.equal(joined(name), getattr(all_at_once, name))
+
+
+def test_models_and_banks_are_on_the_device_that_is_asked_for(
+    with_bank: Path, tiny_weights: Path
+) -> None:
+    classifier = Classifier.load(with_bank, tiny_weights, device="meta")
+    tensors = [tensor for model in classifier._branches for tensor in model.state_dict().values()]
+    tensors += [tensor for bank in classifier._banks if bank for tensor in vars(bank).values()]
+    assert any(classifier._banks)
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
+
+
+def test_a_classifier_takes_the_gpu_where_there_is_one(
+    trial: Path, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[torch.device] = []
+    move = BranchModel.to
+
+    def to(model: BranchModel, *args: Any, **kwargs: Any) -> Any:
+        asked.extend(each for each in args if isinstance(each, torch.device))
+        return move(model) if args else move(model, **kwargs)
+
+    monkeypatch.setattr(BranchModel, "to", to)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    Classifier.load(trial, tiny_weights)
+    assert asked == [torch.device("cuda")]
 
 
 @pytest.mark.parametrize("size", [20, 64, 100])
