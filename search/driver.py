@@ -389,7 +389,7 @@ def _run(
             with ThreadPoolExecutor(1) as beside:
                 started = beside.submit(tracker.start, data, files)
                 if not study.is_done:
-                    cluster = running.enter_context(connected(options.address))
+                    cluster = running.enter_context(connected(options.address, note=console.print))
                     interrupts.listen()
             started.result()
             for trial in study.trials.values():

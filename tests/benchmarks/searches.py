@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import re
+import secrets
 import subprocess
 import sys
 import time
@@ -130,7 +131,11 @@ def _cpu_s(process: psutil.Process) -> float:
 
 
 def _environment() -> dict[str, str]:
-    """Return this process's environment without what an import of ours told Ray and Tune."""
+    """Return this process's environment without what an import of ours told Ray and Tune.
+
+    A token, so that Ray writes none into the home directory.
+    """
     given = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "TUNE_"))}
+    given |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     return given | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}

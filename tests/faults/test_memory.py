@@ -4,14 +4,15 @@ of one for which its share of a GPU was too small; and whether workers reuse wha
 import resource
 import sys
 import threading
+from contextlib import nullcontext
 
 import psutil
 import pytest
 import ray
 import torch
-from ray.cluster_utils import Cluster
 
 from search.cluster import connected
+from tests.clusters import ray_cluster
 from tests.faults import faulty
 from tests.faults.conftest import SmallSearch
 from trainable.memory import keep_freed_memory
@@ -51,12 +52,8 @@ def test_a_trial_out_of_gpu_memory_is_tried_again_alone_with_a_whole_gpu(
     faults = dict.fromkeys((0, 2), faulty.record_share)
     faults |= {1: faulty.need_a_whole_gpu, 3: faulty.run_out_of_gpu_memory}
     lines: list[str] = []
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 1})
-    try:
-        with connected(cluster.address):
-            small_search.run(4, faults, concurrency=2, gpus_per_trial=0.5, note=lines.append)
-    finally:
-        cluster.shutdown()
+    with ray_cluster(num_cpus=2, num_gpus=1) as cluster, connected(cluster.address):
+        small_search.run(4, faults, concurrency=2, gpus_per_trial=0.5, note=lines.append)
     assert small_search.states() == ["COMPLETE", "COMPLETE", "COMPLETE", "FAIL"]
     assert "CUDA out of memory" in small_search.attributes(3)["reason"]
     for number in (1, 3):
@@ -92,12 +89,10 @@ def faults_of_large_blocks() -> list[int]:
 @pytest.mark.parametrize("joined", [False, True])
 def test_workers_reuse_large_blocks_in_every_thread(joined: bool) -> None:
     """Ray's own threads have heaps already when our code begins."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1}) if joined else None
-    try:
-        with connected(cluster.address if cluster else None):
-            found = ray.get(ray.remote(faults_of_large_blocks).remote())
-    finally:
-        if cluster:
-            cluster.shutdown()
+    with (
+        ray_cluster(num_cpus=1) if joined else nullcontext() as cluster,
+        connected(cluster.address if cluster else None),
+    ):
+        found = ray.get(ray.remote(faults_of_large_blocks).remote())
     pages = 2**27 // resource.getpagesize()
     assert max(found) < pages / 10

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 import ray
+from ray._private import services
 from ray.cluster_utils import Cluster
 from upath import UPath
 
 from search.cluster import ClusterError, check_storage, connected
 from search.study import Trial
+from tests.clusters import ray_cluster
 from tests.faults import faulty
 from tests.faults.conftest import SmallSearch
 
@@ -25,10 +27,13 @@ JOIN_LIMIT_S = 60
 
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
-    """A head node of one CPU; tests add real raylet processes to it."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    yield cluster
-    cluster.shutdown()
+    """A head node of one CPU; tests add real raylet processes to it.
+
+    Not on the loopback interface, where `ray start` refuses to look for one.
+    """
+    address = services.node_ip_address_from_perspective()
+    with ray_cluster(num_cpus=1, node_ip_address=address) as cluster:
+        yield cluster
 
 
 def test_a_dead_node_costs_only_time_and_a_joining_node_is_used(

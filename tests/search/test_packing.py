@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from ray.cluster_utils import Cluster
 from upath import UPath
 
 from search.cluster import connected
 from search.executor import Job
 from search.packing import PACKINGS, Sample, choose_packing, find_packing, kind_of, pilots
 from search.worker import CONTEXT_BYTES
+from tests.clusters import ray_cluster
 from trainable.config import TrialConfig
 from trainable.data import load_data
 
@@ -141,14 +141,14 @@ def test_pilot_trains_every_kind_in_processes_of_their_own(data: Path, tmp_path:
         weights=None,
     )
     small = {"image_size": 32, "novel_images": 8, "batch_size": 16, "schedule": "one_cycle"}
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 1})
-    try:
-        with connected(cluster.address), pilots(job) as measure:
-            for fine_tune, num_packed in (("full", 1), ("frozen", 2)):
-                sample = measure(TrialConfig(fine_tune=fine_tune, **small), num_packed)
-                assert sample is not None
-                assert sample.num_packed == num_packed
-                assert sample.images_per_s > 0
-    finally:
-        cluster.shutdown()
+    with (
+        ray_cluster(num_cpus=1, num_gpus=1) as cluster,
+        connected(cluster.address),
+        pilots(job) as measure,
+    ):
+        for fine_tune, num_packed in (("full", 1), ("frozen", 2)):
+            sample = measure(TrialConfig(fine_tune=fine_tune, **small), num_packed)
+            assert sample is not None
+            assert sample.num_packed == num_packed
+            assert sample.images_per_s > 0
     assert {path.name for path in (tmp_path / "cache").iterdir()} == {"data"}

@@ -1,0 +1,20 @@
+"""Ray clusters of several nodes, which ask for a token as every Ray of ours does."""
+
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ray.cluster_utils import Cluster
+
+from search.cluster import authentication
+
+
+@contextmanager
+def ray_cluster(**head_node_args: object) -> Iterator[Cluster]:
+    """Start a head node, whose token this process and those it starts have meanwhile."""
+    with authentication("token", secrets.token_hex(32)):
+        cluster = Cluster(initialize_head=True, head_node_args=head_node_args)
+        try:
+            yield cluster
+        finally:
+            cluster.shutdown()

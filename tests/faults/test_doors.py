@@ -1,0 +1,120 @@
+"""Who may run code in a search's Ray: only who has its token, whatever the environment says."""
+
+import ipaddress
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import ray
+
+from search import cluster
+from search.cluster import ClusterError, connected
+from tests.outsider import outsider
+
+JOIN_LIMIT_S = 60
+LONG_FOLDER = "/tmp/" + "x" * 82
+JOIN = """
+import ray, sys
+ray.init(address=sys.argv[1], log_to_driver=False)
+print("ran as", ray.get(ray.remote(lambda: __import__("os").getuid()).remote()))
+"""
+
+
+def join(address: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Try to run code in this machine's Ray from a process that would look at its loopback."""
+    environment |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    return subprocess.run(
+        [sys.executable, "-c", JOIN, address],
+        env=environment, capture_output=True, text=True, timeout=JOIN_LIMIT_S, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def lines() -> list[str]:
+    return []
+
+
+@pytest.fixture(scope="module")
+def own_address(lines: list[str]) -> Iterator[str]:
+    """The address of a search's own Ray, in an environment that is against it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        patch.setenv("RAY_AUTH_TOKEN_PATH", "/nonexistent")
+        patch.setenv("RAY_TMPDIR", LONG_FOLDER)
+        patch.delenv("HOME")
+        with connected(None, num_cpus=1, note=lines.append):
+            yield ray.get_runtime_context().gcs_address
+
+
+@pytest.mark.slow
+def test_reason_why_ray_does_not_start_is_given() -> None:
+    """Before the tests below start one that stays."""
+    with (
+        pytest.raises(ClusterError, match=r"Ray does not start on this machine: .*CPU"),
+        connected(None, num_cpus=-1),
+    ):
+        pass
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("guess", [{}, {"RAY_AUTH_TOKEN": "0" * 64, "RAY_AUTH_MODE": "token"}])
+def test_stranger_cannot_run_code_in_a_search(
+    own_address: str, guess: dict[str, str], tmp_path: Path
+) -> None:
+    refused = join(own_address, outsider(tmp_path, **guess))
+    assert refused.returncode == 1
+    assert "ran as" not in refused.stdout
+    assert "InvalidAuthToken" in refused.stderr
+
+
+@pytest.mark.slow
+def test_whoever_has_the_token_can_run_code_in_a_search(own_address: str, tmp_path: Path) -> None:
+    token = {n: os.environ[n] for n in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
+    assert f"ran as {os.getuid()}" in join(own_address, outsider(tmp_path, **token)).stdout
+
+
+@pytest.mark.slow
+def test_a_search_s_own_ray_listens_on_the_loopback_interface_alone(own_address: str) -> None:
+    ray.get(ray.remote(lambda: os.getpid()).remote())
+    this = psutil.Process()
+    listening = [
+        connection.laddr.ip
+        for process in (this, *this.children(recursive=True))
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert len(listening) >= 4  # GCS, raylet, worker, driver
+    for address in map(ipaddress.ip_address, listening):
+        assert (getattr(address, "ipv4_mapped", None) or address).is_loopback
+
+
+@pytest.mark.slow
+def test_what_is_not_followed_is_said(own_address: str, lines: list[str]) -> None:
+    assert lines == [
+        "RAY_AUTH_MODE=disabled is not followed: a search's own Ray asks for its token",
+        f"Ray's sockets are in /tmp: their names would be too long in {LONG_FOLDER}",
+    ]
+
+
+def test_folder_of_the_sockets_is_private_short_and_deleted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", LONG_FOLDER)
+    with cluster._sockets(print) as folder:
+        assert stat.S_IMODE(Path(folder).stat().st_mode) == 0o700
+        (Path(folder) / "log").touch()
+    assert not Path(folder).exists()
+
+
+def test_temporary_folder_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", "/nosuch")
+    with (
+        pytest.raises(ClusterError, match=r"Ray needs a folder for its sockets: .*'/nosuch/ray-"),
+        connected(None),
+    ):
+        pass
