@@ -90,12 +90,37 @@ class ClusterError(UserError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cluster:
-    """What the nodes have together."""
+class Node:
+    """One machine of a cluster, and what it has."""
 
-    num_nodes: int
+    address: str
     cpus: float
     gpus: float
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The nodes that are there; a trial is on one of them."""
+
+    nodes: tuple[Node, ...]
+
+    @property
+    def gpus(self) -> float:
+        """Of all nodes together."""
+        return sum(node.gpus for node in self.nodes)
+
+    def trials_per_gpu(self, cpus_per_trial: float) -> int:
+        """Return how many trials have CPUs beside each GPU, on the node with the fewest for them.
+
+        Nodes that hold no trial do not count; 0 where none does.
+        """
+        most = (int(n.cpus / n.gpus / cpus_per_trial) for n in self.nodes if n.gpus)
+        return min((each for each in most if each), default=0)
+
+    def __str__(self) -> str:
+        shown = [f"{n.address} has {n.cpus:g} CPU and {n.gpus:g} GPU" for n in self.nodes[:20]]
+        more = len(self.nodes) - len(shown)
+        return ", ".join(shown) + (f", and {more} more nodes" if more else "")
 
 
 @contextmanager
@@ -117,13 +142,16 @@ def connected(
     logging.getLogger("ray").setLevel(logging.ERROR)
     with _own(num_cpus, note) if address is None else _joined(address, note):
         try:
-            resources = ray.cluster_resources()
-            nodes = [node for node in ray.nodes() if node["Alive"]]
-            yield Cluster(
-                num_nodes=len(nodes), cpus=resources.get("CPU", 0.0), gpus=resources.get("GPU", 0.0)
-            )
+            yield Cluster(tuple(_node(each) for each in ray.nodes() if each["Alive"]))
         finally:
             ray.shutdown()
+
+
+def _node(found: dict[str, Any]) -> Node:
+    has = found["Resources"]
+    return Node(
+        address=found["NodeManagerAddress"], cpus=has.get("CPU", 0.0), gpus=has.get("GPU", 0.0)
+    )
 
 
 @contextmanager
@@ -301,6 +329,30 @@ def _reasons(error: BaseException) -> str:
     return ": ".join(reasons)
 
 
+def check_packages() -> None:
+    """Check that every node has this package, file for file, and what it imports.
+
+    Raises:
+        ClusterError: A node does not.
+    """
+    others = _other_nodes()
+    if not others:
+        return
+    installed = _installed()
+    here = installed()
+    found = _on_each(others, ray.remote(num_cpus=0)(installed))
+    wrong = [
+        f"{node['NodeManagerAddress']} has {there}"
+        for node, there in zip(others, found, strict=True)
+        if there != here
+    ]
+    if wrong:
+        raise ClusterError(
+            f"every node must have what this one has, {here}, but {'; '.join(wrong)}: "
+            "install the project there from the same files"
+        )
+
+
 def check_storage(folder: UPath) -> None:
     """Check that every node sees the same `folder`, by a file written here and read there.
 
@@ -368,6 +420,34 @@ def _on_each(
             f"not all of {late} answered within {timeout_s:g} s: see what they are busy with"
         ) from error
     return results
+
+
+def _installed() -> Callable[[], str]:
+    """Return a function that says which noveltune a node has, by version and content.
+
+    Where it cannot be used, it says why. Ray sends a function made here whole, with the imports
+    that it needs: a node may be without this module.
+    """
+
+    def installed() -> str:
+        import hashlib
+        import importlib
+        from importlib import metadata
+        from pathlib import Path
+
+        digest = hashlib.sha256()
+        try:
+            for package in ("results", "search", "trainable"):
+                folder = Path(importlib.import_module(package).__path__[0])
+                for file in sorted(folder.rglob("*.py")):
+                    digest.update(file.relative_to(folder).as_posix().encode() + file.read_bytes())
+            importlib.import_module("search.worker")
+            version = metadata.version("noveltune")
+        except Exception as error:  # noqa: BLE001 (whatever it is, it is what is wrong there)
+            return f"{type(error).__name__}: {error}"
+        return f"noveltune {version} ({digest.hexdigest()[:8]})"
+
+    return installed
 
 
 @ray.remote(num_cpus=0)

@@ -34,7 +34,14 @@ from results.load import (
 )
 from results.repeats import best_trial
 from results.report import print_tables, write_tables
-from search.cluster import Cluster, check_storage, connected, forget_cache, ship_data
+from search.cluster import (
+    Cluster,
+    check_packages,
+    check_storage,
+    connected,
+    forget_cache,
+    ship_data,
+)
 from search.executor import (
     Job,
     SearchStoppedError,
@@ -398,6 +405,7 @@ def _run(
             if study.num_finished:
                 console.print(f"{study.num_finished} of {num_trials} trials are finished already")
             if cluster is not None:
+                check_packages()
                 check_storage(folder)
                 job = _job(record, folder, cache, ship_data(data, cache, console.print))
                 slots = make_slots(
@@ -442,7 +450,9 @@ def _gpus_per_trial(
         return options.gpus_per_trial
     if not cluster.gpus:
         return 0.0
-    most = int(cluster.cpus / cluster.gpus / (options.cpus_per_trial or 1.0))
+    # A cluster that cannot hold one trial is refused before the pilot.
+    make_slots(cluster, concurrency=1, cpus_per_trial=options.cpus_per_trial, gpus_per_trial=1.0)
+    most = cluster.trials_per_gpu(options.cpus_per_trial or 1.0)
     with pilots(job) as measure:
         return 1.0 / find_packing(space.samples, measure, most=most, note=note)
 
@@ -556,5 +566,6 @@ def _resume_command(options: Options, record: SearchRecord) -> str:
     command = ["python", "-m", "search.run", "--resume", "--name", record.name]
     for flag in ("storage", "address", "concurrency", "cpus_per_trial", "gpus_per_trial"):
         if (value := getattr(options, flag)) is not None:
+            value = value.absolute() if flag == "storage" else value
             command += [f"--{flag.replace('_', '-')}", str(value)]
     return "\n".join(filter(None, [record.passwords_to_type, shlex.join(command)]))

@@ -11,7 +11,7 @@ import pyarrow.fs
 from upath import UPath
 
 from results.load import trial_folder
-from search.cluster import Cluster, ClusterError
+from search.cluster import Cluster, ClusterError, Node
 from search.study import Study
 from search.worker import run_trial
 
@@ -85,23 +85,21 @@ def make_slots(
     is not limited to what fits now.
 
     Raises:
-        ClusterError: The cluster cannot hold one such trial.
+        ClusterError: No node of the cluster can hold one such trial.
     """
     gpus = gpus_per_trial if gpus_per_trial is not None else (1.0 if cluster.gpus else 0.0)
-    if gpus > 1 and gpus != int(gpus):
-        raise ClusterError(f"--gpus-per-trial above 1 must be a whole number, but got {gpus:g}")
+    if not 0 <= gpus <= 1:
+        raise ClusterError(
+            f"--gpus-per-trial must be 0 to 1, as a trial trains on one GPU, but got {gpus:g}"
+        )
     cpus = cpus_per_trial if cpus_per_trial is not None else 1.0
     if not cpus > 0:
         raise ClusterError(f"--cpus-per-trial must be above 0, but got {cpus:g}")
-    fit = _times(cpus, cluster.cpus)
-    if gpus > 0:
-        # A share is of one device, so what is left of each device is lost.
-        on_each = int(cluster.gpus) * _times(gpus, 1.0)
-        fit = min(fit, on_each if gpus <= 1 else _times(gpus, cluster.gpus))
+    fit = sum(_fits(node, cpus, gpus) for node in cluster.nodes)
     if fit < 1:
         raise ClusterError(
-            f"a trial asks for {cpus:g} CPU and {gpus:g} GPU, but the cluster has "
-            f"{cluster.cpus:g} CPU and {cluster.gpus:g} GPU"
+            f"a trial asks for {cpus:g} CPU and {gpus:g} GPU, but no node of the cluster has both: "
+            f"{cluster}"
         )
     if not may_grow:
         concurrency = min(concurrency or fit, fit)
@@ -155,6 +153,12 @@ def run_trials(
         raise SearchStoppedError(
             f"{MAX_FAILURES_IN_A_ROW} trials in a row failed: {scheduler.commonest_reason}"
         )
+
+
+def _fits(node: Node, cpus: float, gpus: float) -> int:
+    """Return how many trials a node holds; a share is of one device, what is left of it is lost."""
+    by_cpus = _times(cpus, node.cpus)
+    return min(by_cpus, int(node.gpus) * _times(gpus, 1.0)) if gpus else by_cpus
 
 
 def _times(share: float, whole: float) -> int:

@@ -143,9 +143,9 @@ def _share(text: str | None) -> float | str | None:
         value = float(text)
     except ValueError:
         value = -1.0
-    if not 0 <= value <= 1024 or (value > 1 and value != int(value)):
+    if not 0 <= value <= 1:
         raise UserError(
-            "--gpus-per-trial must be auto, a fraction of 0 to 1 or a whole number, "
+            "--gpus-per-trial must be auto or 0 to 1, as a trial trains on one GPU, "
             f"but got {text!r}"
         )
     return value

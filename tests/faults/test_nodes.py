@@ -1,12 +1,15 @@
 """Several machines: one that dies costs time only, one that joins is used, all see one storage."""
 
+import json
+import re
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -15,7 +18,7 @@ from ray._private import services
 from ray.cluster_utils import Cluster
 from upath import UPath
 
-from search.cluster import ClusterError, check_storage, connected
+from search.cluster import ClusterError, check_packages, check_storage, connected
 from search.study import Trial
 from tests.clusters import ray_cluster
 from tests.faults import faulty
@@ -23,6 +26,7 @@ from tests.faults.conftest import SmallSearch
 
 pytestmark = pytest.mark.slow
 JOIN_LIMIT_S = 60
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -63,12 +67,22 @@ def test_a_dead_node_costs_only_time_and_a_joining_node_is_used(
 
 
 @contextmanager
-def joined_by_node_without(cluster: Cluster, *folders: Path) -> Iterator[None]:
-    """Connect, when a second node has joined to which each of `folders` is empty and its own."""
+def joined_by_node_without(
+    cluster: Cluster, *folders: Path, changed: Mapping[Path, Path] | None = None
+) -> Iterator[None]:
+    """Connect, when a second node has joined to which each of `folders` is empty and its own.
+
+    Args:
+        cluster: With one node.
+        folders: Hidden from the second.
+        changed: By file, what the second node has instead.
+    """
     if shutil.which("unshare") is None or _cannot_unshare():
         pytest.skip("a mount namespace of one's own needs root")
     ray_command = Path(sys.executable).parent / "ray"
-    hide = " && ".join(f"mount -t tmpfs tmpfs {folder}" for folder in folders)
+    mounts = [f"mount -t tmpfs tmpfs {folder}" for folder in folders]
+    mounts += [f"mount --bind {other} {file}" for file, other in (changed or {}).items()]
+    hide = " && ".join(mounts)
     start = f"{hide} && exec {ray_command} start --block --address {cluster.address} --num-cpus 1"
     with subprocess.Popen(
         ["unshare", "--mount", "sh", "-c", start], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -99,6 +113,34 @@ def test_storage_that_another_node_does_not_see_is_refused(
     assert list(storage.iterdir()) == []
 
 
+def test_node_with_other_files_of_this_package_is_named(tmp_path: Path, cluster: Cluster) -> None:
+    ours, theirs = ROOT / "trainable" / "errors.py", tmp_path / "errors.py"
+    theirs.write_bytes(ours.read_bytes() + b"# of yesterday\n")
+    with joined_by_node_without(cluster, changed={ours: theirs}):
+        with pytest.raises(ClusterError) as raised:
+            check_packages()
+        address = cluster.head_node.node_ip_address
+    version = r"noveltune \S+ \([0-9a-f]{8}\)"
+    found = re.fullmatch(
+        rf"every node must have what this one has, ({version}), but {re.escape(address)} has "
+        rf"({version}): install the project there from the same files",
+        str(raised.value),
+    )
+    assert found is not None, raised.value
+    assert found[1] != found[2]
+
+
+def test_node_without_this_package_is_named(cluster: Cluster) -> None:
+    origin = metadata.distribution("noveltune").read_text("direct_url.json") or "{}"
+    installed = Path(json.loads(origin).get("url", ROOT.as_uri()).removeprefix("file://"))
+    hidden = {folder / "search" for folder in (ROOT, installed)}
+    with (
+        joined_by_node_without(cluster, *hidden),
+        pytest.raises(ClusterError, match=r"has ModuleNotFoundError: No module named 'search"),
+    ):
+        check_packages()
+
+
 def test_node_without_the_data_gets_them_from_the_driver(
     small_search: SmallSearch, cluster: Cluster, tmp_path: Path
 ) -> None:
@@ -116,11 +158,15 @@ def test_node_without_the_data_gets_them_from_the_driver(
     assert len({file.name for file in search.folder.rglob("node_*")}) == 2
 
 
-def test_storage_that_every_node_sees_is_accepted(tmp_path: Path, cluster: Cluster) -> None:
+def test_storage_and_package_that_every_node_has_are_accepted(
+    tmp_path: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cluster.add_node(num_cpus=1)
     with connected(cluster.address):
         assert sum(node["Alive"] for node in ray.nodes()) == 2
-        check_storage(UPath(tmp_path))
+        check_packages()
+        monkeypatch.chdir(tmp_path)
+        check_storage(UPath("."))  # to a worker, another folder
     assert list(tmp_path.iterdir()) == []
 
 

@@ -88,7 +88,7 @@ def test_token_in_the_home_opens_a_cluster_that_asks_for_one(
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     lines: list[str] = []
     with connected(address, note=lines.append) as found:
-        assert found.cpus == 1
+        assert [node.cpus for node in found.nodes] == [1]
         assert ray.get(ray.remote(lambda: os.getpid()).remote()) != os.getpid()
     assert lines == ["RAY_AUTH_MODE=disabled is not followed: this Ray cluster asks for its token"]
     assert os.environ["RAY_AUTH_MODE"] == "disabled"

@@ -4,22 +4,32 @@ import time
 
 import pytest
 
-from search.cluster import Cluster, ClusterError
+from search.cluster import Cluster, ClusterError, Node
 from search.executor import Slots, deadline_after, make_slots
+
+
+def cluster(*nodes: tuple[float, float]) -> Cluster:
+    """A cluster of nodes with so many CPUs and GPUs each."""
+    return Cluster(
+        tuple(
+            Node(address=f"10.0.0.{number}", cpus=cpus, gpus=gpus)
+            for number, (cpus, gpus) in enumerate(nodes, start=1)
+        )
+    )
 
 
 def slots(
     cpus: float = 8,
     gpus: float = 0,
-    *,
+    *more: tuple[float, float],
     concurrency: int | None = None,
     cpus_per_trial: float | None = None,
     gpus_per_trial: float | None = None,
     may_grow: bool = False,
 ) -> Slots:
-    """Cut a cluster with so many CPUs and GPUs; what is not given is chosen."""
+    """Cut a cluster of a node with so many CPUs and GPUs, and `more`; the rest is chosen."""
     return make_slots(
-        Cluster(num_nodes=1, cpus=cpus, gpus=gpus),
+        cluster((cpus, gpus), *more),
         concurrency=concurrency,
         cpus_per_trial=cpus_per_trial,
         gpus_per_trial=gpus_per_trial,
@@ -45,11 +55,6 @@ def test_no_gpu_can_be_asked_for_where_there_are_some() -> None:
 )
 def test_share_of_a_gpu_fits_a_whole_number_of_times_into_each(share: float, fit: int) -> None:
     assert slots(cpus=64, gpus=2, gpus_per_trial=share).concurrency == fit
-
-
-@pytest.mark.parametrize(("each", "fit"), [(2.0, 2), (3.0, 1), (4.0, 1)])
-def test_several_gpus_for_a_trial(each: float, fit: int) -> None:
-    assert slots(cpus=64, gpus=4, gpus_per_trial=each).concurrency == fit
 
 
 @pytest.mark.parametrize(
@@ -78,21 +83,52 @@ def test_trial_that_needs_more_cpus_than_there_are_is_refused() -> None:
     with pytest.raises(ClusterError) as raised:
         slots(cpus=2, cpus_per_trial=4)
     assert str(raised.value) == (
-        "a trial asks for 4 CPU and 0 GPU, but the cluster has 2 CPU and 0 GPU"
+        "a trial asks for 4 CPU and 0 GPU, but no node of the cluster has both: "
+        "10.0.0.1 has 2 CPU and 0 GPU"
     )
 
 
+@pytest.mark.parametrize("may_grow", [False, True])
+def test_trial_that_only_several_nodes_could_hold_together_is_refused(may_grow: bool) -> None:
+    with pytest.raises(ClusterError) as raised:
+        slots(1, 0, (1, 0), cpus_per_trial=2, may_grow=may_grow)
+    assert str(raised.value) == (
+        "a trial asks for 2 CPU and 0 GPU, but no node of the cluster has both: "
+        "10.0.0.1 has 1 CPU and 0 GPU, 10.0.0.2 has 1 CPU and 0 GPU"
+    )
+
+
+def test_cpus_of_one_node_and_gpu_of_another_hold_no_trial() -> None:
+    with pytest.raises(ClusterError, match=r"has 8 CPU and 0 GPU, 10\.0\.0\.2 has 1 CPU and 1 GPU"):
+        slots(8, 0, (1, 1), cpus_per_trial=2, gpus_per_trial=0.5)
+
+
+def test_what_fits_is_counted_on_each_node() -> None:
+    assert slots(3, 0, (3, 0), cpus_per_trial=2).concurrency == 2  # of six CPUs two are left over
+    assert slots(8, 1, (2, 2), (64, 0), gpus_per_trial=0.25).concurrency == 4 + 2
+
+
+def test_nodes_of_a_large_cluster_are_not_all_listed() -> None:
+    with pytest.raises(ClusterError, match=r"10\.0\.0\.20 has 1 CPU and 0 GPU, and 5 more nodes$"):
+        slots(1, 0, *[(1.0, 0.0)] * 24, cpus_per_trial=2)
+
+
+def test_trials_on_each_gpu_are_limited_by_the_cpus_of_its_own_node() -> None:
+    assert cluster((2, 1), (96, 0)).trials_per_gpu(1) == 2
+    assert cluster((16, 2), (4, 1)).trials_per_gpu(1) == 4
+    assert cluster((16, 2), (1, 1)).trials_per_gpu(2) == 4  # no trial can be on the second
+    assert cluster((1, 1), (96, 0)).trials_per_gpu(2) == 0
+
+
 def test_gpu_where_there_is_none_is_refused() -> None:
-    with pytest.raises(
-        ClusterError, match=r"1 CPU and 0\.5 GPU, but the cluster has 8 CPU and 0 GPU"
-    ):
+    with pytest.raises(ClusterError, match=r"1 CPU and 0\.5 GPU, .* has 8 CPU and 0 GPU$"):
         slots(cpus=8, gpus_per_trial=0.5)
 
 
-def test_gpus_above_one_must_be_whole() -> None:
-    with pytest.raises(ClusterError) as raised:
-        slots(cpus=8, gpus=4, gpus_per_trial=1.5)
-    assert str(raised.value) == "--gpus-per-trial above 1 must be a whole number, but got 1.5"
+@pytest.mark.parametrize("gpus", [2.0, 1.5, -0.5, float("nan")])
+def test_trial_has_one_gpu_at_most(gpus: float) -> None:
+    with pytest.raises(ClusterError, match="must be 0 to 1, as a trial trains on one GPU, but got"):
+        slots(cpus=8, gpus=4, gpus_per_trial=gpus)
 
 
 @pytest.mark.parametrize("cpus", [0.0, -1.0, float("nan")])

@@ -130,11 +130,11 @@ def test_bad_time_budget_is_refused(capsys: pytest.CaptureFixture[str], budget: 
     assert message == f"--time-budget must be like 90m, 2h or 300s, but got {budget!r}"
 
 
-@pytest.mark.parametrize("share", ["-1", "many", "nan", "inf", "", "1/4", "1.5"])
+@pytest.mark.parametrize("share", ["-1", "many", "nan", "inf", "", "1/4", "1.5", "2"])
 def test_bad_share_of_a_gpu_is_refused(capsys: pytest.CaptureFixture[str], share: str) -> None:
     message = mistake(capsys, "--space", "asked.py", f"--gpus-per-trial={share}")
     assert message == (
-        f"--gpus-per-trial must be auto, a fraction of 0 to 1 or a whole number, but got {share!r}"
+        f"--gpus-per-trial must be auto or 0 to 1, as a trial trains on one GPU, but got {share!r}"
     )
 
 
