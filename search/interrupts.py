@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 from typing import Any, Self, TextIO
 
@@ -10,7 +11,11 @@ INTERRUPTED = 130
 
 
 class Interrupts:
-    """Turns the first Ctrl-C or SIGTERM into a request to stop; the second ends the process."""
+    """Turns the first Ctrl-C or SIGTERM into a request to stop; the second ends the process.
+
+    Only the main thread may take signals: in another one, whoever started it does. A notebook or
+    an interactive Python outlives the second, which raises KeyboardInterrupt there.
+    """
 
     def __init__(self, resume_command: str, output: TextIO) -> None:
         self._resume_command, self._output = resume_command, output
@@ -18,7 +23,8 @@ class Interrupts:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        self._previous = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
         self.listen()
         return self
 
@@ -38,5 +44,7 @@ class Interrupts:
     def _handle(self, _number: int, _frame: Any) -> None:
         if self._asked.is_set():
             print(self._resume_command, file=self._output, flush=True)
+            if hasattr(sys, "ps1"):
+                raise KeyboardInterrupt
             os._exit(INTERRUPTED)
         self._asked.set()

@@ -640,6 +640,32 @@ def test_tracking_uri_is_used_by_every_command(folder: Path, arguments: list[str
     assert not (folder / "mlflow.db").exists()
 
 
+# --- Called by other programs --------------------------------------------------------------------
+
+IN_A_THREAD = """
+import sys, threading
+from search.run import main
+codes = []
+thread = threading.Thread(target=lambda: codes.append(main(sys.argv[1:])))
+thread.start()
+thread.join()
+sys.exit(codes[0] if codes else "the search raised")
+"""
+
+
+def test_search_runs_in_a_thread_and_with_a_long_temporary_folder(
+    folder: Path, arguments: list[str]
+) -> None:
+    temporary = folder / ("t" * 60)
+    temporary.mkdir()
+    few = [*arguments[2:], "--trials", "1", "--epochs", "1"]
+    done = run(folder, "-c", IN_A_THREAD, *few, TMPDIR=str(temporary), RAY_TMPDIR="")
+    assert done.code == 0, done
+    assert done.err == ""
+    line = f"Ray's sockets are in /tmp: their names would be too long in {temporary}"
+    assert done.out.count(line) == 1
+
+
 # --- Without the speed paths ---------------------------------------------------------------------
 
 KINDS = '''"""Does speed change results?"""
@@ -660,7 +686,6 @@ def test_speed_paths_change_no_result(folder: Path, arguments: list[str]) -> Non
     (folder / "temporary").mkdir()
     assert run(folder, *arguments, "--name", "fast").code == 0
     own = {"XDG_CACHE_HOME": str(folder / "unused"), "TMPDIR": str(folder / "temporary")}
-    own["RAY_TMPDIR"] = "/tmp"  # the paths of its sockets must be short
     slow = [*arguments[: arguments.index("--cache")], "--no-cache", "--name", "slow"]
     assert run(folder, *slow, "--trials", "2", **own).code == 0
     resumed = ["-m", "search.run", "--resume", "--name", "slow", "--trials", "3"]

@@ -1,0 +1,55 @@
+"""Signals ask a search to stop, and a search that may not take them runs without."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from search.interrupts import Interrupts
+
+
+def test_first_signal_asks_and_the_handler_of_before_comes_back() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with Interrupts("resume it", sys.stdout) as interrupts:
+        assert not interrupts.requested()
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interrupts.requested()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_another_thread_takes_no_signals() -> None:
+    handler = signal.getsignal(signal.SIGINT)
+    seen: list[object] = []
+
+    def search() -> None:
+        with Interrupts("resume it", sys.stdout) as interrupts:
+            interrupts.listen()
+            seen.extend([signal.getsignal(signal.SIGINT), interrupts.requested()])
+
+    thread = threading.Thread(target=search)
+    thread.start()
+    thread.join()
+    assert seen == [handler, False]
+
+
+@pytest.mark.parametrize(("interactive", "code"), [(False, 130), (True, 0)])
+def test_second_signal_ends_a_command_but_not_an_interactive_python(
+    interactive: bool, code: int
+) -> None:
+    script = (
+        "import os, signal, sys\n"
+        "from search.interrupts import Interrupts\n"
+        f"{'sys.ps1 = 1' if interactive else ''}\n"
+        "try:\n"
+        "    with Interrupts('resume it', sys.stdout):\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "except KeyboardInterrupt:\n"
+        "    print('interrupted')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert done.stdout == "resume it\n" + ("interrupted\n" if interactive else "")
