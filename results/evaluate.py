@@ -1,6 +1,5 @@
 """python -m results.evaluate: labelled images -> what the model is worth, beside its promise."""
 
-import argparse
 import json
 import sys
 from collections.abc import Callable, Mapping
@@ -14,11 +13,11 @@ from upath import UPath
 
 from results.evaluation import Evaluation, evaluate, frequent
 from results.labels import Labels, matched, read_labels
-from results.predict import _load
+from results.predict import add_model, is_registered, load_model, model_folder
 from trainable.checkpoint import write_atomically
 from trainable.classifier import Classifier
 from trainable.data import load_images
-from trainable.errors import DataError, UserError
+from trainable.errors import DataError, Parser, UserError
 from trainable.intervals import Interval, interval_of
 from trainable.metrics import MAIN, METRICS
 
@@ -28,11 +27,8 @@ SHOWN = 8
 
 def main(argv: list[str] | None = None) -> int:
     """Compare a model's answers with labels: metrics with 95% intervals, confusions, errors."""
-    parser = argparse.ArgumentParser(prog="python -m results.evaluate", description=main.__doc__)
-    parser.add_argument(
-        "--model", required=True, metavar="DIR|URI|models:/NAME/VERSION",
-        help="a registered model, a search's folder (its best trial), a trial's or a refit's",
-    )  # fmt: skip
+    parser = Parser(prog="python -m results.evaluate", description=main.__doc__)
+    add_model(parser.add_argument)
     parser.add_argument("--images", required=True, metavar="DIR|ZIP")
     parser.add_argument(
         "--labels", required=True, type=Path, metavar="FILE.csv",
@@ -42,14 +38,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=UPath, metavar="DIR", help="(default: evaluation, in the model's folder)"
     )
-    parser.add_argument("--weights", type=Path, metavar="PATH", help="as given to the search")
-    parser.add_argument("--tracking-uri", metavar="URI", help="MLflow, for models:/ names")
     parser.add_argument("--json", action="store_true", help="end with all figures as one line")
     args = parser.parse_args(argv)
     console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
     try:
-        out = args.out or _beside(args.model)
-        classifier = _load(args.model, args.weights, args.tracking_uri)
+        out = args.out or _beside(args.model, args.storage)
+        classifier = load_model(args)
         found = evaluate_images(classifier, args.images, args.labels, console.print)
         promise = promise_of(classifier.info)
         files = write(out, found, promise)
@@ -66,10 +60,10 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _beside(model: str) -> UPath:
-    if model.startswith(("models:/", "runs:/")):
+def _beside(model: str, storage: UPath | None) -> UPath:
+    if is_registered(model):
         return UPath("evaluation")
-    return UPath(model) / "evaluation"
+    return model_folder(model, storage) / "evaluation"
 
 
 def evaluate_images(

@@ -19,6 +19,8 @@ from trainable.urls import public
 
 RECORD_FILE = "search.json"
 DEFAULT_STORAGE = UPath("runs")
+EXPERIMENT = "noveltune"
+"""Of MLflow, unless told otherwise."""
 
 
 class RunError(UserError):
@@ -71,6 +73,10 @@ class SearchRecord:
     """In the order of their numbers."""
     protocol: int = 1
     """Which images judge, see `trainable.splits.PROTOCOL`; version 0.1 wrote none."""
+    experiment: str = EXPERIMENT
+    """Of MLflow, by name."""
+    experiment_id: str | None = None
+    """By MLflow's number, in place of the name."""
 
     def save(self, folder: UPath) -> None:
         """Write the record into the search's folder, less the passwords in its URLs."""
@@ -78,12 +84,15 @@ class SearchRecord:
         kept["tracking_uri"] = public(self.tracking_uri)
         write_atomically(folder / RECORD_FILE, json.dumps(kept, indent=2).encode())
 
-    def reached(self, study: str | None, tracking_uri: str | None) -> "SearchRecord":
+    def reached(
+        self, study: str | None, tracking_uri: str | None, experiment: str | None = None
+    ) -> "SearchRecord":
         """Return the record with its stores where they are now, or with the passwords to them.
 
         Args:
             study: As typed; null: where it was.
             tracking_uri: As typed; null: where it was, by MLFLOW_TRACKING_URI if that is the same.
+            experiment: As typed; null: the one it had.
         """
         if tracking_uri is None:
             environment = absolute_url(os.environ.get("MLFLOW_TRACKING_URI", ""))
@@ -93,6 +102,8 @@ class SearchRecord:
             self,
             study=absolute_url(study) if study else self.study,
             tracking_uri=absolute_url(tracking_uri) if tracking_uri else self.tracking_uri,
+            experiment=experiment or self.experiment,
+            experiment_id=None if experiment else self.experiment_id,
         )
 
     @property

@@ -22,6 +22,13 @@ def add_stores(add: Any) -> None:
     )  # fmt: skip
 
 
+def add_experiment(add: Any) -> None:
+    """Add --experiment to the command line of what logs to MLflow."""
+    add("--experiment", metavar="NAME",
+        help="of MLflow (default: the search's, at first MLFLOW_EXPERIMENT_NAME or noveltune)",
+    )  # fmt: skip
+
+
 def check_stores(storage: UPath | None, study: str | None, tracking_uri: str | None) -> None:
     """Refuse what would show a password.
 

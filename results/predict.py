@@ -5,22 +5,28 @@ import os
 import sys
 import tempfile
 from pathlib import Path
-
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+from typing import Any
 
 import mlflow
 import pandas as pd
-from mlflow.exceptions import MlflowException
 from upath import UPath
 
-from results.load import RECORD_FILE, load_record, trial_folder, trials_frame
+from results.load import (
+    RECORD_FILE,
+    absolute_url,
+    load_record,
+    run_folder,
+    trial_folder,
+    trials_frame,
+)
+from results.mlflow_store import connect, default_uri, explained, reason_of
 from results.model import answers
+from results.options import add_stores, check_stores
 from results.repeats import best_trial
 from trainable.checkpoint import write_atomically
 from trainable.classifier import INFO_FILE, Classifier
 from trainable.data import image_blocks
-from trainable.errors import DataError, UserError
+from trainable.errors import DataError, Parser, UserError
 from trainable.pixels import check_whole
 
 COLUMNS = ["image", "superclass_index", "subclass_index"]
@@ -30,11 +36,8 @@ MORE_COLUMNS = ["superclass", "subclass", "super_score", "sub_score"]
 
 def main(argv: list[str] | None = None) -> int:
     """Predict every image and write one row each, in the numeric order of the names."""
-    parser = argparse.ArgumentParser(prog="python -m results.predict", description=main.__doc__)
-    parser.add_argument(
-        "--model", required=True, metavar="DIR|URI|models:/NAME/VERSION",
-        help="a registered model, a search's folder (its best trial), a trial's or a refit's",
-    )  # fmt: skip
+    parser = Parser(prog="python -m results.predict", description=main.__doc__)
+    add_model(parser.add_argument)
     parser.add_argument("--images", required=True, metavar="DIR|ZIP")
     parser.add_argument("--out", required=True, type=Path, metavar="FILE.csv")
     parser.add_argument(
@@ -44,15 +47,13 @@ def main(argv: list[str] | None = None) -> int:
         "--skip-broken", action="store_true",
         help="predict the rest, and write which were skipped to FILE.skipped.csv",
     )  # fmt: skip
-    parser.add_argument("--weights", type=Path, metavar="PATH", help="as given to the search")
-    parser.add_argument("--tracking-uri", metavar="URI", help="MLflow, for models:/ names")
     args = parser.parse_args(argv)
     try:
         if args.out.is_dir():
             raise DataError(f"--out {args.out}: this is a folder, a file name is needed")
         if not args.out.parent.is_dir():
             raise DataError(f"--out {args.out}: there is no folder {args.out.parent}")
-        classifier = _load(args.model, args.weights, args.tracking_uri)
+        classifier = load_model(args)
         broken: dict[str, str] = {}
         table = _predict(classifier, args.images, broken)
         if not args.skip_broken:
@@ -94,30 +95,87 @@ def _predict(classifier: Classifier, images: str, broken: dict[str, str]) -> pd.
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
-def _load(model: str, weights: Path | None, tracking_uri: str | None) -> Classifier:
-    """Return the classifier that `model` names.
+def add_model(add: Any) -> None:
+    """Add --model, and what finds it, to a command line by its `add_argument`."""
+    add(
+        "--model", required=True, metavar="NAME|DIR|URI|models:/NAME/VERSION",
+        help="a registered model; a search (its best trial); the folder of one, a trial or a refit",
+    )  # fmt: skip
+    add("--weights", type=Path, metavar="PATH", help="as given to the search")
+    add_stores(add)
+
+
+def load_model(args: argparse.Namespace) -> Classifier:
+    """Return the classifier that the arguments of `add_model` name.
 
     Raises:
         UserError: There is none.
     """
-    if model.startswith(("models:/", "runs:/")):
-        if tracking_uri:
-            mlflow.set_tracking_uri(tracking_uri)
-        with tempfile.TemporaryDirectory() as scratch:
-            try:
-                local = Path(mlflow.artifacts.download_artifacts(model, dst_path=scratch))
-            except (MlflowException, OSError) as error:
-                raise DataError(f"--model {model}: {error}") from error
-            info = next(local.rglob(INFO_FILE), None)
-            if info is None:
-                raise DataError(f"--model {model}: not a model that search.refit registered")
-            return Classifier.load(UPath(info.parent), weights)
+    check_stores(args.storage, args.study, args.tracking_uri)
+    if is_registered(args.model):
+        uri = absolute_url(args.tracking_uri or default_uri())
+        return _load_registered(args.model, args.weights, uri)
+    return _load(args.model, args.weights, model_folder(args.model, args.storage), args.study)
+
+
+def is_registered(model: str) -> bool:
+    """Return whether MLflow has the model, not a folder."""
+    return model.startswith(("models:/", "runs:/"))
+
+
+def model_folder(model: str, storage: UPath | None) -> UPath:
+    """Return the folder that a --model names: of that path, or of the search of that name.
+
+    Raises:
+        DataError: A URI of a kind that nothing here can read.
+    """
     try:
         folder = UPath(model)
     except ValueError as error:
         raise DataError(f"--model {model}: {error}") from error
+    named = run_folder(model, storage)
+    is_named = (storage is not None or not folder.exists()) and (named / RECORD_FILE).exists()
+    return named if is_named else folder
+
+
+def _load_registered(model: str, weights: Path | None, uri: str) -> Classifier:
+    """Return the classifier that MLflow at `uri` has under a models:/ or runs:/ name.
+
+    Raises:
+        UserError: There is none, or no such MLflow.
+    """
+    client = connect(uri, is_read=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            local = Path(
+                mlflow.artifacts.download_artifacts(
+                    model, dst_path=scratch, tracking_uri=uri,
+                    registry_uri=os.environ.get("MLFLOW_REGISTRY_URI", uri),
+                )
+            )  # fmt: skip
+        except Exception as error:  # artifact stores raise types of their own
+            with explained(uri):
+                found = [each.name for each in client.search_registered_models(max_results=11)]
+            more = " and more" if len(found) > 10 else ""
+            names = f"it has {', '.join(found[:10])}{more}" if found else "it has no model"
+            raise DataError(
+                f"--model {model}: MLflow at {uri} does not give it ({reason_of(error)}); {names}. "
+                "Pass another --model or --tracking-uri"
+            ) from error
+        info = next(local.rglob(INFO_FILE), None)
+        if info is None:
+            raise DataError(f"--model {model}: not a model that search.refit registered")
+        return Classifier.load(UPath(info.parent), weights)
+
+
+def _load(model: str, weights: Path | None, folder: UPath, study: str | None) -> Classifier:
+    """Return the classifier in a folder: of a trial or a refit, or the best of a search.
+
+    Raises:
+        UserError: There is none.
+    """
     if (folder / RECORD_FILE).exists():
-        record = load_record(folder)
+        record = load_record(folder).reached(study, None)
         best = best_trial(trials_frame(folder, record), record.metrics)
         if best is None:
             raise DataError(f"--model {model}: no trial of this search is COMPLETE")

@@ -16,13 +16,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import optuna
 import pandas as pd
 from rich.console import Console
 from upath import UPath
 
 from results.load import (
+    EXPERIMENT,
     RECORD_FILE,
     SearchRecord,
     absolute_url,
@@ -32,6 +32,7 @@ from results.load import (
     trial_folder,
     trials_frame,
 )
+from results.mlflow_store import default_uri
 from results.repeats import best_trial
 from results.report import print_tables, write_tables
 from search.cluster import (
@@ -97,6 +98,7 @@ class Options:
     storage: UPath | None = None
     study: str | None = None
     tracking_uri: str | None = None
+    experiment: str | None = None
     resume: bool = False
     address: str | None = None
     concurrency: int | None = None
@@ -224,10 +226,18 @@ def _new_record(options: Options, name: str) -> SearchRecord:
         cache=None if options.no_cache else str((options.cache or default_cache()).resolve()),
         study=absolute_url(options.study) if options.study else None,
         study_name=name,
-        tracking_uri=absolute_url(options.tracking_uri or mlflow.get_tracking_uri()),
+        tracking_uri=absolute_url(options.tracking_uri or default_uri()),
+        experiment=options.experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT,
+        experiment_id=_experiment_id(options),
         version=metadata.version("noveltune"),
         protocol=PROTOCOL,
     )
+
+
+def _experiment_id(options: Options) -> str | None:
+    """Return MLFLOW_EXPERIMENT_ID, unless an experiment is named."""
+    is_named = options.experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME")
+    return None if is_named else os.environ.get("MLFLOW_EXPERIMENT_ID")
 
 
 def _absolute(option: str, source: str) -> str:
@@ -263,7 +273,7 @@ def _changed(record: SearchRecord, options: Options) -> SearchRecord:
         before = record.fixed.get(key, "not set")
         if key in options.fixed and options.fixed[key] != before:
             raise _incomparable(f"--set {key}", before, options.fixed[key])
-    record = record.reached(options.study, options.tracking_uri)
+    record = record.reached(options.study, options.tracking_uri, options.experiment)
     changes: dict[str, Any] = {"fixed": record.fixed | options.fixed}
     if options.epochs is not None:
         changes["epochs"] = options.epochs
@@ -369,8 +379,9 @@ def _run(
 ) -> str:
     """Run the trials with everybody watching; return FINISHED, KILLED or FAILED."""
     info = SearchInfo(
-        id=record.id, name=record.name, folder=folder, params=_params(record, data), tags=_tags()
-    )
+        id=record.id, name=record.name, folder=folder, params=_params(record, data), tags=_tags(),
+        experiment=record.experiment, experiment_id=record.experiment_id,
+    )  # fmt: skip
     tracker = Tracker(record.tracking_uri, info, console.print)
     num_trials = space.num_trials + len(record.repeats)
     progress = Progress(console, num_trials=num_trials, metric=space.metrics[0])
@@ -513,7 +524,7 @@ def _finish(
     resume = _resume_command(options, record)
     where = f" --storage {options.storage}" if options.storage else ""
     uri = public(record.tracking_uri)
-    is_default = record.tracking_uri == mlflow.get_tracking_uri()
+    is_default = record.tracking_uri == default_uri()
     store = "" if is_default else f" --backend-store-uri {shlex.quote(uri)}"
     if status == "FINISHED" and best is not None and not options.quiet:
         console.print(

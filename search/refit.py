@@ -1,24 +1,22 @@
 """python -m search.refit: the best configuration, every class, as a registered model."""
 
+import json
 import logging
-import os
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
+from importlib import metadata
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-
 import mlflow
 import pandas as pd
 import torch
-from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
+from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from mlflow.types import ColSpec, Schema, TensorSpec
 from rich.console import Console
 from upath import UPath
@@ -34,19 +32,24 @@ from results.load import (
     trial_folder,
     trials_frame,
 )
-from results.options import add_stores, check_stores
+from results.mlflow_store import TrackingError, connect, default_uri, experiment_id, explained
+from results.options import add_experiment, add_stores, check_stores
 from results.repeats import best_repeated, repeated
-from search.tracking import EXPERIMENT, local_copies
+from search.tracking import local_copies
 from trainable.calibration import choose_rule
+from trainable.checkpoint import write_atomically
 from trainable.classifier import INFO_FILE, MODEL_FILE, load_outputs, save_classifier
 from trainable.config import TrialConfig
-from trainable.data import Data, folder_for_images, load_data
+from trainable.data import Data, folder_for_images, load_data, same_data
 from trainable.errors import Parser, TrialError, UserError
 from trainable.memory import keep_freed_memory
 from trainable.novelty import Rule
 from trainable.splits import make_refit_pools
 from trainable.train import Metrics, train
-from trainable.urls import hidden, public
+from trainable.urls import public
+
+ASKED_FILE = "refit.json"
+"""What a refitted classifier was trained by; written when it is whole."""
 
 
 class RefitError(UserError):
@@ -61,15 +64,16 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="python -m search.refit", description=main.__doc__)
     parser.add_argument("--name", required=True, help="of the search")
     add_stores(parser.add_argument)
+    add_experiment(parser.add_argument)
     parser.add_argument("--trial", type=int, metavar="N", help="its number (default: the best)")
     args = parser.parse_args(argv)
     keep_freed_memory()
-    console = Console(highlight=False, soft_wrap=True)
-    default_uri = mlflow.get_tracking_uri()
+    console = Console(highlight=False, soft_wrap=True, markup=False)
     try:
         check_stores(args.storage, args.study, args.tracking_uri)
         folder = run_folder(args.name, args.storage)
-        record = load_record(folder).reached(args.study, args.tracking_uri)
+        record = load_record(folder)
+        record = record.reached(args.study, args.tracking_uri, args.experiment)
         trials = trials_frame(folder, record)
         row = _chosen(trials, record, args.trial)
         console.print(f"refit of trial {row['number']:05d}: {row['config'].describe()}")
@@ -78,25 +82,29 @@ def main(argv: list[str] | None = None) -> int:
         numbers = sorted(row["seeds"], key=lambda number: number != row["number"])
         configs = dict(zip(trials["number"], trials["config"], strict=True))
         rule = common_rule([_rule(folder, number, configs[number]) for number in numbers])
-        _check_mlflow(record)
+        registry = _Registry(record)
         with folder_for_images(Path(record.cache) if record.cache else None) as images:
             data = load_data(record.data, record.novel, images, note=console.print)
+        _check_data(record, data, console)
+        registry.prepare()
         target = folder / "refit" / f"{row['number']:05d}"
-        _refit(row, rule, record, data, target, console)
-        try:
-            version = _register(record, row, target, data.images[:1])
-        except (MlflowException, OSError) as error:
-            reason = hidden(str(error).splitlines()[0])
-            print(f"failed: {target} is written and predicts, but is not registered: {reason}",
-                  file=sys.stderr)  # fmt: skip
-            return 1
+        _refit_once(row, rule, record, data, target, console)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except TrialError as error:
         print(f"failed: {error}", file=sys.stderr)
         return 1
-    is_default = record.tracking_uri == default_uri
+    try:
+        version = registry.register(row, target, data.images[:1])
+    except TrackingError as error:
+        print(
+            f"failed: {target} is written and predicts, but is not registered: {error}; the same "
+            "command then registers it without training again",
+            file=sys.stderr,
+        )
+        return 1
+    is_default = record.tracking_uri == default_uri()
     store = "" if is_default else f" --tracking-uri {shlex.quote(public(record.tracking_uri))}"
     console.print(
         f"wrote {target}\nregistered models:/{record.name}/{version}\nNext:\n"
@@ -106,13 +114,16 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _check_mlflow(record: SearchRecord) -> None:
-    """Find out before hours of training that the model could not be registered."""
-    try:
-        MlflowClient(record.tracking_uri).search_experiments(max_results=1)
-    except (MlflowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise RefitError(f"MLflow at {record.tracking_uri} does not answer ({reason})") from error
+def _check_data(record: SearchRecord, data: Data, console: Console) -> None:
+    """Refuse other data than the search's: its thresholds belong to those classes and images."""
+    if same_data(record.data_fingerprint, data.fingerprint, console.print):
+        return
+    raise RefitError(
+        f"{record.data} and {record.novel} are other data than the search had: their fingerprint "
+        f"was {record.data_fingerprint}, now it is {data.fingerprint}, and the thresholds found "
+        "belong to those. Bring them back (python -m search.run --resume "
+        f"--name {record.name} --data PATH --novel PATH, if they have moved), or start a new search"
+    )
 
 
 def _chosen(trials: pd.DataFrame, record: SearchRecord, number: int | None) -> "pd.Series[Any]":
@@ -157,6 +168,31 @@ def common_rule(rules: Sequence[Rule]) -> Rule:
         tau_super=median(rule.tau_super for rule in alike),
         tau_sub=tuple(median(taus) for taus in zip(*(rule.tau_sub for rule in alike), strict=True)),
     )
+
+
+def _refit_once(
+    row: "pd.Series[Any]",
+    rule: Rule,
+    record: SearchRecord,
+    data: Data,
+    target: UPath,
+    console: Console,
+) -> None:
+    """Train, unless `target` holds what would come of it: of a refit that could not register."""
+    asked = {
+        "config": row["config"].to_dict(), "best_epoch": int(row["best_epoch"]),
+        "rule": asdict(rule), "data": data.fingerprint, "weights": record.weights,
+        "cache": record.cache, "version": metadata.version("noveltune"),
+    }  # fmt: skip
+    content = json.dumps(asked, indent=2)
+    file = target / ASKED_FILE
+    if file.exists() and file.read_text() == content:
+        console.print(f"{target} is trained already; to train it again, delete that folder")
+        return
+    if file.exists():
+        file.unlink()
+    _refit(row, rule, record, data, target, console)
+    write_atomically(file, content.encode())
 
 
 def _refit(
@@ -209,38 +245,72 @@ def _refit(
     )
 
 
-def _register(
-    record: SearchRecord, row: "pd.Series[Any]", target: UPath, example_NHWC: torch.Tensor
-) -> str:
-    """Log the refitted classifier as a pyfunc model under the search's name; return its version."""
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
-    mlflow.set_tracking_uri(record.tracking_uri)
-    mlflow.set_experiment(EXPERIMENT)
-    tags = {"search": record.name, "search_id": record.id, "level": "refit"}
-    with (
-        mlflow.start_run(run_name=f"{record.name}-refit", tags=tags) as run,
-        local_copies([target / name for name in (MODEL_FILE, INFO_FILE)]) as files,
-    ):
-        mlflow.log_params({"trial": row["number"], **row["config"].to_dict()})
-        logged = mlflow.pyfunc.log_model(
-            name="classifier",
-            loader_module=pyfunc.__name__,
-            data_path=str(files[0].parent),
-            code_paths=pyfunc.CODE_PATHS,
-            pip_requirements=pyfunc.requirements(),
-            signature=ModelSignature(
-                inputs=Schema([TensorSpec(pyfunc.INPUT_DTYPE, pyfunc.INPUT_SHAPE)]),
-                outputs=Schema([ColSpec(kind, name) for name, kind in pyfunc.OUTPUTS.items()]),
-            ),
-            input_example=example_NHWC.numpy(),
-        )
-    client = MlflowClient()
-    if not client.search_registered_models(f"name = '{record.name}'"):
-        client.create_registered_model(record.name)
-    version = client.create_model_version(
-        record.name, logged.model_uri, run.info.run_id, model_id=logged.model_id
-    )
-    return str(version.version)
+class _Registry:
+    """Where the model is registered, under the search's name."""
+
+    def __init__(self, record: SearchRecord) -> None:
+        """Ask what can be asked in an instant.
+
+        Raises:
+            TrackingError: No model could be registered there.
+        """
+        logging.getLogger("mlflow").setLevel(logging.WARNING)
+        self._record, self._uri = record, record.tracking_uri
+        self._client = connect(self._uri)
+        with explained(self._uri):
+            self._client.search_registered_models(max_results=1)
+            self._experiment_id = experiment_id(
+                self._client, record.experiment, record.experiment_id
+            )
+
+    def prepare(self) -> None:
+        """Have the model's name there before hours of training, not after them.
+
+        Raises:
+            TrackingError: It is refused.
+        """
+        with explained(self._uri):
+            try:
+                self._client.create_registered_model(self._record.name)
+            except MlflowException as error:
+                if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
+                    raise
+
+    def register(self, row: "pd.Series[Any]", target: UPath, example_NHWC: torch.Tensor) -> str:
+        """Log the refitted classifier as a pyfunc model; return its version.
+
+        Raises:
+            TrackingError: It could not be registered.
+        """
+        name = self._record.name
+        tags = {"search": name, "search_id": self._record.id, "level": "refit"}
+        with explained(self._uri):
+            mlflow.set_tracking_uri(self._uri)
+            # Not by start_run, which would go on with the run that MLFLOW_RUN_ID names.
+            made = self._client.create_run(self._experiment_id, tags=tags, run_name=f"{name}-refit")
+            with (
+                mlflow.start_run(made.info.run_id) as run,
+                local_copies([target / name for name in (MODEL_FILE, INFO_FILE)]) as files,
+            ):
+                mlflow.log_params({"trial": row["number"], **row["config"].to_dict()})
+                logged = mlflow.pyfunc.log_model(
+                    name="classifier",
+                    loader_module=pyfunc.__name__,
+                    data_path=str(files[0].parent),
+                    code_paths=pyfunc.CODE_PATHS,
+                    pip_requirements=pyfunc.requirements(),
+                    signature=ModelSignature(
+                        inputs=Schema([TensorSpec(pyfunc.INPUT_DTYPE, pyfunc.INPUT_SHAPE)]),
+                        outputs=Schema(
+                            [ColSpec(kind, key) for key, kind in pyfunc.OUTPUTS.items()]
+                        ),
+                    ),
+                    input_example=example_NHWC.numpy(),
+                )
+            version = self._client.create_model_version(
+                name, logged.model_uri, run.info.run_id, model_id=logged.model_id
+            )
+        return str(version.version)
 
 
 if __name__ == "__main__":

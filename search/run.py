@@ -9,7 +9,7 @@ from typing import Any
 
 from upath import UPath
 
-from results.options import add_stores, check_stores
+from results.options import add_experiment, add_stores, check_stores
 from trainable.config import parse_settings
 from trainable.errors import Parser, UserError
 
@@ -61,6 +61,7 @@ def _parser() -> Parser:
     keep = parser.add_argument_group("what is kept").add_argument
     keep("--name", help="of the search (default: the space file's)")
     add_stores(keep)
+    add_experiment(keep)
     keep("--resume", action="store_true", help="go on with an interrupted search")
     again = parser.add_argument_group("with --resume, once a search is finished").add_argument
     again("--repeat", type=int, metavar="N", help="run its best configurations with N seeds each")

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import tempfile
 import threading
 import time
@@ -12,35 +11,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# An unreachable server is known within seconds, not after MLflow's default of four minutes.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-
-from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
-from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from upath import UPath
 
-from results.load import trial_folder
+from results.load import EXPERIMENT, trial_folder
+from results.mlflow_store import connect, experiment_id, explained, reason_of
 from search.study import Trial
 from trainable.classifier import INFO_FILE, MODEL_FILE, OUTPUTS_FILE, TABLE_FILE
 from trainable.data import Data
-from trainable.errors import UserError
 from trainable.metrics import METRICS
-from trainable.urls import hidden
 
-EXPERIMENT = "noveltune"
 RETRY_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 """Seconds between attempts while the server does not answer."""
 CLOSE_S = 60.0
 """How long the end of a search waits for what is not sent yet."""
 
 _STATUS = {"RUNNING": "RUNNING", "COMPLETE": "FINISHED", "PRUNED": "FINISHED", "FAIL": "FAILED"}
-
-
-class TrackingError(UserError):
-    """An MLflow server that does not answer at the start of a search."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +39,9 @@ class SearchInfo:
     folder: UPath
     params: dict[str, Any]
     tags: dict[str, str]
+    experiment: str = EXPERIMENT
+    experiment_id: str | None = None
+    """In place of the name."""
 
 
 @dataclass(frozen=True)
@@ -88,11 +77,13 @@ class Tracker:
         """Find or create the parent run, and begin to send.
 
         Raises:
-            TrackingError: The server does not answer.
+            TrackingError: The server does not answer, or cannot be used.
         """
-        try:
-            self._client = MlflowClient(tracking_uri=self._uri)
-            self._experiment_id = self._experiment()
+        self._client = connect(self._uri)
+        with explained(self._uri):
+            self._experiment_id = experiment_id(
+                self._client, self._info.experiment, self._info.experiment_id
+            )
             parents = self._find("parent")
             if parents:
                 self._parent_id = parents[0].info.run_id
@@ -106,11 +97,6 @@ class Tracker:
                 self._run_ids[number] = run.info.run_id
                 if run.info.status in (_STATUS["COMPLETE"], _STATUS["FAIL"]):
                     self._ended.add(number)  # ending the run is the last call of all
-        except Exception as error:  # stores and drivers raise types of their own
-            raise TrackingError(
-                f"MLflow at {self._uri} does not answer ({_first_line(error)}): "
-                "start the server, or pass another --tracking-uri"
-            ) from error
         self._thread.start()
 
     def update(self, trial: Trial) -> None:
@@ -175,9 +161,9 @@ class Tracker:
         self._run_ids.pop(trial.number, None)
 
     def _tell_failure(self, error: Exception) -> None:
-        line = _first_line(error)
+        line = reason_of(error)
         if line != self._last_failure:
-            self._note(f"MLflow does not answer ({line}); the search goes on and sends it later")
+            self._note(f"MLflow took nothing ({line}); the search goes on and sends it later")
             self._last_failure = line
 
     def _send(self, trial: Trial) -> None:
@@ -312,16 +298,6 @@ class Tracker:
             if not token:
                 return runs
 
-    def _experiment(self) -> str:
-        try:
-            return str(self._client.create_experiment(EXPERIMENT))
-        except MlflowException as error:
-            if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
-                raise
-        found = self._client.get_experiment_by_name(EXPERIMENT)
-        assert found is not None
-        return str(found.experiment_id)
-
 
 @contextmanager
 def local_copies(files: Sequence[UPath]) -> Iterator[list[Path]]:
@@ -339,7 +315,3 @@ def local_copies(files: Sequence[UPath]) -> Iterator[list[Path]]:
 
 def _where(trial: Trial) -> list[RunTag]:
     return [RunTag("host", trial.host), RunTag("device", trial.device)] if trial.host else []
-
-
-def _first_line(error: Exception) -> str:
-    return hidden((str(error).splitlines() or [type(error).__name__])[0][:200])

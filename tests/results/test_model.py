@@ -19,7 +19,7 @@ from upath import UPath
 
 from results import model
 from results.model import OUTPUTS, requirements
-from search.refit import _register
+from search.refit import _Registry
 from tests.results.test_load import record
 from tests.trainable.factories import make_data
 from tests.trainable.test_classifier import save_by_hand
@@ -75,7 +75,9 @@ def registered(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)  # MLflow puts artifacts beside its database
         row = pd.Series({"number": 0, "config": config})
-        version = _register(record(tracking_uri=uri), row, UPath(folder / "refit"), data.images[:1])
+        registry = _Registry(record(tracking_uri=uri))
+        registry.prepare()
+        version = registry.register(row, UPath(folder / "refit"), data.images[:1])
         client = mlflow.MlflowClient(uri)
         source = client.get_model_version_download_uri("asked", version)
         local = mlflow.artifacts.download_artifacts(

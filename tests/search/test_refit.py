@@ -1,13 +1,27 @@
-"""Which trial a refit takes, for how many epochs, and with which thresholds."""
+"""Which trial a refit takes, on which data, with which thresholds, and where it is registered."""
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import mlflow
+import optuna
 import pytest
+import torch
+from mlflow import MlflowClient
+from optuna.trial import TrialState, create_trial
+from upath import UPath
 
-from search.refit import RefitError, _chosen, common_rule
+from results.load import SearchRecord, load_record, study_url, trial_folder
+from results.predict import main as predict
+from search.refit import RefitError, _chosen, common_rule, main
+from tests.results.test_load import record
 from tests.results.test_report import Search
+from tests.trainable.tiny import tiny_config, write_weights
+from trainable.data import load_data
 from trainable.novelty import Rule
+from trainable.train import train
 
 
 @pytest.fixture
@@ -80,3 +94,170 @@ def test_median_thresholds_are_of_the_seeds_that_use_the_same_scores() -> None:
     ]
     assert common_rule(rules) == make_rule(tau_super=0.3, tau_sub=(0.2, 0.7))
     assert common_rule(rules[3:] + rules[:3]) == rules[3]
+
+
+# --- The command ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+    """A folder with an MLflow database and `runs/asked`, a search whose one trial is complete."""
+    torch.set_num_threads(1)  # the work is too small for more
+    folder = tmp_path_factory.mktemp("kept")
+    shutil.copytree(data, folder / "data")
+    known, novel = str(folder / "data"), str(folder / "data/novel_images")
+    weights = write_weights(folder / "weights.pt")
+    loaded = load_data(known, novel, folder / "cache", note=print)
+    config = tiny_config(novel_images=16)
+    run = UPath(folder / "runs/asked")
+    run.mkdir(parents=True)
+    asked = record(
+        data=known, novel=novel, data_fingerprint=loaded.fingerprint, weights=str(weights),
+        cache=str(folder / "cache"), tracking_uri=f"sqlite:///{folder / 'mlflow.db'}",
+        experiment="birds",
+    )  # fmt: skip
+    asked.save(run)
+    metrics = train(
+        config, loaded, lambda _: None, folder=trial_folder(run, 0), weights=weights
+    ).metrics
+    study = optuna.create_study(
+        storage=study_url(run, asked), study_name="asked", direction="maximize"
+    )
+    attributes = {"config": config.to_dict(), "metrics": metrics, "epoch_00001": metrics}
+    study.add_trial(
+        create_trial(state=TrialState.COMPLETE, value=metrics["score"], user_attrs=attributes)
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        MlflowClient(asked.tracking_uri).search_experiments()
+    return folder
+
+
+@pytest.fixture
+def folder(kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of its own, as the working folder of commands that know nothing of each other."""
+    mlflow.set_tracking_uri(None)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    shutil.copytree(kept / "runs", tmp_path / "runs")
+    shutil.copy(kept / "mlflow.db", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    change(tmp_path, tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
+    return tmp_path
+
+
+def change(folder: Path, **changes: Any) -> SearchRecord:
+    """Write the search's record anew; return it."""
+    run = UPath(folder / "runs/asked")
+    changed = replace(load_record(run), **changes)
+    changed.save(run)
+    return changed
+
+
+def client_of(folder: Path) -> MlflowClient:
+    return MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+
+
+def assert_refused(capsys: pytest.CaptureFixture[str], folder: Path, *arguments: str) -> str:
+    """Refit, which must refuse before it trains; return its one line."""
+    assert main(["--name", "asked", *arguments]) == 2
+    captured = capsys.readouterr()
+    (line,) = captured.err.splitlines()
+    assert line.startswith("error: ")
+    assert "epoch" not in captured.out
+    assert not (folder / "runs/asked/refit").exists()
+    return line
+
+
+def test_refit_on_other_data_than_the_searchs_is_refused(
+    capsys: pytest.CaptureFixture[str], folder: Path
+) -> None:
+    shutil.copytree(change(folder).data, folder / "data")
+    for file in (folder / "data/train_images").glob("1*.png"):
+        shutil.copy(folder / "data/train_images/0.png", file)
+    before = change(folder, data=str(folder / "data")).data_fingerprint
+    line = assert_refused(capsys, folder)
+    assert f"their fingerprint was {before}, now it is v" in line
+    assert "or start a new search" in line
+    assert client_of(folder).search_registered_models() == []
+
+
+def test_refit_that_cannot_register_trains_nothing(
+    capsys: pytest.CaptureFixture[str], folder: Path
+) -> None:
+    client = client_of(folder)
+    client.delete_experiment(client.create_experiment("birds"))
+    assert "the experiment 'birds' is deleted" in assert_refused(capsys, folder)
+    refused = assert_refused(capsys, folder, "--tracking-uri", "http://127.0.0.1:9")
+    assert "So start the server" in refused
+
+
+def test_registering_that_failed_is_made_good_without_training_again(
+    capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path
+) -> None:
+    (folder / "mlruns").write_text("no folder, so no artifact can be written")
+    assert main(["--name", "asked"]) == 1
+    captured = capsys.readouterr()
+    assert "epoch 1/1" in captured.out
+    (line,) = captured.err.splitlines()
+    assert line.startswith("failed: runs/asked/refit/00000 is written and predicts, but is not")
+    assert line.endswith("; the same command then registers it without training again")
+    weights = (folder / "runs/asked/refit/00000/model.safetensors").read_bytes()
+
+    (folder / "mlruns").unlink()
+    assert main(["--name", "asked", "--experiment", "others"]) == 0
+    said = capsys.readouterr().out
+    assert "runs/asked/refit/00000 is trained already" in said
+    assert "epoch 1/1" not in said
+    assert "registered models:/asked/1\n" in said
+    assert (folder / "runs/asked/refit/00000/model.safetensors").read_bytes() == weights
+    client = client_of(folder)
+    (run,) = client.search_runs([client.get_experiment_by_name("others").experiment_id])
+    assert run.data.tags["level"] == "refit"
+
+    change(folder, weights=str(write_weights(tmp_path / "others.pt", seed=1)))
+    assert main(["--name", "asked", "--tracking-uri", "sqlite:///mlflow.db"]) == 0
+    said = capsys.readouterr().out
+    assert "epoch 1/1" in said  # by other weights, so trained anew
+    assert "registered models:/asked/2\n" in said
+
+
+# --- Predict -------------------------------------------------------------------------------------
+
+
+def test_model_that_is_not_registered_names_the_store_and_what_it_has(
+    capsys: pytest.CaptureFixture[str], folder: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = client_of(folder)
+    images = ["--images", str(data / "test_images"), "--out", "out.csv"]
+    where = f"MLflow at sqlite:///{folder / 'mlflow.db'}"
+
+    def refusal(*arguments: str) -> str:
+        assert predict([*arguments, *images]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        return line
+
+    line = refusal("--model", "models:/nosuch/1", "--tracking-uri", "sqlite:///mlflow.db")
+    assert f"{where} does not give it (" in line
+    assert "nosuch" in line.partition(where)[2]
+    assert "; it has no model. Pass another" in line
+    client.create_registered_model("birds")
+    line = refusal("--model", "models:/nosuch@champion", "--tracking-uri", "sqlite:///mlflow.db")
+    assert "; it has birds. Pass another" in line
+
+    (folder / "empty").mkdir()
+    monkeypatch.chdir(folder / "empty")
+    line = refusal("--model", "models:/nosuch/1")
+    assert "MLflow at sqlite:///" in line
+    assert f"there is no file {folder / 'empty/mlflow.db'}" in line
+    assert [*Path().iterdir()] == []
+
+
+def test_search_predicts_by_its_name_in_a_storage(
+    folder: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = ["--images", str(data / "test_images"), "--out"]
+    assert predict(["--model", "asked", *where, "named.csv"]) == 0
+    monkeypatch.chdir(data)
+    stored = ["--model", "asked", "--storage", str(folder / "runs")]
+    assert predict([*stored, *where, str(folder / "stored.csv")]) == 0
+    assert (folder / "stored.csv").read_text() == (folder / "named.csv").read_text()

@@ -212,6 +212,49 @@ def test_novel_pool_that_is_missing_is_named_and_nothing_is_left(
     assert [*files_in(folder)] == ["asked.py"]
 
 
+# --- MLflow --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("typed", "environment", "expected"),
+    [
+        (None, {}, ("noveltune", None)),
+        (None, {"MLFLOW_EXPERIMENT_NAME": "birds"}, ("birds", None)),
+        (None, {"MLFLOW_EXPERIMENT_ID": "7"}, ("noveltune", "7")),
+        ("typed", {"MLFLOW_EXPERIMENT_NAME": "birds"}, ("typed", None)),
+        ("typed", {"MLFLOW_EXPERIMENT_ID": "7"}, ("typed", None)),
+    ],
+)
+def test_experiment_is_as_typed_or_of_the_environment_and_a_resume_keeps_it(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    typed: str | None,
+    environment: dict[str, str],
+    expected: tuple[str, str | None],
+) -> None:
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value)
+    record, _, kept = _plan(Options(space=UPath("asked.py"), fixed={}, experiment=typed))
+    assert (record.experiment, record.experiment_id) == expected
+    kept.mkdir(parents=True)
+    (kept / "space.py").write_text(SPACE)
+    record.save(kept)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "of another day")
+    resumed, _, _ = _plan(Options(name=record.name, resume=True, fixed={}))
+    assert (resumed.experiment, resumed.experiment_id) == expected
+    resumed, _, _ = _plan(Options(name=record.name, resume=True, fixed={}, experiment="moved"))
+    assert (resumed.experiment, resumed.experiment_id) == ("moved", None)
+
+
+def test_relative_sqlite_files_are_kept_as_absolute_ones(folder: Path) -> None:
+    asked = Options(
+        space=UPath("asked.py"), fixed={}, study="sqlite:///study.db", tracking_uri="sqlite:///m.db"
+    )
+    record, _, _ = _plan(asked)
+    assert record.study == f"sqlite:///{folder / 'study.db'}"
+    assert record.tracking_uri == f"sqlite:///{folder / 'm.db'}"
+
+
 # --- Passwords -----------------------------------------------------------------------------------
 
 

@@ -18,9 +18,11 @@ import torch
 from mlflow import MlflowClient
 from mlflow.entities import Param, Run
 
+from results.load import EXPERIMENT
+from results.mlflow_store import TrackingError
 from search import tracking
 from search.study import Trial
-from search.tracking import EXPERIMENT, SearchInfo, Tracker, TrackingError
+from search.tracking import SearchInfo, Tracker
 from trainable.config import TrialConfig
 from trainable.data import Data
 
@@ -197,6 +199,20 @@ def test_complete_trial_is_shown_with_its_epochs_and_its_best(
     assert {artifact.path for artifact in artifacts} == {
         "best/model.json", "best/model.safetensors", "best/outputs.safetensors",
     }  # fmt: skip
+
+
+def test_search_is_shown_in_the_experiment_that_it_names(
+    uri: str, search_id: str, tmp_path: Path
+) -> None:
+    client = MlflowClient(uri)
+    number = client.create_experiment("by number")
+    for named in ({"experiment": "by name"}, {"experiment_id": number}):
+        tracker = Tracker(uri, replace(info_of(tmp_path, search_id), **named), Notes())
+        tracker.start(DATA, [])
+        assert tracker.close("FINISHED", [])
+    for name in ("by name", "by number"):
+        (run,) = client.search_runs([client.get_experiment_by_name(name).experiment_id])
+        assert run.data.tags["search_id"] == search_id
 
 
 def test_repeat_names_the_trial_that_it_repeats(opened: Opener, shown: Shown) -> None:
@@ -410,8 +426,8 @@ def test_server_that_cannot_be_reached_at_the_start_is_an_error_within_seconds(
         tracker.start(DATA, [])
     assert time.monotonic() - start_s < 15
     message = str(raised.value)
-    assert message.startswith(f"MLflow at {uri} does not answer (")
-    assert message.endswith("): start the server, or pass another --tracking-uri")
+    assert message.startswith(f"MLflow at {uri}: ")
+    assert message.endswith(". So start the server, or pass another --tracking-uri")
     assert "\n" not in message
     assert not tracker.close("KILLED", [])
 
@@ -454,7 +470,7 @@ def test_what_happens_during_an_outage_arrives_after_it(
     artifacts = shown.client.list_artifacts(shown.child(0).info.run_id, "best")
     assert [artifact.path for artifact in artifacts] == ["best/model.json"]
     assert shown.parent.info.status == "FINISHED"
-    assert all("does not answer" in note for note in notes)
+    assert all("MLflow took nothing" in note for note in notes)
     files = [file for file in tmp_path.rglob("*") if file.is_file()]
     assert not [file for file in files if b"PLUGH" in file.read_bytes()]
     assert not [note for note in notes if "PLUGH" in note]

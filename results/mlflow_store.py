@@ -1,0 +1,125 @@
+"""The MLflow that a command asks: named with its own reason where it cannot be used."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+# An unreachable server is known within seconds, not after MLflow's default of four minutes.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+
+import mlflow
+import requests
+import sqlalchemy
+from mlflow import MlflowClient
+from mlflow.entities import Experiment
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
+
+from results.load import absolute_url
+from trainable.errors import UserError
+from trainable.urls import hidden, public
+
+_DATABASES = ("postgresql", "mysql", "mssql")
+_MAX_REASON = 2000
+"""Characters: no MLflow or database says more, but a web server's error page may."""
+
+
+class TrackingError(UserError):
+    """An MLflow that cannot be used."""
+
+
+def default_uri() -> str:
+    """Return what MLFLOW_TRACKING_URI says, or MLflow's own choice in this folder."""
+    return absolute_url(mlflow.get_tracking_uri())
+
+
+@contextmanager
+def explained(uri: str) -> Iterator[None]:
+    """Turn what stores and drivers raise into one line.
+
+    Raises:
+        TrackingError: With the reason that they gave, and what to do.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # stores and drivers raise types of their own
+        is_silent = _is_silence(error) and not uri.startswith("sqlite")
+        what = "start the server" if is_silent else "mend that"
+        reason = reason_of(error).replace("<database_uri>", public(uri)).rstrip(".")
+        raise TrackingError(
+            f"MLflow at {uri}: {reason}. So {what}, or pass another --tracking-uri"
+        ) from error
+
+
+def reason_of(error: Exception) -> str:
+    """Return what an error says as one line without passwords, uncut."""
+    if isinstance(error, sqlalchemy.exc.DBAPIError) and error.orig is not None:
+        error = error.orig if isinstance(error.orig, Exception) else error
+    return hidden(" ".join(str(error).split())[:_MAX_REASON]) or type(error).__name__
+
+
+def _is_silence(error: BaseException | None) -> bool:
+    """Whether nobody answered, behind whatever wraps that."""
+    silent = (requests.ConnectionError, requests.Timeout, sqlalchemy.exc.OperationalError)
+    while error is not None and not isinstance(error, silent):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
+def connect(uri: str, *, is_read: bool = False) -> MlflowClient:
+    """Return a client of the store at `uri`, which answers.
+
+    Args:
+        uri: Of a server or a database.
+        is_read: Make no database where there is none.
+
+    Raises:
+        TrackingError: It does not answer, or answers that it cannot be used.
+    """
+    scheme, _, path = uri.partition(":///")
+    with explained(uri):
+        if is_read and scheme == "sqlite" and not Path(path).is_file():
+            raise FileNotFoundError(f"there is no file {path}")
+        if scheme.partition("+")[0].partition(":")[0] in _DATABASES:
+            # MLflow would try for two minutes, with ten warnings.
+            sqlalchemy.create_engine(uri).connect().close()
+        client = MlflowClient(tracking_uri=uri)
+        client.search_experiments(max_results=1)
+    return client
+
+
+def experiment_id(client: MlflowClient, name: str, number: str | None) -> str:
+    """Return the id of an experiment that runs can be logged to; create one by name if need be.
+
+    Args:
+        client: Of the store.
+        name: Used unless there is a number.
+        number: MLflow's id of it.
+
+    Raises:
+        TrackingError: It is deleted.
+        MlflowException: There is none of that number, or none can be created.
+    """
+    found: Experiment | None
+    if number is not None:
+        found = client.get_experiment(number)
+    else:
+        try:
+            return str(client.create_experiment(name))
+        except MlflowException as error:
+            if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
+                raise
+        found = client.get_experiment_by_name(name)
+    assert found is not None
+    if found.lifecycle_stage == "deleted":
+        raise TrackingError(
+            f"MLflow at {client.tracking_uri}: the experiment {found.name!r} is deleted. Restore "
+            f"it by mlflow experiments restore --experiment-id {found.experiment_id}, or pass "
+            "another --experiment"
+        )
+    return str(found.experiment_id)

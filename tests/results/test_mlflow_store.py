@@ -1,0 +1,104 @@
+"""An MLflow that cannot be used says why in its own words, and what to do about that."""
+
+import shutil
+import socket
+import sqlite3
+import time
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from results.mlflow_store import TrackingError, connect, experiment_id
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database with a deleted experiment."""
+    folder = tmp_path_factory.mktemp("store")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)  # MLflow puts artifacts beside its database
+        client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+        client.delete_experiment(client.create_experiment("gone"))
+    return folder / "mlflow.db"
+
+
+def refusal(uri: str) -> str:
+    """Return the one line that says why the store cannot be used."""
+    with pytest.raises(TrackingError) as raised:
+        connect(uri)
+    message = str(raised.value)
+    assert message.startswith(f"MLflow at {uri.replace('PLUGH', '***')}: ")
+    assert "\n" not in message
+    return message
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.mark.parametrize("scheme", ["http", "postgresql"])
+def test_port_that_does_not_answer_is_known_within_seconds(scheme: str) -> None:
+    start_s = time.monotonic()
+    message = refusal(f"{scheme}://me:PLUGH@127.0.0.1:{free_port()}")
+    assert time.monotonic() - start_s < 10
+    assert "refused" in message
+    assert message.endswith("So start the server, or pass another --tracking-uri")
+
+
+def test_old_file_store_is_refused_with_the_remedy_that_mlflow_names(tmp_path: Path) -> None:
+    (tmp_path / "mlruns/0").mkdir(parents=True)
+    message = refusal(f"file://{tmp_path / 'mlruns'}")
+    assert "`mlflow migrate-filestore`" in message
+    assert "MLFLOW_ALLOW_FILE_STORE=true" in message  # what MLflow says last
+    assert "start the server" not in message
+
+
+def test_old_schema_is_refused_with_the_command_that_upgrades_it(
+    database: Path, tmp_path: Path
+) -> None:
+    shutil.copy(database, tmp_path / "old.db")
+    with sqlite3.connect(tmp_path / "old.db") as connection:
+        connection.execute("update alembic_version set version_num = 'cbc13b556ace'")
+    message = refusal(f"sqlite:///{tmp_path / 'old.db'}")
+    assert f"'mlflow db upgrade sqlite:///{tmp_path / 'old.db'}'" in message
+    assert "start the server" not in message
+
+
+def test_file_that_is_no_database_is_refused_as_such(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_text("a text, and not a short one" * 100)
+    message = refusal(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    assert "file is not a database. So mend that" in message
+
+
+def test_unknown_scheme_is_refused(tmp_path: Path) -> None:
+    assert "unsupported URI 'nosuch://me:***@host'" in refusal("nosuch://me:PLUGH@host")
+
+
+def test_store_that_is_only_read_is_not_made(tmp_path: Path) -> None:
+    with pytest.raises(TrackingError, match=r"there is no file .*/deep/mlflow\.db"):
+        connect(f"sqlite:///{tmp_path / 'deep/mlflow.db'}", is_read=True)
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_deleted_experiment_is_refused_with_the_command_that_restores_it(database: Path) -> None:
+    client = connect(f"sqlite:///{database}")
+    expected = (
+        r"the experiment 'gone' is deleted\. Restore it by mlflow experiments restore "
+        r"--experiment-id 1, or pass another --experiment$"
+    )
+    for number in (None, "1"):
+        with pytest.raises(TrackingError, match=expected):
+            experiment_id(client, "gone", number)
+
+
+def test_experiment_is_found_by_name_or_number(database: Path) -> None:
+    client = connect(f"sqlite:///{database}")
+    number = experiment_id(client, "mine", None)
+    assert experiment_id(client, "mine", None) == number
+    assert experiment_id(client, "not looked at", number) == number
+    with pytest.raises(MlflowException, match="999"):
+        experiment_id(client, "mine", "999")
