@@ -11,6 +11,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 from optuna.trial import TrialState, create_trial
+from PIL import Image, ImageOps
 from upath import UPath
 
 from results.load import SearchRecord, load_record, study_url, trial_folder
@@ -172,8 +173,8 @@ def test_refit_on_other_data_than_the_searchs_is_refused(
     capsys: pytest.CaptureFixture[str], folder: Path
 ) -> None:
     shutil.copytree(change(folder).data, folder / "data")
-    for file in (folder / "data/train_images").glob("1*.png"):
-        shutil.copy(folder / "data/train_images/0.png", file)
+    file = folder / "data/train_images/0.png"
+    ImageOps.invert(Image.open(file).convert("RGB")).save(file)
     before = change(folder, data=str(folder / "data")).data_fingerprint
     line = assert_refused(capsys, folder)
     assert f"their fingerprint was {before}, now it is v" in line
