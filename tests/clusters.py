@@ -13,7 +13,8 @@ from search.cluster import authentication
 def ray_cluster(**head_node_args: object) -> Iterator[Cluster]:
     """Start a head node, whose token this process and those it starts have meanwhile."""
     with authentication("token", secrets.token_hex(32)):
-        cluster = Cluster(initialize_head=True, head_node_args=head_node_args)
+        head = {"include_dashboard": False, **head_node_args}
+        cluster = Cluster(initialize_head=True, head_node_args=head)
         try:
             yield cluster
         finally:
