@@ -14,12 +14,15 @@ from upath import UPath
 from results.evaluation import Evaluation, evaluate, frequent
 from results.labels import Labels, matched, read_labels
 from results.predict import add_model, is_registered, load_model, model_folder
+from results.promise import intervals_of, range_text, rates_text
 from trainable.checkpoint import write_atomically
 from trainable.classifier import Classifier
-from trainable.data import load_images
+from trainable.data import image_blocks
 from trainable.errors import DataError, Parser, UserError
-from trainable.intervals import Interval, interval_of
+from trainable.intervals import interval_of
 from trainable.metrics import MAIN, METRICS
+from trainable.novelty import Response, joined
+from trainable.pixels import check_whole
 
 SHOWN = 8
 """Confusions and wrong answers on the terminal; the files hold all of them."""
@@ -75,11 +78,17 @@ def evaluate_images(
         DataError: Labels or images that cannot be used.
     """
     known = labels_for(classifier, labels, note)
-    names, pixels = load_images(images, classifier.stored_size, note)
-    places = matched(known, names, note)
-    return evaluate(
-        classifier.response(pixels[places]), classifier, known.of([names[p] for p in places])
-    )
+    labelled, broken = set(known.images), dict[str, str]()
+    names: list[str] = []
+    parts: list[Response] = []
+    for of_block, pixels in image_blocks(images, classifier.stored_size, broken, note):
+        names += of_block
+        places = [place for place, name in enumerate(of_block) if name in labelled]
+        if places:
+            parts.append(classifier.response(pixels[places]))
+    check_whole({images: broken}, "replace or remove each")
+    judged = matched(known, names, note)
+    return evaluate(joined(parts), classifier, known.of(judged))
 
 
 def labels_for(classifier: Classifier, file: Path, note: Callable[[str], None]) -> Labels:
@@ -189,17 +198,9 @@ def print_tables(console: Console, found: Evaluation, promise: Mapping[str, floa
 def promise_lines(found: Evaluation, promise: Mapping[str, float]) -> list[str]:
     """Return two lines: the main rates as promised, and as found."""
 
-    def line(what: str, values: Mapping[str, float], ends: Mapping[str, Interval | None]) -> str:
-        parts = [
-            f"{name} {values[name]:.3f}" + (f" ({_range(ends[name])})" if ends.get(name) else "")
-            for name in MAIN
-            if name in values
-        ]
-        return f"{what}: {', '.join(parts)}"
-
     return [
-        line("promised", promise, {name: interval_of(promise, name) for name in MAIN}),
-        line("found", found.metrics, found.intervals),
+        f"promised: {rates_text(promise, intervals_of(promise))}",
+        f"found: {rates_text(found.metrics, found.intervals)}",
     ]
 
 
@@ -208,7 +209,7 @@ def _number(value: Any) -> str:
 
 
 def _range(ends: tuple[Any, Any] | None) -> str:
-    return "" if ends is None or pd.isna(ends[0]) else f"{ends[0]:.3f}-{ends[1]:.3f}"
+    return "" if ends is None or pd.isna(ends[0]) else range_text(ends)
 
 
 def _print_rows(console: Console, title: str, rows: pd.DataFrame, formats: dict[str, str]) -> None:

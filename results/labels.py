@@ -175,19 +175,19 @@ def _true_classes(table: pd.DataFrame, subclass: Sequence[int], num_known: int) 
     return found
 
 
-def matched(labels: Labels, images: Sequence[str], note: Callable[[str], None]) -> list[int]:
-    """Return the places of `images` that have a label; `note` tells how many have none, and how
-    many rows are of images that are not there.
+def matched(labels: Labels, images: Sequence[str], note: Callable[[str], None]) -> list[str]:
+    """Return those of `images` that have a label; `note` tells how many have none, and how many
+    rows are of images that are not there.
 
     Raises:
         DataError: No image has a label.
     """
     known = set(labels.images)
-    places = [place for place, name in enumerate(images) if name in known]
+    judged = [name for name in images if name in known]
     there = set(images)
     gone = [name for name in labels.images if name not in there]
     bare = [name for name in images if name not in known]
-    if not places:
+    if not judged:
         raise DataError(
             f"--labels: no row is of an image that is there: rows name {_some(labels.images)}, "
             f"images are called {_some(images)}"
@@ -196,7 +196,7 @@ def matched(labels: Labels, images: Sequence[str], note: Callable[[str], None]) 
         note(f"{len(gone):,} rows are of images that are not there: {_some(gone)}")
     if bare:
         note(f"{len(bare):,} images have no row and are not judged: {_some(bare)}")
-    return places
+    return judged
 
 
 def _some(names: Iterable[str], between: str = ", ") -> str:

@@ -14,10 +14,14 @@ from upath import UPath
 from trainable.checkpoint import write_atomically
 from trainable.config import TrialConfig
 from trainable.errors import UserError
-from trainable.metrics import METRICS
+from trainable.metrics import MAIN, METRICS
 from trainable.urls import public
 
 RECORD_FILE = "search.json"
+INTERVALS = tuple(f"interval.{name}.{end}" for name in MAIN for end in ("low", "high"))
+"""Ends of the main rates' 95% intervals; trials of before version 0.2 have none."""
+PARTS = tuple(f"{part}.{name}" for part in ("part_a", "part_b") for name in MAIN)
+"""The main rates of either part of the validation images, since protocol 2."""
 DEFAULT_STORAGE = UPath("runs")
 EXPERIMENT = "noveltune"
 """Of MLflow, unless told otherwise."""
@@ -187,8 +191,8 @@ def trials_frame(folder: UPath, record: SearchRecord) -> pd.DataFrame:
 
     Columns: number, state, reason, baseline, repeat_of (a trial's number, or null),
     epochs_trained, host, device; `config`, the TrialConfig itself; every config key; best_epoch;
-    every metric of `METRICS`; then novel_images_used, train_loss and the thresholds used
-    (used_tau_super, used_tau_sub).
+    every metric of `METRICS`; those of `INTERVALS` and `PARTS`; then novel_images_used, train_loss
+    and the thresholds used (used_tau_super, used_tau_sub).
 
     Raises:
         RunError: The study cannot be read.
@@ -224,6 +228,7 @@ def _row(trial: optuna.trial.FrozenTrial) -> dict[str, Any]:
         **{key: config.get(key) for key in TrialConfig().to_dict()},
         "best_epoch": metrics.get("epoch"),
         **{name: metrics.get(name) for name in METRICS},
+        **{name: metrics.get(name) for name in (*INTERVALS, *PARTS)},
         **{k: metrics.get(k) for k in ("novel_images_used", "train_loss")},
         "used_tau_super": metrics.get("tau_super"),
         "used_tau_sub": metrics.get("tau_sub"),

@@ -19,6 +19,7 @@ from results.load import (
     trials_frame,
 )
 from results.options import add_stores, check_stores
+from results.promise import intervals_of, nested_choice, rates_text
 from results.repeats import best_repeated, repeated, repeats_frame
 from trainable.checkpoint import write_atomically
 from trainable.errors import Parser, UserError
@@ -76,8 +77,24 @@ def print_tables(console: Console, trials: pd.DataFrame, record: SearchRecord) -
         f"Best: trial {best['number']:05d}, {metric} {best[metric]:.3f}, "
         f"{best['config'].describe()}",
     )
+    print_promise(console, trials, best, metric)
     if repeated(everything):
         _print_repeats(console, everything, record)
+
+
+def print_promise(
+    console: Console, trials: pd.DataFrame, best: "pd.Series[Any]", metric: str
+) -> None:
+    """Print how sure the best trial's rates are, and what having been chosen adds to them."""
+    if ends := intervals_of(best):
+        console.print(f"  with 95% intervals by classes: {rates_text(best, ends)}", markup=False)
+    nested = nested_choice(trials, metric)
+    if nested is not None:
+        num = int((trials["state"] == "COMPLETE").sum())
+        console.print(
+            f"  best of {num} trials: promised {metric} {best[metric]:.3f}; by nested choice (one "
+            f"half of the validation images chooses, the other judges) {nested:.3f}"
+        )
 
 
 def _print_repeats(console: Console, trials: pd.DataFrame, record: SearchRecord) -> None:

@@ -33,6 +33,7 @@ from results.load import (
     trials_frame,
 )
 from results.mlflow_store import default_uri
+from results.promise import intervals_of, nested_choice
 from results.repeats import best_trial
 from results.report import print_tables, write_tables
 from search.cluster import (
@@ -556,6 +557,8 @@ def _summary(
             "number": int(best["number"]),
             "config": best["config"].to_dict(),
             "metrics": {name: best[name] for name in METRICS if best[name] == best[name]},
+            "intervals": {name: list(ends) for name, ends in intervals_of(best).items()},
+            "nested_choice": None if trials is None else nested_choice(trials, record.metrics[0]),
         }
     )
     return {

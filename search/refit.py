@@ -22,6 +22,7 @@ from rich.console import Console
 from upath import UPath
 
 from results import model as pyfunc
+from results.evaluate import evaluate_images, promise_lines, write
 from results.load import (
     SearchRecord,
     best_row,
@@ -34,13 +35,27 @@ from results.load import (
 )
 from results.mlflow_store import TrackingError, connect, default_uri, experiment_id, explained
 from results.options import add_experiment, add_stores, check_stores
+from results.promise import intervals_of, promise_of_trials, rates_text
 from results.repeats import best_repeated, repeated
 from search.tracking import local_copies
 from trainable.calibration import choose_rule
 from trainable.checkpoint import write_atomically
-from trainable.classifier import INFO_FILE, MODEL_FILE, load_outputs, save_classifier
+from trainable.classifier import (
+    INFO_FILE,
+    MODEL_FILE,
+    Classifier,
+    load_outputs,
+    save_classifier,
+)
 from trainable.config import TrialConfig
-from trainable.data import Data, folder_for_images, load_data, same_data
+from trainable.data import (
+    TEST_CSV,
+    Data,
+    folder_for_images,
+    load_data,
+    same_data,
+    synthetic_folder,
+)
 from trainable.errors import Parser, TrialError, UserError
 from trainable.memory import keep_freed_memory
 from trainable.novelty import Rule
@@ -88,7 +103,12 @@ def main(argv: list[str] | None = None) -> int:
         _check_data(record, data, console)
         registry.prepare()
         target = folder / "refit" / f"{row['number']:05d}"
-        _refit_once(row, rule, record, data, target, console)
+        promise = promise_of_trials(trials[trials["number"].isin(numbers)])
+        _refit_once(row, rule, record, data, target, promise, console)
+        if record.data == "synthetic":
+            _evaluate_built_in(record, target, promise, console)
+        else:
+            console.print(f"promised: {rates_text(promise, intervals_of(promise))}")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -176,6 +196,7 @@ def _refit_once(
     record: SearchRecord,
     data: Data,
     target: UPath,
+    promise: dict[str, float],
     console: Console,
 ) -> None:
     """Train, unless `target` holds what would come of it: of a refit that could not register."""
@@ -191,7 +212,7 @@ def _refit_once(
         return
     if file.exists():
         file.unlink()
-    _refit(row, rule, record, data, target, console)
+    _refit(row, rule, record, data, target, promise, console)
     write_atomically(file, content.encode())
 
 
@@ -201,6 +222,7 @@ def _refit(
     record: SearchRecord,
     data: Data,
     target: UPath,
+    promise: dict[str, float],
     console: Console,
 ) -> None:
     """Train on everything for as many epochs as were best; the answers go by `rule`.
@@ -242,7 +264,24 @@ def _refit(
         rule,
         result.banks,
         self_contained=True,
+        promise=promise,
     )
+
+
+def _evaluate_built_in(
+    record: SearchRecord, target: UPath, promise: dict[str, float], console: Console
+) -> None:
+    """Say in two lines what was promised and what the built-in data's own test images show; write
+    the evaluation beside the model.
+    """
+    with folder_for_images(Path(record.cache) if record.cache else None) as cache:
+        folder = synthetic_folder(cache)
+        found = evaluate_images(
+            Classifier.load(target), str(folder), folder / TEST_CSV, console.print
+        )
+    write(target / "evaluation", found, promise)
+    for line in promise_lines(found, promise):
+        console.print(line, markup=False)
 
 
 class _Registry:

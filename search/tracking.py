@@ -14,7 +14,7 @@ from typing import Any
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from upath import UPath
 
-from results.load import EXPERIMENT, trial_folder
+from results.load import EXPERIMENT, INTERVALS, trial_folder
 from results.mlflow_store import connect, experiment_id, explained, reason_of
 from search.study import Trial
 from trainable.classifier import INFO_FILE, MODEL_FILE, OUTPUTS_FILE, TABLE_FILE
@@ -185,7 +185,7 @@ class Tracker:
         best = [
             Metric(f"best_{key}", float(value), now_ms, 0)
             for key, value in trial.metrics.items()
-            if key in METRICS or key in ("epoch", "tau_super", "tau_sub", "novel_images_used")
+            if key in (*METRICS, *INTERVALS, "epoch", "tau_super", "tau_sub", "novel_images_used")
         ]
         tags = [RunTag("state", trial.state), *_where(trial)]
         if trial.reason:

@@ -44,6 +44,8 @@ from trainable.pixels import (
 from trainable.sources import Source, digests, open_source
 
 STORED_SIZE_MAX = 224
+TEST_CSV = "test_data.csv"
+"""Labels of the built-in data's test images, for `results.evaluate`."""
 DATA_FORMAT = 3
 """Counts the ways in which images became pixels and fingerprints: each makes other data."""
 LABELS = ("superclass", "subclass", "borrowed_class", "native_side")
@@ -118,7 +120,7 @@ def load_data(source: str, novel: str, cache: Path, *, note: Callable[[str], Non
         DataError: A source that is missing, broken or inconsistent; images of a known class among
             the borrowed ones or in two classes; or a cache without space.
     """
-    known_path = _synthetic(cache) if source == "synthetic" else source
+    known_path = synthetic_folder(cache) if source == "synthetic" else source
     pool_path = _novel_path(novel, cache, note)
     with open_source(known_path) as known_source, open_source(pool_path) as pool_source:
         if known_source.place == pool_source.place:
@@ -255,8 +257,10 @@ def load_images(
 # --- Sources that are made or fetched once ---------------------------------------------------
 
 
-def _synthetic(cache: Path) -> Path:
-    """Return the folder of the synthetic data set, written at the first call."""
+def synthetic_folder(cache: Path) -> Path:
+    """Return the folder of the synthetic data set, written at the first call. Its test images have
+    labels, in `TEST_CSV`.
+    """
     digest = hashlib.sha256(Path(synthetic.__file__).read_bytes()).hexdigest()[:16]
 
     def write(folder: Path) -> None:
@@ -267,7 +271,7 @@ def _synthetic(cache: Path) -> Path:
 
 def _novel_path(novel: str, cache: Path, note: Callable[[str], None]) -> Path | str:
     if novel == "synthetic":
-        return _synthetic(cache) / "novel_images"
+        return synthetic_folder(cache) / "novel_images"
     if novel == "cifar100":
         note(f"cifar100: left out as too near bird, dog or reptile: {', '.join(CIFAR100_EXCLUDED)}")
         excluded = hashlib.sha256(repr(CIFAR100_EXCLUDED).encode()).hexdigest()[:16]

@@ -2,8 +2,8 @@
 
 import functools
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 import torch
@@ -99,6 +99,13 @@ class Response:
     @functools.cached_property
     def _known(self) -> dict[tuple[Any, ...], Any]:
         return {}
+
+
+def joined(parts: Sequence[Response]) -> Response:
+    """Return what one model says about the images of all parts, in their order."""
+    names = [field.name for field in fields(Response) if field.name != "super_of_sub"]
+    tensors = {name: torch.cat([getattr(each, name) for each in parts]) for name in names}
+    return replace(parts[0], **tensors)
 
 
 @dataclass(frozen=True, kw_only=True)

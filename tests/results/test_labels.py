@@ -93,7 +93,7 @@ def test_file_without_a_column_or_without_a_file_is_named(read, tmp_path: Path) 
 def test_images_without_rows_and_rows_without_images_are_counted(read) -> None:  # type: ignore[no-untyped-def]
     labels, _ = read("a,0,0\nb,0,1\ngone,1,2\n")
     notes: list[str] = []
-    assert matched(labels, ["b", "x", "a", "y", "z", "w"], notes.append) == [0, 2]
+    assert matched(labels, ["b", "x", "a", "y", "z", "w"], notes.append) == ["b", "a"]
     assert notes == [
         "1 rows are of images that are not there: gone",
         "4 images have no row and are not judged: x, y, z and 1 more",

@@ -1,5 +1,7 @@
 """Which trial a refit takes, on which data, with which thresholds, and where it is registered."""
 
+import io
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -12,16 +14,20 @@ import torch
 from mlflow import MlflowClient
 from optuna.trial import TrialState, create_trial
 from PIL import Image, ImageOps
+from rich.console import Console
 from upath import UPath
 
+from results.evaluate import promise_of
 from results.load import SearchRecord, load_record, study_url, trial_folder
 from results.predict import main as predict
-from search.refit import RefitError, _chosen, common_rule, main
+from search.refit import RefitError, _chosen, _evaluate_built_in, common_rule, main
 from tests.results.test_load import record
 from tests.results.test_report import Search
 from tests.trainable.tiny import tiny_config, write_weights
+from trainable.classifier import Classifier, save_classifier
 from trainable.data import load_data
 from trainable.novelty import Rule
+from trainable.splits import make_refit_pools
 from trainable.train import train
 
 
@@ -262,3 +268,35 @@ def test_search_predicts_by_its_name_in_a_storage(
     stored = ["--model", "asked", "--storage", str(folder / "runs")]
     assert predict([*stored, *where, str(folder / "stored.csv")]) == 0
     assert (folder / "stored.csv").read_text() == (folder / "named.csv").read_text()
+
+
+def test_refit_of_the_built_in_data_says_what_was_promised_and_what_its_test_shows(
+    tmp_path: Path, data: Path, search: Search, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = load_data(str(data), str(data / "novel_images"), tmp_path / "cache", note=str)
+    weights = write_weights(tmp_path / "weights.pt")
+    config = tiny_config(fine_tune="frozen")
+    pools = make_refit_pools(loaded, config)
+    result = train(config, loaded, lambda _: None, pools=pools, weights=weights, note=str)
+    promise = {"score": 0.9, "interval.score.low": 0.8, "interval.score.high": 0.95}
+    rule = Rule(
+        super_score="msp", sub_score="msp", tau_super=0.3, tau_sub=(0.1,) * 3,
+        couple_novel=False, restrict_sub=False,
+    )  # fmt: skip
+    target = UPath(tmp_path / "refit")
+    save_classifier(
+        target, config, loaded, pools, result.branches, result.metrics, rule, result.banks,
+        self_contained=True, promise=promise,
+    )  # fmt: skip
+    # Drawing the built-in data takes a quarter of a minute; this is a small one of the same kind.
+    monkeypatch.setattr("search.refit.synthetic_folder", lambda _: data)
+    console = Console(file=io.StringIO(), width=300)
+    _evaluate_built_in(search.record, target, promise, console)
+    assert isinstance(console.file, io.StringIO)
+    promised, found = console.file.getvalue().splitlines()
+    assert promised == "promised: score 0.900 (0.800-0.950)"
+    written = json.loads((tmp_path / "refit" / "evaluation" / "evaluation.json").read_text())
+    assert found.startswith(f"found: score {written['metrics']['score']:.3f} (")
+    assert f"unseen_super {written['metrics']['unseen_super']:.3f}" in found
+    assert written["counts"]["images"] == len((data / "test_data.csv").read_text().splitlines()) - 1
+    assert promise_of(Classifier.load(target).info) == promise
