@@ -76,8 +76,8 @@ def plain_spec(
     """Return the training and validation images of `config` as files, unpacked into `scratch`."""
     known_folder, pool_folder = _unpacked(given.data, scratch), _unpacked(given.novel, scratch)
     with open_source(known_folder) as known, open_source(pool_folder) as pool:
-        files = [str(known_folder / name) for name in read_known(known)[0].images]
-        files += [str(pool_folder / name) for name in read_pool(pool).images]
+        files = [str(known_folder / name) for name in read_known(known, say)[0].images]
+        files += [str(pool_folder / name) for name in read_pool(pool, say).images]
     assert len(files) == len(data.images)
 
     def rows(which: torch.Tensor) -> list[Row]:
