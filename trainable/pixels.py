@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from trainable.errors import DataError
 from trainable.sources import (
@@ -122,7 +122,9 @@ def _opened(source: Source, name: str) -> Iterator[Image.Image]:
 def _reason(error: Exception) -> str:
     if isinstance(error, Image.DecompressionBombError):
         return f"at most {MAX_PIXELS:,} pixels are read, and it has more: {error}"
-    return str(error)
+    if isinstance(error, UnidentifiedImageError):
+        return "cannot identify its format"  # Pillow's words end in an address
+    return str(error) or type(error).__name__
 
 
 def decode(source: Source, name: str, size: int) -> tuple[npt.NDArray[np.uint8], int]:

@@ -191,7 +191,8 @@ def natural_key(name: str) -> tuple[str, str]:
 def by_suffix(names: Iterable[str]) -> str:
     """Return how many of the names have which suffix, such as "2 .heic, 1 .txt"."""
     counts = Counter(PurePosixPath(name).suffix.lower() or "without suffix" for name in names)
-    return ", ".join(f"{count:,} {suffix}" for suffix, count in counts.most_common())
+    most_first = sorted(counts.items(), key=lambda each: (-each[1], each[0]))
+    return ", ".join(f"{count:,} {suffix}" for suffix, count in most_first)
 
 
 # --- Listing -----------------------------------------------------------------------------------

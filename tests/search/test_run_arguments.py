@@ -337,6 +337,35 @@ def test_resume_with_other_credentials_is_the_same_search(
     assert command == "python -m search.run --resume --name first"
 
 
+@pytest.mark.parametrize("option", ["--data", "--novel"])
+def test_an_empty_source_is_a_variable_that_is_not_set_and_no_default(
+    capsys: pytest.CaptureFixture[str], folder: Path, data: Path, option: str
+) -> None:
+    sources = {"--data": str(data), "--novel": str(data / "novel_images")} | {option: ""}
+    where = [word for pair in sources.items() for word in pair]
+    message = mistake(capsys, "--space", "asked.py", *where)
+    assert message == (
+        f"{option}: a folder or a .zip is needed, got an empty text: is a variable not set?"
+    )
+    kept_search(folder, "first")
+    assert mistake(capsys, "--resume", "--name", "first", option, "").startswith(f"{option}: a")
+
+
+def test_the_home_folder_is_expanded_and_both_sources_are_named(
+    capsys: pytest.CaptureFixture[str],
+    folder: Path,
+    data: Path,
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HOME", str(data.parent))
+    home = f"~/{data.name}"
+    where = ["--data", home, f"--novel={home}/novel_images", "--cache", str(cache)]
+    assert main(["--space", "asked.py", *where, "--dry-run"]) == 0
+    line = f"images from {data.resolve()}; borrowed from {data.resolve()}/novel_images"
+    assert line in capsys.readouterr().out.splitlines()
+
+
 # --- Searches that are there, or not -------------------------------------------------------------
 
 
