@@ -13,7 +13,7 @@ from upath import UPath
 
 from trainable.checkpoint import write_atomically
 from trainable.config import TrialConfig
-from trainable.errors import UserError
+from trainable.errors import UserError, reason_of
 from trainable.metrics import MAIN, METRICS
 from trainable.urls import public
 
@@ -201,7 +201,9 @@ def trials_frame(folder: UPath, record: SearchRecord) -> pd.DataFrame:
     try:
         study = optuna.load_study(study_name=record.study_name, storage=url)
     except Exception as error:  # storage drivers raise their own types
-        raise RunError(f"the study {url} cannot be read: {error}{password_hint(url)}") from error
+        raise RunError(
+            f"the study {url} cannot be read: {reason_of(error)}{password_hint(url)}"
+        ) from error
     rows = [_row(trial) for trial in study.get_trials(deepcopy=False)]
     frame = pd.DataFrame(rows, columns=[*_row(optuna.trial.create_trial(value=0.0))])
     return frame.astype({"repeat_of": "Int64"})

@@ -19,12 +19,10 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 
 from results.load import absolute_url
-from trainable.errors import UserError
-from trainable.urls import hidden, public
+from trainable.errors import UserError, reason_of
+from trainable.urls import public
 
 _DATABASES = ("postgresql", "mysql", "mssql")
-_MAX_REASON = 2000
-"""Characters: no MLflow or database says more, but a web server's error page may."""
 
 
 class TrackingError(UserError):
@@ -54,13 +52,6 @@ def explained(uri: str) -> Iterator[None]:
         raise TrackingError(
             f"MLflow at {uri}: {reason}. So {what}, or pass another --tracking-uri"
         ) from error
-
-
-def reason_of(error: Exception) -> str:
-    """Return what an error says as one line without passwords, uncut."""
-    if isinstance(error, sqlalchemy.exc.DBAPIError) and error.orig is not None:
-        error = error.orig if isinstance(error.orig, Exception) else error
-    return hidden(" ".join(str(error).split())[:_MAX_REASON]) or type(error).__name__
 
 
 def _is_silence(error: BaseException | None) -> bool:

@@ -19,14 +19,14 @@ from results.load import (
     trial_folder,
     trials_frame,
 )
-from results.mlflow_store import connect, default_uri, explained, reason_of
+from results.mlflow_store import connect, default_uri, explained
 from results.model import answers
 from results.options import add_stores, check_stores
 from results.repeats import best_trial
 from trainable.checkpoint import write_atomically
 from trainable.classifier import INFO_FILE, Classifier
 from trainable.data import image_blocks
-from trainable.errors import DataError, Parser, UserError
+from trainable.errors import DataError, Parser, UserError, reason_of
 from trainable.pixels import check_whole
 
 COLUMNS = ["image", "superclass_index", "subclass_index"]

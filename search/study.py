@@ -17,10 +17,11 @@ from sqlalchemy.exc import SQLAlchemyError
 from results.load import Repeat, password_hint
 from search.space import Space
 from trainable.config import TrialConfig
-from trainable.errors import UserError
+from trainable.errors import UserError, reason_of
 from trainable.metrics import METRICS
 from trainable.rng import generator
 from trainable.train import best_epoch
+from trainable.urls import public
 
 REDUCTION_FACTOR = 3
 """A third of the trials pass each rung of successive halving."""
@@ -496,10 +497,12 @@ def _storage(url: str) -> optuna.storages.BaseStorage:
         return optuna.storages.RDBStorage(url, engine_kwargs=options)
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError) as error:
         raise _unreadable(url, error) from error
+    except RuntimeError as error:  # an older or a newer schema
+        raise _unreadable(url, error) from error
 
 
 def _unreadable(url: str, error: Exception) -> StudyError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    reason = reason_of(error).replace("$STORAGE_URL", public(url)).rstrip(".")
     return StudyError(
         f"the study storage {url} cannot be used: {reason}. Nothing was changed{password_hint(url)}"
     )

@@ -15,10 +15,11 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run,
 from upath import UPath
 
 from results.load import EXPERIMENT, INTERVALS, trial_folder
-from results.mlflow_store import connect, experiment_id, explained, reason_of
+from results.mlflow_store import connect, experiment_id, explained
 from search.study import Trial
 from trainable.classifier import INFO_FILE, MODEL_FILE, OUTPUTS_FILE, TABLE_FILE
 from trainable.data import Data
+from trainable.errors import reason_of
 from trainable.metrics import METRICS
 
 RETRY_S = (1.0, 2.0, 5.0, 10.0, 30.0)

@@ -10,6 +10,10 @@ from trainable.urls import hidden
 _T = TypeVar("_T")
 
 
+_MAX_REASON = 2000
+"""Characters: no library or database says more, but a web server's error page may."""
+
+
 class Parser(argparse.ArgumentParser):
     """A command line whose mistakes show no password."""
 
@@ -43,6 +47,12 @@ class WeightsError(UserError):
 
 class TrialError(_ToldError):
     """A trial that cannot go on (loss not finite, out of memory). The message is the reason."""
+
+
+def reason_of(error: BaseException) -> str:
+    """Return what an error says as one line, without passwords and SQL, and otherwise uncut."""
+    error = getattr(error, "orig", None) or error  # SQLAlchemy's hold the database's own
+    return hidden(" ".join(str(error).split())[:_MAX_REASON]) or type(error).__name__
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

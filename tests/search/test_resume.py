@@ -1,6 +1,7 @@
 """What a resume may change, what it refuses, and who may resume."""
 
 import multiprocessing
+import sqlite3
 import time
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -92,6 +93,18 @@ def test_a_torn_study_file_is_refused_and_not_overwritten(tmp_path: Path) -> Non
     with pytest.raises(StudyError, match=r"cannot be used: .*Nothing was changed"):
         open_study(f"sqlite:///{file}", "s")
     assert file.read_bytes() == torn
+
+
+def test_a_study_of_an_older_optuna_is_refused_with_the_command_that_upgrades_it(
+    study: optuna.Study, url: str
+) -> None:
+    with sqlite3.connect(url.removeprefix("sqlite:///")) as connection:
+        connection.execute("update alembic_version set version_num = 'v2.6.0.a'")
+    with pytest.raises(StudyError) as raised:
+        open_study(url, "s")
+    message = str(raised.value)
+    assert f"`$ optuna storage upgrade --storage {url}`" in message
+    assert "\n" not in message
 
 
 def test_a_study_that_is_not_there_is_named(study: optuna.Study, url: str) -> None:
