@@ -1,12 +1,15 @@
 """What the trained part of a branch sees: augmented images, or cached frozen features."""
 
+import errno
 import functools
 import hashlib
 import json
 import os
+import shutil
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import filelock
 import numpy as np
@@ -27,6 +30,12 @@ depend on which others were asked for with it."""
 
 RESIDENT_FRACTION = 0.25
 """Of a process's free memory on a GPU: images or features up to this size are kept there."""
+
+SAVE_EVERY_S = 15.0
+"""How much work a process that is killed while it stores features may lose."""
+
+FREE_FRACTION = 0.9
+"""Of a disk's free space: features that take more are not stored."""
 
 PLAIN_VIEW = 0
 """The image as it is; views from 1 up are augmented."""
@@ -93,24 +102,46 @@ class FeatureInputs:
         self._num_views = config.feature_views if _is_augmented(config) else 1
         self._augmentations = [_view(data, config, view) for view in range(self._num_views)]
         self._view_of_row = torch.zeros(0, dtype=torch.int64)
-        self._cached: dict[int, torch.Tensor] | None = None
+        self._cached: dict[int, torch.Tensor] = {}
         self._folder: Path | None = None
         if cache is not None:
-            self._cached = {}
-            # First what no other process works at: trials that start together share the work.
-            for is_patient in (False, True):
-                for view in range(self._num_views):
-                    if view in self._cached:
-                        continue
-                    rows = torch.cat([train_rows, val_rows]) if view == PLAIN_VIEW else train_rows
-                    folder = cache / "features" / _key(model, data, config, view)
-                    features = _extract(
-                        model, data, view, self._augmentations[view], rows, folder, note,
-                        is_patient=is_patient,
-                    )  # fmt: skip
-                    if features is not None:
-                        self._cached[view] = _resident(features, model.mean.device)
-            self._folder = cache / "features" / _key(model, data, config, PLAIN_VIEW)
+            try:
+                self._store(train_rows, val_rows, cache, note)
+            except OSError as error:
+                reason = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+                note(
+                    f"features of {model.branch.backbone} are not stored, but computed from the "
+                    f"images in every epoch ({reason})"
+                )
+            else:
+                self._folder = cache / "features" / _key(model, data, config, PLAIN_VIEW)
+
+    def _store(
+        self,
+        train_rows: torch.Tensor,
+        val_rows: torch.Tensor,
+        cache: Path,
+        note: Callable[[str], None],
+    ) -> None:
+        """Store each view, or map what is stored of it.
+
+        Raises:
+            OSError: There is no space for one; those before it are of use.
+        """
+        model, data, config = self._model, self._data, self._config
+        # First what no other process works at: trials that start together share the work.
+        for is_patient in (False, True):
+            for view in range(self._num_views):
+                if view in self._cached:
+                    continue
+                rows = torch.cat([train_rows, val_rows]) if view == PLAIN_VIEW else train_rows
+                folder = cache / "features" / _key(model, data, config, view)
+                features = _extract(
+                    model, data, view, self._augmentations[view], rows, folder, note,
+                    is_patient=is_patient,
+                )  # fmt: skip
+                if features is not None:
+                    self._cached[view] = _resident(features, model.mean.device)
 
     def start_epoch(self, epoch: int) -> None:
         """Draw which view of every image this epoch trains on."""
@@ -141,8 +172,11 @@ class FeatureInputs:
             digest.update(tensor.numpy().tobytes())
         file = self._folder / f"{digest.hexdigest()[:32]}.safetensors"
         if not file.exists():
-            content = safetensors.torch.save({"values": compute().contiguous()})
-            write_atomically(file, content)
+            values = compute().contiguous()
+            try:
+                write_atomically(file, safetensors.torch.save({"values": values}))
+            except OSError:
+                return values  # the next trial computes them again
         return safetensors.torch.load(file.read_bytes())["values"]
 
     def _gather(self, rows: torch.Tensor, views: torch.Tensor) -> torch.Tensor:
@@ -161,7 +195,7 @@ class FeatureInputs:
         return features
 
     def _of_view(self, view: int, rows: torch.Tensor) -> torch.Tensor:
-        if self._cached is not None:
+        if view in self._cached:
             return _pick(self._cached[view], rows)
         return _encode(self._model, self._data, self._augmentations[view], rows)
 
@@ -266,7 +300,11 @@ def _extract(
 
     The array covers all rows but is sparse: only rows that somebody asked for take space. They
     count as done once a mask file, replaced after the values are on the disk, says so; done rows
-    are never written again, so readers need no lock.
+    are never written again, so readers need no lock. A process that is killed loses the last
+    `SAVE_EVERY_S` of its work.
+
+    Raises:
+        OSError: There is no space for them, or the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     values_file, done_file = folder / f"view_{view:02d}.npy", folder / f"view_{view:02d}.done"
@@ -279,11 +317,14 @@ def _extract(
         done = _read_mask(done_file, len(data.images))
         missing = rows[~done[rows]].unique()
         if len(missing):
-            # A writer killed before its first mask may have left less than a file's header.
-            mode: Literal["r+", "w+"] = "r+" if done.any() else "w+"
-            _fill(model, data, view, augmentation, missing, values_file, mode, note)
-            done[missing] = True
-            write_atomically(done_file, np.packbits(done.numpy()).tobytes())
+            is_new = not done.any()
+            try:
+                _fill(model, data, view, augmentation, missing, values_file, done, done_file, note)
+            except OSError:
+                if is_new:  # the space goes back to those who need it
+                    done_file.unlink(missing_ok=True)
+                    values_file.unlink(missing_ok=True)
+                raise
     return torch.from_numpy(np.load(values_file, mmap_mode="c"))
 
 
@@ -301,19 +342,68 @@ def _fill(
     augmentation: Augmentation | None,
     rows: torch.Tensor,
     file: Path,
-    mode: Literal["r+", "w+"],
+    done: torch.Tensor,
+    done_file: Path,
     note: Callable[[str], None],
 ) -> None:
-    values: np.memmap | None = None
+    """Write the features of `rows`, and mark them in `done` and its file now and then.
+
+    Raises:
+        OSError: There is no space for them.
+    """
+    # A writer killed before its first mask may have left less than a file's header.
+    mode: Literal["r+b", "w+b"] = "r+b" if done.any() else "w+b"
     what = f"features of {model.branch.backbone} at {model.branch.image_size} px, view {view}"
     note(f"{what}: {len(rows):,} images")
-    for batch in rows.split(FORWARD_BATCH[model.mean.device.type]):
-        features = _encode(model, data, augmentation, batch).cpu().numpy()
-        if values is None:
-            shape = (len(data.images), *features.shape[1:])
-            values = np.lib.format.open_memmap(file, mode, features.dtype, shape)
-        values[batch.numpy()] = features
-    assert values is not None
-    values.flush()
-    with file.open("rb") as handle:
-        os.fsync(handle.fileno())
+    saved_s = time.monotonic()
+    with file.open(mode) as handle:
+        place = None
+        for batch in rows.split(FORWARD_BATCH[model.mean.device.type]):
+            features = _encode(model, data, augmentation, batch).cpu().numpy()
+            if place is None:
+                _check_space(file.parent, len(rows) * features[0].nbytes, what)
+                place = _place(handle, len(data.images), features, is_new=mode == "w+b")
+            for row, values in zip(batch.tolist(), features, strict=True):
+                # Not through a memory map: on a full disk that kills the process.
+                _write_at(handle.fileno(), values.tobytes(), place + row * values.nbytes)
+            done[batch] = True
+            if time.monotonic() - saved_s > SAVE_EVERY_S:
+                _save(handle, done, done_file)
+                saved_s = time.monotonic()
+        _save(handle, done, done_file)
+
+
+def _check_space(folder: Path, needed_bytes: int, what: str) -> None:
+    free_bytes = shutil.disk_usage(folder).free
+    if not needed_bytes <= FREE_FRACTION * free_bytes:
+        raise OSError(
+            errno.ENOSPC,
+            f"{what}: {needed_bytes / 1e9:.3g} GB, but {folder} has {free_bytes / 1e9:.3g} GB free",
+        )
+
+
+def _place(handle: BinaryIO, num_rows: int, features: np.ndarray, *, is_new: bool) -> int:
+    """Return where the first row lies in the file; a new one gets its header and its length."""
+    if is_new:
+        shape = (num_rows, *features.shape[1:])
+        header = {"descr": features.dtype.str, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(handle, header)
+        handle.flush()
+        place = handle.tell()
+        os.ftruncate(handle.fileno(), place + num_rows * features[0].nbytes)
+        return place
+    np.lib.format.read_magic(handle)
+    np.lib.format.read_array_header_1_0(handle)
+    return handle.tell()
+
+
+def _write_at(descriptor: int, content: bytes, place: int) -> None:
+    while content:
+        written = os.pwrite(descriptor, content, place)
+        content, place = content[written:], place + written
+
+
+def _save(handle: BinaryIO, done: torch.Tensor, done_file: Path) -> None:
+    """Put the values on the disk, and then the mask that says so."""
+    os.fsync(handle.fileno())
+    write_atomically(done_file, np.packbits(done.numpy()).tobytes())

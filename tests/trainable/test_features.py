@@ -2,8 +2,10 @@
 
 import multiprocessing
 import os
+import re
 import signal
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -421,6 +423,51 @@ def test_values_whose_mask_was_not_written_are_computed_anew(
     torch.testing.assert_close(inputs.plain(ALL), expected_features(ALL))
 
 
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 KiB; the features of ALL take 110 KB."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a file system needs root")
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)], capture_output=True
+    )
+    if mounted.returncode != 0:
+        pytest.skip(f"cannot mount here: {mounted.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def extract_into(cache: Path, free_fraction: float, lines_file: Path) -> None:
+    torch.set_num_threads(1)
+    features.FREE_FRACTION = free_fraction
+    lines: list[str] = []
+    inputs = cached(CountingModel(fine_tune="last_1"), cache, ALL, ALL, note=lines.append)
+    torch.testing.assert_close(inputs.plain(ALL[:5]), expected_features(ALL[:5]))
+    lines_file.write_text("\n".join(lines))
+
+
+@pytest.mark.parametrize(
+    ("free_fraction", "reason"),
+    [(0.9, r"view 0: 0.000221 GB, but .* GB free\)"), (1e9, r"\(No space left on device\)")],
+)
+def test_features_that_the_disk_cannot_take_are_computed_from_the_images(
+    small_disk: Path, tmp_path: Path, free_fraction: float, reason: str
+) -> None:
+    """Noticed before the first is written, or when the disk is full after all."""
+    lines_file = tmp_path / "lines"
+    process = multiprocessing.get_context("spawn").Process(
+        target=extract_into, args=(small_disk, free_fraction, lines_file)
+    )
+    process.start()
+    process.join(DEADLINE_S)
+    assert process.exitcode == 0, "a full disk kills what writes through a memory map"
+    (line,) = [line for line in lines_file.read_text().split("\n") if "not stored" in line]
+    assert re.search("computed from the images in every epoch .*" + reason, line)
+    assert list(small_disk.rglob("*.npy")) == [], "the space goes back"
+
+
 class KilledModel(CountingModel):
     """Its process is killed before the third batch passes, with two batches in the file."""
 
@@ -430,8 +477,9 @@ class KilledModel(CountingModel):
         return super().encode(x)
 
 
-def extract_and_be_killed(cache: Path) -> None:
+def extract_and_be_killed(cache: Path, save_every_s: float) -> None:
     torch.set_num_threads(1)
+    features.SAVE_EVERY_S = save_every_s
     features.FORWARD_BATCH["cpu"] = 32
     cached(KilledModel(), cache, ALL, ALL)
 
@@ -458,9 +506,12 @@ def extract_while_another_waits(
     (cache / "rows").write_text(repr(model.rows))
 
 
-def test_process_killed_while_it_computes_harms_nobody(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("save_every_s", "kept"), [(60.0, 0), (0.0, 64)])
+def test_process_killed_while_it_computes_leaves_what_it_saved(
+    tmp_path: Path, save_every_s: float, kept: int
+) -> None:
     process = multiprocessing.get_context("spawn").Process(
-        target=extract_and_be_killed, args=(tmp_path,)
+        target=extract_and_be_killed, args=(tmp_path, save_every_s)
     )
     process.start()
     process.join(DEADLINE_S)
@@ -468,7 +519,7 @@ def test_process_killed_while_it_computes_harms_nobody(tmp_path: Path) -> None:
     assert len(list(tmp_path.rglob("*.npy"))) == 1
     model = CountingModel()
     inputs = cached(model, tmp_path, ALL, ALL)
-    assert model.rows == ALL.tolist()
+    assert model.rows == ALL[kept:].tolist()
     torch.testing.assert_close(inputs.plain(ALL), expected_features(ALL))
 
 
