@@ -5,8 +5,8 @@ import functools
 import hashlib
 import importlib.resources
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import safetensors.torch
 import timm
 import torch
 import torchvision.models
+from timm.models._manipulate import group_with_matcher
 from torch import nn
 from torchvision.models import vision_transformer
 
@@ -52,7 +53,12 @@ class Backbone:
 
 
 def build(
-    name: str, image_size: int, weights: Path | None = None, *, pretrained: bool = True
+    name: str,
+    image_size: int,
+    weights: Path | None = None,
+    *,
+    pretrained: bool = True,
+    fine_tune: str = "full",
 ) -> Backbone:
     """Return the backbone, with its pretrained weights unless told otherwise.
 
@@ -63,6 +69,8 @@ def build(
         weights: A state-dict file (.pth, .pt, .safetensors), or a folder with one named after the
             backbone; null: the published weights, downloaded once per machine where needed.
         pretrained: False for weights that will be loaded over it anyway.
+        fine_tune: With last_N a timm model of any family is cut, see `layer_groups`; otherwise one
+            whose family has no stages of our own is a single stage.
 
     Raises:
         ConfigError: An unknown name, or an image size that the architecture cannot take.
@@ -70,18 +78,27 @@ def build(
     """
     file = _weights_file(name, weights) if pretrained else None
     changed_ns = file.stat().st_mtime_ns if file else 0
-    return copy.deepcopy(_built(name, image_size, file, changed_ns, pretrained))
+    by_groups = fine_tune.startswith("last_")
+    return copy.deepcopy(_built(name, image_size, file, changed_ns, pretrained, by_groups))
 
 
 @functools.lru_cache(maxsize=2)  # a process trains many trials, and of two branches at most
 def _built(
-    name: str, image_size: int, file: Path | None, changed_ns: int, pretrained: bool
+    name: str,
+    image_size: int,
+    file: Path | None,
+    changed_ns: int,
+    pretrained: bool,
+    by_groups: bool,
 ) -> Backbone:
     if name in EMBEDDED:
         return _embedded(name, file, pretrained)
     if name in _TORCHVISION:
         return _torchvision(name, image_size, file, pretrained)
-    return _timm(name, image_size, file, pretrained)
+    backbone = _timm(name, image_size, file, pretrained)
+    if by_groups and len(backbone.stages) == 1:
+        return replace(backbone, stages=layer_groups(backbone.stages[0], image_size))
+    return backbone
 
 
 def fingerprint(modules: Sequence[nn.Module]) -> str:
@@ -156,7 +173,11 @@ def _torchvision(name: str, image_size: int, file: Path | None, pretrained: bool
     kwargs: dict[str, Any] = {}
     if name.startswith("vit"):
         if image_size % 16:
-            raise ConfigError(f"{name} needs an image_size divisible by 16, but got {image_size}")
+            below = image_size // 16 * 16
+            raise ConfigError(
+                f"{name} needs an image_size divisible by 16, but got {image_size}: "
+                f"take {below} or {below + 16}"
+            )
         kwargs["image_size"] = image_size
     model = torchvision.models.get_model(name, weights=None, **kwargs)
     if pretrained:
@@ -221,11 +242,58 @@ def _timm(name: str, image_size: int, file: Path | None, pretrained: bool) -> Ba
         model: Any = create() if file or not pretrained else _downloaded(name, create)
     except (RuntimeError, AssertionError) as error:
         reason = " ".join(str(error).split())[:300]
+        if file is None:
+            raise ConfigError(f"{name} cannot take image_size {image_size}: {reason}") from error
         raise WeightsError(f"{file}: these weights do not fit {name}: {reason}") from error
+    except ValueError as error:  # a grid of patches that the size does not fill
+        reason = " ".join(str(error).split())[:300]
+        raise ConfigError(f"{name} cannot take image_size {image_size}: {reason}") from error
+    _check_sees_everything(name, model, image_size)
     mean, std = model.pretrained_cfg["mean"], model.pretrained_cfg["std"]
     stages = _timm_stages(model)
     num_features = _width(name, stages, image_size)
     return Backbone(stages=stages, num_features=num_features, mean=mean, std=std)
+
+
+@torch.no_grad()
+def _check_sees_everything(name: str, model: Any, image_size: int) -> None:
+    """Refuse a size of which the network would not see the last rows and columns.
+
+    A stride without padding, of a patch grid or a stem, drops what does not fill its last step.
+    The network is asked, not a list of names: what is not a number anywhere it looks is none in
+    the end.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+
+    def sees(edge: int) -> bool:
+        x = torch.zeros(1, 3, image_size, image_size)
+        x[:, :, edge, :] = torch.nan
+        return bool(model(x).isnan().any())
+
+    try:
+        seen = next((size for size in range(image_size, 0, -1) if sees(size - 1)), 0)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        take = _nearest_sizes(model, image_size)
+        raise ConfigError(f"{name} cannot take image_size {image_size}: {reason}{take}") from error
+    finally:
+        for module, training in modes:
+            module.training = training
+    if seen < image_size:
+        raise ConfigError(
+            f"{name} would see {seen} of the {image_size} pixels of image_size {image_size}"
+            f"{_nearest_sizes(model, image_size)}"
+        )
+
+
+def _nearest_sizes(model: Any, image_size: int) -> str:
+    """Return what image sizes next to this one fill the steps of the network's first layer."""
+    strides = (m.stride[0] for m in model.modules() if isinstance(m, nn.Conv2d))
+    step = next((stride for stride in strides if stride > 1), 1)
+    below = image_size // step * step
+    sizes = [size for size in (below, below + step) if 32 <= size <= 224 and size != image_size]
+    return f": take {' or '.join(map(str, sizes))}" if sizes else ""
 
 
 @torch.no_grad()
@@ -250,6 +318,107 @@ def _timm_stages(model: Any) -> tuple[nn.Module, ...]:
         return _resnet_stages(model, model.act1, model.global_pool)
     model.reset_classifier(0)
     return (model,)
+
+
+class _Method(nn.Module):
+    """A method of a model as a module that owns no more than the method uses."""
+
+    def __init__(
+        self, model: Any, method: str, modules: Sequence[str], parameters: Sequence[str] = ()
+    ) -> None:
+        super().__init__()
+        part = copy.copy(model)
+        part._modules = {name: module for name, module in model._modules.items() if name in modules}
+        part._parameters = {n: p for n, p in model._parameters.items() if n in parameters}
+        self.part, self.method = part, method
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return what the method does."""
+        result: torch.Tensor = getattr(self.part, self.method)(x)
+        return result
+
+
+def layer_groups(model: nn.Module, image_size: int) -> tuple[nn.Module, ...]:
+    """Return the stages of a timm model of any family whose forward pass is a sequence.
+
+    One stage for each of timm's own coarse layer groups (`group_matcher`, those of its layer-wise
+    learning rates), which last_N counts from the end: the blocks of a vision transformer, the last
+    one with the final norm; the stages of ConvNeXt and Swin, and their final norm on its own; those
+    of RegNet; those of MobileNet, and its last convolution on its own. The stem, with the position
+    embedding, is the first. Their composition equals the model bit for bit, or there is no cut.
+
+    Args:
+        model: Without its classifier.
+        image_size: Side of a probe, in pixels.
+    """
+    group_of = _group_of_parameters(model)
+    x = torch.rand(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
+    for parts in _sequences(model):
+        stages = _grouped(parts, group_of)
+        if len(stages) > 1 and _is_equal(model, stages, x):
+            return stages
+    return (model,)
+
+
+def _group_of_parameters(model: Any) -> dict[int, int]:
+    """Return the coarse layer group of each parameter, known by its identity; none: empty."""
+    try:
+        groups = group_with_matcher(
+            model.named_parameters(), model.group_matcher(coarse=True), reverse=True
+        )
+    except (AttributeError, NotImplementedError, TypeError):
+        return {}
+    return {id(parameter): groups[name] for name, parameter in model.named_parameters()}
+
+
+def _sequences(model: Any) -> Iterator[list[nn.Module]]:
+    """Yield the ways in which a model's children may follow one another, the head last."""
+    names = [*model._modules]
+    parts: list[list[nn.Module]] = []
+    for name, child in model._modules.items():
+        if child is None:
+            parts.append([])
+            continue
+        is_container = type(child) in (nn.Sequential, nn.ModuleList)
+        parts.append([*child] if is_container else [child])
+        if name == "patch_embed" and hasattr(model, "_pos_embed"):
+            positions = ("cls_token", "reg_token", "pos_embed", "dist_token")
+            parts[-1].append(_Method(model, "_pos_embed", ("pos_drop",), positions))
+    if "pos_drop" in names and hasattr(model, "_pos_embed"):
+        parts[names.index("pos_drop")] = []
+    for cut in range(len(names) - 1, 0, -1):
+        head = _Method(model, "forward_head", names[cut:])
+        yield [*(part for each in parts[:cut] for part in each), head]
+
+
+def _grouped(parts: Sequence[nn.Module], group_of: Mapping[int, int]) -> tuple[nn.Module, ...]:
+    """Return the parts, joined where they are of one group; without parameters, with the last."""
+    stages: list[list[nn.Module]] = []
+    group = -1
+    for part in parts:
+        groups = [group_of[id(p)] for p in part.parameters() if id(p) in group_of]
+        if not groups or groups[-1] == group:
+            stages = stages or [[]]
+            stages[-1].append(part)
+        else:
+            group = groups[-1]
+            stages.append([part])
+    return tuple(nn.Sequential(*stage) for stage in stages)
+
+
+@torch.no_grad()
+def _is_equal(model: nn.Module, stages: Sequence[nn.Module], x: torch.Tensor) -> bool:
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        expected = model.eval()(x)
+        for stage in stages:
+            x = stage.eval()(x)
+        return torch.equal(x, expected)
+    except (RuntimeError, AssertionError, ValueError, TypeError, AttributeError, KeyError):
+        return False
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def _resnet_stages(model: Any, activation: nn.Module, pool: nn.Module) -> tuple[nn.Module, ...]:

@@ -80,7 +80,9 @@ class TrialConfig:
     """linear, or cosine: s cos(x, w_c) with a learnt scale s."""
 
     fine_tune: str = "full"
-    """full, frozen, or last_N: train the N last stages of the backbone."""
+    """full, frozen, or last_N: train the N last stages of the backbone. ResNet: 5 (stem, four
+    layers). EfficientNet: stem, blocks, head. torchvision's ViT: embedding, layers, final norm.
+    Other timm models: timm's own layer groups, see `backbones.layer_groups`."""
 
     novel_images: int = 5000
     """Borrowed images in training, 0 or more. A smaller pool is used whole."""

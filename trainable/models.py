@@ -96,8 +96,9 @@ class BranchModel(nn.Module):
             ConfigError, WeightsError: See `backbones.build`.
         """
         backbone = backbones.build(
-            branch.backbone, branch.image_size, weights, pretrained=pretrained
-        )
+            branch.backbone, branch.image_size, weights,
+            pretrained=pretrained, fine_tune=branch.fine_tune,
+        )  # fmt: skip
         return cls(branch, backbone, num_classes, seed)
 
     @functools.cached_property

@@ -473,3 +473,56 @@ def test_weights_that_changed_on_the_disk_are_read_again(tmp_path: Path) -> None
     write_weights(file, seed=1)
     os.utime(file, ns=(1, 1))
     assert backbones.fingerprint(backbones.build(BACKBONE, 32, file).stages) != before
+
+
+# --- Layer groups ----------------------------------------------------------------------------
+
+FAMILIES = {
+    "deit_tiny_patch16_224": 13,
+    "test_convnext": 6,
+    "swin_tiny_patch4_window7_224": 6,
+    "mobilenetv3_small_050": 8,
+    "regnetx_002": 5,
+    "test_efficientnet": 7,
+    "test_resnet": 5,
+    "test_nfnet": 5,
+    "ghostnet_050": 11,
+}
+
+
+@pytest.mark.parametrize(("name", "num_groups"), FAMILIES.items())
+def test_last_n_cuts_every_family_and_changes_no_bit(name: str, num_groups: int) -> None:
+    whole = backbones.build(name, 64, pretrained=False)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        backbones._built.cache_clear()
+        whole = backbones.build(name, 64, pretrained=False)
+        torch.manual_seed(0)
+        cut = backbones.build(name, 64, pretrained=False, fine_tune="last_1")
+    assert len(cut.stages) == num_groups
+    assert torch.equal(features(cut.stages, noise(64)), features(whole.stages, noise(64)))
+    weights = [parameter for stage in cut.stages for parameter in stage.parameters()]
+    assert len({id(parameter) for parameter in weights}) == len(weights)
+    assert sum(p.numel() for p in weights) == num_parameters(whole)
+
+
+def test_family_that_is_no_sequence_is_one_stage_and_says_so() -> None:
+    stages = backbones.build("test_vit2", 160, pretrained=False).stages
+    assert len(stages) == 1
+    with pytest.raises(ConfigError, match="this backbone has 1: use full"):
+        backbones.boundary("last_1", len(stages))
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "sizes"),
+    [
+        ("vit_small_patch14_dinov2", 64, "would see 56 of the 64 .* take 56 or 70"),
+        ("test_convnext", 66, "would see 64 of the 66 .* take 64 or 68"),
+        ("vit_b_16", 40, "divisible by 16, but got 40: take 32 or 48"),
+    ],
+)
+def test_size_that_would_be_cropped_is_refused_with_the_nearest_ones(
+    name: str, size: int, sizes: str
+) -> None:
+    with pytest.raises(ConfigError, match=sizes):
+        backbones.build(name, size, pretrained=False)
