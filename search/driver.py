@@ -321,12 +321,11 @@ def _check_samples(
     """
     weights = Path(record.weights) if record.weights else None
     branches = {branch for config in space.samples for branch in config.branches()}
-    num_stages = {
-        (name, size): len(backbones.build(name, size, weights).stages)
-        for name, size in sorted({(b.backbone, b.image_size) for b in branches})
-    }
-    for branch in branches:
-        backbones.boundary(branch.fine_tune, num_stages[branch.backbone, branch.image_size])
+    for name, size, fine_tune in sorted(
+        {(b.backbone, b.image_size, b.fine_tune) for b in branches}
+    ):
+        backbone = backbones.build(name, size, weights, fine_tune=fine_tune)
+        backbones.boundary(fine_tune, len(backbone.stages))
     most = max(space.samples, key=lambda config: config.novel_images)
     if shortage := novel_shortage(most, make_pools(data, most)):
         note(shortage)
@@ -477,6 +476,7 @@ def _job(record: SearchRecord, folder: UPath, cache: Path, shipped: Any) -> Job:
         fingerprint=record.data_fingerprint,
         cache=cache,
         shipped=shipped,
+        metric=record.metrics[0],
         is_fast=record.cache is not None,
         weights=Path(record.weights) if record.weights else None,
     )

@@ -49,6 +49,8 @@ class Job:
     cache: Path
     """Of decoded images, and of frozen features where trials are fast."""
     weights: Path | None
+    metric: str = "score"
+    """What a trial's best epoch is best by: the search's first metric."""
     is_fast: bool = True
     """False: no speed path that could change results (stored features, bf16, reused processes)."""
     shipped: Any = None
@@ -65,6 +67,7 @@ class Job:
             "fingerprint": self.fingerprint,
             "cache": str(self.cache),
             "weights": str(self.weights) if self.weights else None,
+            "metric": self.metric,
             "is_fast": self.is_fast,
             "cpus": slots.cpus_per_trial,
             "gpus": slots.gpus_per_trial,

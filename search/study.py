@@ -220,7 +220,13 @@ class Study:
         is_last = epoch >= trial.config.epochs
         if epoch < len(trial.epochs) or is_last or not self._should_prune(trial, epoch):
             return False
-        self._tell(replace(trial, state="PRUNED", metrics=best_epoch(list(trial.epochs))))
+        self._tell(
+            replace(
+                trial,
+                state="PRUNED",
+                metrics=best_epoch(list(trial.epochs), self._space.metrics[0]),
+            )
+        )
         return True
 
     def _report_to_optuna(self, live: optuna.Trial, metrics: dict[str, float], epoch: int) -> None:

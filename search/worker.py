@@ -69,6 +69,7 @@ def run_trial(task: dict[str, Any], shipped: tuple[Any, ...] = (None,)) -> None:
             cache=Path(task["cache"]) if task["is_fast"] else None,
             weights=Path(task["weights"]) if task["weights"] else None,
             full_precision=not task["is_fast"],
+            metric=task["metric"],
             note=lambda line: _send("note", line),
         ).metrics
         last: tuple[str, Any] = ("result", metrics)

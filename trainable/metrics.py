@@ -196,14 +196,16 @@ def mean_metrics(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: fmean(each[name] for each in found if name in each) for name in names}
 
 
-def evaluate(outputs: Outputs, config: TrialConfig) -> dict[str, float]:
+def evaluate(outputs: Outputs, config: TrialConfig, chosen_by: str = "score") -> dict[str, float]:
     """Return every metric of the validation images, each judged by what the other part chose.
 
     Rates are over all images, curves the means of both parts. `tau_*` are the thresholds that both
     parts choose together, which the model is kept with; `tau_sub` is the mean where each superclass
     has its own. `score_calibration` is the score of each part by its own rule: it chooses epochs,
-    and is never a result. `score_calibrated` is the score with thresholds for the highest harmonic
-    mean, whatever the config's. `part_a.NAME` and `part_b.NAME` are the `MAIN` rates of one part.
+    and is never a result. So is `METRIC_calibration`, where epochs are `chosen_by` another METRIC;
+    but for one of the second hold-out, on which nothing is tuned. `score_calibrated` is the score
+    with thresholds for the highest harmonic mean, whatever the config's. `part_a.NAME` and
+    `part_b.NAME` are the `MAIN` rates of one part.
     """
     rules = PartRules.choose(outputs, config)
     answers = rules.answers(outputs)
@@ -217,10 +219,15 @@ def evaluate(outputs: Outputs, config: TrialConfig) -> dict[str, float]:
         best = PartRules.choose(outputs, config, super_threshold=free, sub_threshold=free)
         result["score_calibrated"] = accuracies(outputs, best.answers(outputs))["score"]
     in_sample = rules.answers(outputs, in_sample=True)
-    result["score_calibration"] = fmean(
-        accuracies(part, in_sample.where(outputs.in_part_a == (name == "part_a")))["score"]
+    own = [
+        accuracies(part, in_sample.where(outputs.in_part_a == (name == "part_a")))
         for name, part in parts.items()
-    )
+    ]
+    result["score_calibration"] = fmean(each["score"] for each in own)
+    if chosen_by not in ("score", "score_calibrated") and not chosen_by.endswith("_second"):
+        own += [curves(part, rules.judging(a=name != "part_a")) for name, part in parts.items()]
+        if chosen_by in (found := mean_metrics(own)):
+            result[f"{chosen_by}_calibration"] = found[chosen_by]
     for name, part in parts.items():
         rates = accuracies(part, answers.where(outputs.in_part_a == (name == "part_a")))
         result |= {f"{name}.{each}": rates[each] for each in MAIN if each in rates}

@@ -35,7 +35,7 @@ from trainable.features import FORWARD_BATCH, FeatureInputs, inputs_for
 from trainable.intervals import flat, outputs_intervals
 from trainable.losses import interaction_loss, soft_targets
 from trainable.memory import keep_freed_memory
-from trainable.metrics import evaluate
+from trainable.metrics import METRICS, evaluate
 from trainable.models import BranchModel
 from trainable.rng import generator
 from trainable.splits import Pools, make_pools, true_classes
@@ -74,11 +74,12 @@ def train(
     weights: Path | None = None,
     full_precision: bool = False,
     stop_after: int | None = None,
+    metric: str = "score",
     note: Callable[[str], None] = print,
 ) -> TrialResult:
     """Train one configuration and return the metrics of its best epoch.
 
-    The best epoch is the one whose `score_calibration` is the highest.
+    The best epoch is the one that is best by `metric`, see `best_epoch`.
 
     Args:
         config: The variant.
@@ -92,6 +93,7 @@ def train(
         weights: See `backbones.build`.
         full_precision: float32 also on a GPU: neither bf16 autocast nor TF32.
         stop_after: End after this many epochs, on the schedule of `config.epochs`.
+        metric: What the best epoch is best by, see `best_epoch`.
         note: Called with lines for a person.
 
     Raises:
@@ -119,10 +121,10 @@ def train(
             outputs = trainer.outputs()
             if not (outputs.super_logits.isfinite().all() and outputs.sub_logits.isfinite().all()):
                 raise TrialError(f"the outputs are not finite after epoch {epoch}")
-            metrics |= evaluate(outputs, config)
+            metrics |= evaluate(outputs, config, metric)
         history.append(metrics)
         if folder is not None:
-            if len(pools.val) and best_epoch(history) is metrics:
+            if len(pools.val) and best_epoch(history, metric) is metrics:
                 rule = choose_rule(outputs, config)
                 save_classifier(
                     folder, config, data, pools, trainer.evaluated, metrics, rule, trainer.banks()
@@ -130,7 +132,7 @@ def train(
                 save_outputs(folder, outputs)
             save_checkpoint(folder, epoch, trainer.state() | {"history": history})
         report(metrics)
-    result = best_epoch(history)
+    result = best_epoch(history, metric)
     if folder is not None and len(pools.val) and config.epochs:
         # The best model once more, with every score that could be chosen after the fact.
         load_weights(folder, trainer.evaluated)
@@ -147,9 +149,19 @@ def train(
     )
 
 
-def best_epoch(history: list[Metrics]) -> Metrics:
-    """Return the first epoch with the highest calibration score; without one, the last epoch."""
-    return max(history, key=lambda metrics: metrics.get("score_calibration", metrics["epoch"]))
+def best_epoch(history: list[Metrics], metric: str = "score") -> Metrics:
+    """Return the first epoch that is best by `metric`; where nothing was held out, the last one.
+
+    Args:
+        history: What `train` reported, at least one epoch.
+        metric: One of `METRICS`. Its `METRIC_calibration` is looked at, which is no result; where
+            an epoch lacks it (a search of before), that of the score.
+    """
+    for name in (metric, "score"):
+        key, sign = f"{name}_calibration", -1.0 if METRICS.get(name) == "minimize" else 1.0
+        if all(key in metrics for metrics in history):
+            return max(history, key=lambda metrics: sign * metrics[key])
+    return history[-1]
 
 
 _OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -524,6 +536,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--novel", metavar="PATH|cifar100|synthetic")
     add("--weights", type=Path, metavar="PATH", help="pretrained weights: a file or a folder")
     add("--folder", type=UPath, help="keep checkpoints, the best model and its outputs here")
+    add("--metric", default="score", choices=METRICS, metavar="NAME", help="chooses the best epoch")
     where = parser.add_mutually_exclusive_group().add_argument
     where("--cache", type=Path, default=default_cache(), help="decoded images and frozen features")
     where("--no-cache", action="store_true", help="keep neither, and compute in float32")
@@ -540,6 +553,7 @@ def main(argv: list[str] | None = None) -> int:
             config, data, _print_epoch,
             folder=args.folder, cache=None if args.no_cache else args.cache,
             weights=args.weights, full_precision=args.no_cache,
+            metric=args.metric,
         )  # fmt: skip
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -503,6 +503,27 @@ def test_without_calibration_the_last_epoch_is_the_best() -> None:
     }
 
 
+def test_best_epoch_is_best_by_the_metric_and_its_direction() -> None:
+    kept = [
+        {"epoch": 1, "score_calibration": 0.9, "ce_sub_calibration": 2.0, "seen_sub": 0.9},
+        {"epoch": 2, "score_calibration": 0.5, "ce_sub_calibration": 1.0, "seen_sub": 0.1},
+    ]
+    assert best_epoch(kept, "ce_sub")["epoch"] == 2
+    assert best_epoch(kept, "seen_sub")["epoch"] == 1, "no result chooses: as the score says"
+
+
+@pytest.mark.parametrize("metric", ["ce_sub", "auroc_sub", "seen_sub", "score_calibrated"])
+def test_trial_keeps_the_epoch_that_is_best_by_the_metric(
+    run: Run, tmp_path: Path, metric: str
+) -> None:
+    result, reports = run(tiny_config(epochs=3), metric=metric, folder=tmp_path)
+    key = "score_calibration" if metric == "score_calibrated" else f"{metric}_calibration"
+    values = [metrics[key] for metrics in reports]
+    best = min(values) if metric == "ce_sub" else max(values)
+    assert result.metrics["epoch"] == 1 + values.index(best)
+    assert json.loads((tmp_path / INFO_FILE).read_text())["metrics"][key] == best
+
+
 def test_trial_keeps_and_returns_its_best_epoch(
     tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
