@@ -32,8 +32,8 @@ def events(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
 def task(tmp_path: Path) -> dict[str, Any]:
     return {
         "number": 0, "config": TrialConfig().to_dict(), "folder": str(tmp_path), "data": "",
-        "novel": "", "fingerprint": "", "cache": str(tmp_path), "weights": None, "metric": "score", "is_fast": True,
-        "cpus": 1.0, "gpus": 0.0,
+        "novel": "", "fingerprint": "", "cache": str(tmp_path), "weights": None, "is_fast": True,
+        "metric": "score", "cpus": 1.0, "gpus": 0.0,
     }  # fmt: skip
 
 
