@@ -1,6 +1,7 @@
 """The drawn data set is determined by its seed, consistently labelled, and never half written."""
 
 import csv
+import inspect
 import subprocess
 import sys
 from collections import Counter
@@ -14,8 +15,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from spaces import full_ablation, paper
+from tests.trainable.factories import make_data
 from trainable import synthetic
+from trainable.config import TrialConfig
 from trainable.errors import DataError
+from trainable.splits import make_pools
 from trainable.synthetic import FISH, OBJECTS, SEEN, UNSEEN, Creature
 
 tiny = partial(synthetic.write, images_per_subclass=2, novel_per_class=1, test_per_class=1)
@@ -209,3 +214,22 @@ def test_command_reports_a_taken_folder_in_one_line(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "must be new or empty" in done.stderr
+
+
+@pytest.mark.parametrize("space", [full_ablation.BASELINES, paper.CONFIGURATIONS])
+def test_the_papers_five_configurations_are_five_experiments_on_the_built_in_data(
+    space: list[dict[str, Any]],
+) -> None:
+    """Two of them differ only in how many images are borrowed: the pool must hold that many."""
+    defaults = {n: p.default for n, p in inspect.signature(synthetic.write).parameters.items()}
+    data = make_data(
+        subclasses=(8, 8, 8),
+        images=defaults["images_per_subclass"],
+        borrowed=[defaults["novel_per_class"]] * len(synthetic.OBJECTS),
+    )
+    experiments = set()
+    for values in space:
+        config = TrialConfig.from_dict(values)
+        used = make_pools(data, config).novel_images_used
+        experiments.add(replace(config, novel_images=used))
+    assert len(experiments) == 5
