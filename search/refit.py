@@ -58,7 +58,7 @@ from trainable.data import (
 )
 from trainable.errors import Parser, TrialError, UserError
 from trainable.memory import keep_freed_memory
-from trainable.novelty import Rule
+from trainable.novelty import Rule, for_num_classes
 from trainable.splits import make_refit_pools
 from trainable.train import Metrics, train
 from trainable.urls import public
@@ -101,6 +101,8 @@ def main(argv: list[str] | None = None) -> int:
         with folder_for_images(Path(record.cache) if record.cache else None) as images:
             data = load_data(record.data, record.novel, images, note=console.print)
         _check_data(record, data, console)
+        num_subclasses = load_outputs(trial_folder(folder, row["number"])).sub_logits.shape[1] - 1
+        rule = for_num_classes(rule, num_subclasses, len(data.subclasses))
         registry.prepare()
         target = folder / "refit" / f"{row['number']:05d}"
         promise = promise_of_trials(trials[trials["number"].isin(numbers)])

@@ -137,6 +137,20 @@ def novelty_score(logits_NC: torch.Tensor, name: str) -> torch.Tensor:
     return chosen(_LOGIT_SCORES, "novelty_score", name)(logits_NC.double())
 
 
+def for_num_classes(rule: Rule, before: int, after: int) -> Rule:
+    """Return a rule for a head of `after` known subclasses that was chosen for one of `before`.
+
+    gen is a sum over classes. Over C of them that share the probability left by the likeliest,
+    p^γ sums to C (1 / C)^γ, so its thresholds scale by that. Measured on frozen features, 74 and 87
+    subclasses, five draws: a threshold that rejects 5% of the known images rejects 4.3%, and 11%
+    as it was. msp 5.6%, max_logit 7.5% and energy 7.9% are no such sums, and are kept.
+    """
+    if rule.sub_score != "gen":
+        return rule
+    scale = (min(after, GEN_TOP) / min(before, GEN_TOP)) ** (1 - GEN_GAMMA)
+    return replace(rule, tau_sub=tuple(tau * scale for tau in rule.tau_sub))
+
+
 def candidates(response: Response, task: Task, *, restrict_sub: bool) -> torch.Tensor:
     """Return the logits that the answer of `task` is the argmax of: (N, C + 1).
 
@@ -247,7 +261,9 @@ def conformal_threshold(
 
     Split conformal prediction (Vovk, Gammerman and Shafer, 2005): of n calibration scores and a
     new one, exchangeable with them, the new one is among the k lowest with a probability of at
-    most k / (n + 1). So tau lies just below the k-th lowest, k = floor(rejection (n + 1)).
+    most k / (n + 1). That is a mean over draws of the calibration images: given one draw the rate
+    varies about it, and within a class it may be any. So tau lies just below the k-th lowest,
+    k = floor(rejection (n + 1)).
 
     Args:
         score_N: `acceptance` of known images. The bound is on what a threshold can decide: where
@@ -271,6 +287,12 @@ def conformal_threshold(
         return float(values[-1]) + 1.0
     allowed = int((num_below + 1 <= num_rejected).sum())
     return _just_below(values, allowed - 1) if allowed else _ACCEPT_ALL
+
+
+def accepting_all(rule: Rule) -> tuple[Task, ...]:
+    """Return the tasks of which a threshold accepts every image, as a bound was out of reach."""
+    taus: dict[Task, tuple[float, ...]] = {"super": (rule.tau_super,), "sub": rule.tau_sub}
+    return tuple(task for task, each in taus.items() if min(each) <= _ACCEPT_ALL / 2)
 
 
 def _just_below(values: torch.Tensor, place: int) -> float:

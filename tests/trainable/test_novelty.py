@@ -27,6 +27,7 @@ from trainable.novelty import (
     calibrate,
     conformal_threshold,
     decide,
+    for_num_classes,
     harmonic_mean,
     novelty_score,
 )
@@ -453,3 +454,25 @@ def test_conformal_threshold_bounds_the_mean_rejection_of_groups_whatever_their_
     rejected = [(scores < tau).double().mean() for scores in (few, many)]
     assert 0.15 < sum(rejected) / 2 <= 0.2
     assert conformal_threshold(score, 0.2) > tau  # by image the many would decide
+
+
+def test_gen_threshold_holds_for_a_head_of_more_classes() -> None:
+    """The same images, with the probability of the other classes spread over more of them."""
+    rng = torch.Generator().manual_seed(0)
+    rejected = {}
+    for num, used in ((40, 40), (60, 40), (60, 60)):
+        confident = torch.randn(4000, generator=rng) * 1.5 + 6
+        logits = torch.randn(4000, num + 1, generator=rng)
+        logits[:, 0] = confident + torch.tensor(float(num)).log() - torch.tensor(40.0).log()
+        score = novelty_score(logits, "gen")
+        if num == 40:
+            rule = Rule(
+                super_score="gen", sub_score="gen", tau_super=-1.0,
+                tau_sub=(float(score.quantile(0.05)),), couple_novel=False, restrict_sub=False,
+            )  # fmt: skip
+        held = for_num_classes(rule, 40, used)
+        assert held.tau_super == -1.0, "as many superclasses as before"
+        rejected[num, used] = float((score < held.tau_sub[0]).double().mean())
+    assert rejected[60, 60] == pytest.approx(0.05, abs=0.015)
+    assert rejected[60, 40] > 0.1, "unscaled it rejects far more"
+    assert for_num_classes(replace(rule, sub_score="msp"), 40, 60).tau_sub == rule.tau_sub
