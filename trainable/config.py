@@ -145,8 +145,11 @@ class TrialConfig:
     """Subclass threshold on the novelty score; null: calibrated."""
 
     known_rejection_super: float | None = None
-    """Calibrate tau_super so that at most this fraction of known images is called novel
-    (conformal, 0.001 to 0.5); null: for the highest harmonic mean."""
+    """Calibrate tau_super so that it calls at most this fraction of known images novel (conformal,
+    0.001 to 0.5); null: for the highest harmonic mean. The bound is marginal: it holds on average
+    over calibration images drawn anew, and not for each draw nor each class. It does not cover
+    images that the head itself calls novel. A fraction f needs 1 / f - 1 known images; with fewer
+    every image is accepted, and a line says so."""
 
     known_rejection_sub: float | None = None
     """The same for tau_sub."""

@@ -37,6 +37,7 @@ from trainable.losses import interaction_loss, soft_targets
 from trainable.memory import keep_freed_memory
 from trainable.metrics import METRICS, evaluate
 from trainable.models import BranchModel
+from trainable.novelty import Rule, accepting_all
 from trainable.rng import generator
 from trainable.splits import Pools, make_pools, true_classes
 
@@ -126,6 +127,7 @@ def train(
         if folder is not None:
             if len(pools.val) and best_epoch(history, metric) is metrics:
                 rule = choose_rule(outputs, config)
+                _note_out_of_reach(rule, outputs, config, epoch, note)
                 save_classifier(
                     folder, config, data, pools, trainer.evaluated, metrics, rule, trainer.banks()
                 )
@@ -147,6 +149,25 @@ def train(
         branches=tuple(trainer.evaluated),
         banks=tuple(trainer.banks()),
     )
+
+
+def _note_out_of_reach(
+    rule: Rule, outputs: Outputs, config: TrialConfig, epoch: int, note: Callable[[str], None]
+) -> None:
+    """Say which bound on rejected known images no threshold can keep, and why."""
+    for task in accepting_all(rule):
+        rejection = getattr(config, f"known_rejection_{task}")
+        if rejection is None:
+            continue
+        num_known = int(outputs.is_known(task).sum())
+        needed = math.ceil(1 / rejection - 1 - 1e-9)
+        reason = f"it needs {needed:,} known validation images, there are {num_known:,}"
+        if num_known >= needed:
+            reason = "the head itself calls as many of them novel, or a group is too small"
+        note(
+            f"known_rejection_{task} {rejection:g} is out of reach in epoch {epoch}: {reason}; "
+            f"tau_{task} accepts all that the head does not call novel"
+        )
 
 
 def best_epoch(history: list[Metrics], metric: str = "score") -> Metrics:

@@ -911,3 +911,12 @@ def test_kept_trial_says_how_sure_its_main_rates_are(tmp_path: Path, run: Run) -
     again, _ = run(tiny_config(epochs=2, fine_tune="frozen"), folder=tmp_path)
     assert timeless([again.metrics]) == timeless([result.metrics])
     assert not any("interval" in name for metrics in reports for name in metrics)
+
+
+def test_bound_that_too_few_images_can_keep_is_said(run: Run, tmp_path: Path) -> None:
+    lines: list[str] = []
+    config = tiny_config(known_rejection_sub=0.001)
+    result, _ = run(config, folder=tmp_path, note=lines.append)
+    assert result.metrics["tau_sub"] < -1e299
+    (line,) = [line for line in lines if "out of reach" in line]
+    assert re.search(r"known_rejection_sub 0.001 .* needs 999 known validation images", line)
