@@ -338,6 +338,14 @@ class _Method(nn.Module):
         return result
 
 
+class _Embedding(_Method):
+    """Images to tokens with their positions, for which some models ask their patches."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the tokens."""
+        return super().forward(self.part.patch_embed(x))
+
+
 def layer_groups(model: nn.Module, image_size: int) -> tuple[nn.Module, ...]:
     """Return the stages of a timm model of any family whose forward pass is a sequence.
 
@@ -383,7 +391,7 @@ def _sequences(model: Any) -> Iterator[list[nn.Module]]:
         parts.append([*child] if is_container else [child])
         if name == "patch_embed" and hasattr(model, "_pos_embed"):
             positions = ("cls_token", "reg_token", "pos_embed", "dist_token")
-            parts[-1].append(_Method(model, "_pos_embed", ("pos_drop",), positions))
+            parts[-1] = [_Embedding(model, "_pos_embed", ("patch_embed", "pos_drop"), positions)]
     if "pos_drop" in names and hasattr(model, "_pos_embed"):
         parts[names.index("pos_drop")] = []
     for cut in range(len(names) - 1, 0, -1):

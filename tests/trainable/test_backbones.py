@@ -478,6 +478,7 @@ def test_weights_that_changed_on_the_disk_are_read_again(tmp_path: Path) -> None
 # --- Layer groups ----------------------------------------------------------------------------
 
 FAMILIES = {
+    "test_vit": 7,
     "deit_tiny_patch16_224": 13,
     "test_convnext": 6,
     "swin_tiny_patch4_window7_224": 6,
