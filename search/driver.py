@@ -68,10 +68,10 @@ from trainable.errors import UserError
 from trainable.metrics import METRICS
 from trainable.sources import source_path
 from trainable.splits import PROTOCOL, make_pools
-from trainable.train import default_novel, novel_shortage
+from trainable.train import default_novel, left_out_lines, novel_shortage
 from trainable.urls import public
 
-PROTOCOL_KEYS = ("seed", "val_fraction", "pseudo_novel_fraction")
+PROTOCOL_KEYS = ("seed", "val_fraction", "pseudo_novel_fraction", "left_out")
 """Fixed keys that decide which images judge: a resume may not change them."""
 BUILT_IN_SOURCES = ("synthetic", "cifar100")
 
@@ -329,6 +329,8 @@ def _check_samples(
     most = max(space.samples, key=lambda config: config.novel_images)
     if shortage := novel_shortage(most, make_pools(data, most)):
         note(shortage)
+    for line in left_out_lines(space.samples, data):
+        note(line)
 
 
 def _introduce(console: Console, record: SearchRecord, space: Space, data: Data) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
+from typing import Self
 
 import torch
 
@@ -15,7 +16,7 @@ from trainable.novelty import (
     decide,
     harmonic_mean,
 )
-from trainable.splits import NOVEL, SECOND, SEEN
+from trainable.splits import LEFT_OUT, NOVEL, SECOND, SEEN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +28,7 @@ class Outputs(Response):
     sub_target: torch.Tensor
     """int64 (N,): held-out subclasses and borrowed images are novel."""
     kind: torch.Tensor
-    """int64 (N,): SEEN, PSEUDO_NOVEL, NOVEL or SECOND."""
+    """int64 (N,): SEEN, PSEUDO_NOVEL, NOVEL or SECOND, or in a fold LEFT_OUT."""
     in_part_a: torch.Tensor
     """bool (N,): in part A, else in part B, see `splits.make_pools`."""
     rows: torch.Tensor
@@ -35,19 +36,32 @@ class Outputs(Response):
     true_class: torch.Tensor
     """int64 (N,): what each image shows, see `splits.true_classes`; -1 where nobody knows. Images
     of one class err alike, so intervals resample classes."""
+    folds: tuple["Fold", ...] = ()
+    """What models say about the same images that never saw one of the superclasses."""
 
-    def where(self, keep_N: torch.Tensor) -> "Outputs":
+    def where(self, keep_N: torch.Tensor) -> Self:
         """Return the images that `keep_N` selects."""
-        names = [field.name for field in fields(self) if field.name != "super_of_sub"]
-        return replace(self, **{name: getattr(self, name)[keep_N] for name in names})
+        kept = {
+            field.name: value[keep_N]
+            for field in fields(self)
+            if isinstance(value := getattr(self, field.name), torch.Tensor)
+            and field.name != "super_of_sub"
+        }
+        return replace(self, **kept, folds=tuple(fold.where(keep_N) for fold in self.folds))
 
-    def part(self, *, a: bool) -> "Outputs":
+    def is_finite(self) -> bool:
+        """Return whether all logits are numbers."""
+        return bool(self.super_logits.isfinite().all() and self.sub_logits.isfinite().all())
+
+    def part(self, *, a: bool) -> Self:
         """Return the images of part A, or those of part B."""
         return self.once(("part", a), lambda: self.where(self.in_part_a == a))
 
-    def choosing(self) -> "Outputs":
-        """Return the images that may choose a rule: all but those of the second hold-out."""
-        return self.once(("choosing",), lambda: self.where(self.kind != SECOND))
+    def choosing(self) -> Self:
+        """Return the images that may choose a rule: all but those of the second hold-out and of
+        what a fold leaves out.
+        """
+        return self.once(("choosing",), lambda: self.where(self.kind < SECOND))
 
     def target(self, task: Task) -> torch.Tensor:
         """Return what `task` should answer, int64 (N,)."""
@@ -55,7 +69,22 @@ class Outputs(Response):
 
     def is_known(self, task: Task) -> torch.Tensor:
         """Return which images are of a class known to `task`, bool (N,)."""
-        return self.kind != NOVEL if task == "super" else self.kind == SEEN
+        if task == "sub":
+            return self.kind == SEEN
+        return (self.kind != NOVEL) & (self.kind != LEFT_OUT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fold(Outputs):
+    """What a model says that never saw one known superclass, whose images are of kind LEFT_OUT.
+
+    Outputs and targets count without that superclass and its subclasses.
+    """
+
+    superclass: int
+    """The one left out, as the data counts."""
+    exact: tuple[Task, ...]
+    """Whose branch never saw it; the features of another one did."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +127,7 @@ def choose_rule(
     super_threshold: Threshold | None = None,
     sub_threshold: Threshold | None = None,
 ) -> Rule:
-    """Return the rule that `config` asks for, chosen on `outputs` but for the second hold-out.
+    """Return the rule that `config` asks for, chosen on `outputs.choosing()`.
 
     The superclass's part is chosen first; with `couple_novel` the subclass's given its decisions.
 
@@ -140,10 +169,13 @@ class Answers:
     """int64 (N,)."""
     subclass: torch.Tensor
     """int64 (N,)."""
+    folds: tuple["Answers", ...] = ()
+    """Of each fold, as it counts."""
 
     def where(self, keep_N: torch.Tensor) -> "Answers":
         """Return those to the images that `keep_N` selects."""
-        return Answers(self.superclass[keep_N], self.subclass[keep_N])
+        folds = tuple(fold.where(keep_N) for fold in self.folds)
+        return Answers(self.superclass[keep_N], self.subclass[keep_N], folds)
 
 
 @dataclass(frozen=True)
@@ -157,13 +189,14 @@ class PartRules:
     """Chosen on part A."""
     b: Rule
     """Chosen on part B."""
+    folds: tuple["PartRules", ...] = ()
+    """Of each fold, chosen without what it leaves out."""
 
     @classmethod
     def choose(cls, outputs: Outputs, config: TrialConfig, **thresholds: Threshold) -> "PartRules":
         """Return what `config` asks for; `thresholds` are those of `choose_rule`."""
-        return cls(
-            *(choose_rule(outputs.part(a=is_a), config, **thresholds) for is_a in (True, False))
-        )
+        a, b = (choose_rule(outputs.part(a=is_a), config, **thresholds) for is_a in (True, False))
+        return cls(a, b, tuple(cls.choose(fold, config, **thresholds) for fold in outputs.folds))
 
     def judging(self, *, a: bool) -> Rule:
         """Return the rule that judges part A, which was chosen on B, or the other."""
@@ -178,7 +211,12 @@ class PartRules:
         """
         by_a, by_b = decide(outputs, self.a), decide(outputs, self.b)
         is_by_a = outputs.in_part_a if in_sample else ~outputs.in_part_a
-        return Answers(*(torch.where(is_by_a, a, b) for a, b in zip(by_a, by_b, strict=True)))
+        superclass, subclass = (torch.where(is_by_a, a, b) for a, b in zip(by_a, by_b, strict=True))
+        of_folds = (
+            rules.answers(fold, in_sample=in_sample)
+            for rules, fold in zip(self.folds, outputs.folds, strict=True)
+        )
+        return Answers(superclass, subclass, tuple(of_folds))
 
 
 def scores_of(response: Response, task: Task, config: TrialConfig) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +13,9 @@ import safetensors.torch
 import torch
 import torch.nn.functional as F
 
-from trainable.calibration import Outputs
+from trainable.calibration import Fold, Outputs
 from trainable.checkpoint import write_atomically
-from trainable.config import FEATURE_SCORES, Task, TrialConfig
+from trainable.config import FEATURE_SCORES, TASKS, Task, TrialConfig
 from trainable.data import Data
 from trainable.errors import DataError, WeightsError
 from trainable.feature_scores import FeatureBank
@@ -35,7 +35,10 @@ KEYS = (
     "config", "superclasses", "subclasses", "subclass_of_output", "super_of_output", "stored_size",
     "rule", "self_contained", "frozen_fingerprints",
 )  # fmt: skip
-_BANK = "bank."
+_BANK, _HEADS_OF_FOLDS = "bank.", "folds."
+_LEFT_OUT = "left_out."
+_SHARED = ("in_part_a", "rows", "true_class")
+"""What a fold's outputs have in common with the trial's."""
 
 
 def save_classifier(
@@ -112,7 +115,7 @@ def load_weights(folder: UPath, branches: Sequence[BranchModel]) -> None:
 def _of_branch(
     tensors: dict[str, torch.Tensor], number: int
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Return the state and the bank of one branch."""
+    """Return the state, with the heads of its folds, and the bank of one branch."""
     prefix = f"{number}."
     own = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
     state = {k: t for k, t in own.items() if not k.startswith(_BANK)}
@@ -122,7 +125,12 @@ def _of_branch(
 def save_outputs(folder: UPath, outputs: Outputs) -> None:
     """Write the validation outputs, from which every threshold and score can be evaluated."""
     # Cloned, as two heads of one branch share their scores and the format knows no sharing.
-    tensors = {field.name: getattr(outputs, field.name).clone() for field in fields(outputs)}
+    tensors = {name: each.clone() for name, each in vars(outputs).items() if _is_tensor(each)}
+    for fold in outputs.folds:
+        own = {name: each.clone() for name, each in vars(fold).items() if _is_tensor(each)}
+        own["exact"] = torch.tensor([task in fold.exact for task in TASKS])
+        prefix = f"{_LEFT_OUT}{fold.superclass}."
+        tensors |= {f"{prefix}{name}": each for name, each in own.items() if name not in _SHARED}
     write_atomically(folder / OUTPUTS_FILE, safetensors.torch.save(tensors))
 
 
@@ -145,10 +153,32 @@ def load_outputs(folder: UPath) -> Outputs:
         tensors = safetensors.torch.load(file.read_bytes())
         if "is_calibration" in tensors:  # as version 0.1 called it
             tensors["in_part_a"] = tensors.pop("is_calibration")
-        unknown = torch.full_like(tensors["rows"], -1)  # what version 0.1 wrote
-        return Outputs(**{"true_class": unknown} | tensors)
-    except (safetensors.SafetensorError, OSError, TypeError, KeyError) as error:
+        # What version 0.1 wrote does not say what each image shows, and has no folds.
+        tensors.setdefault("true_class", torch.full_like(tensors["rows"], -1))
+        main = {name: each for name, each in tensors.items() if not name.startswith(_LEFT_OUT)}
+        shared = {name: main[name] for name in _SHARED}
+        return Outputs(**main, folds=_folds(tensors, shared))
+    except (safetensors.SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
         raise DataError(f"{file} cannot be read: {error}") from error
+
+
+def _folds(tensors: dict[str, torch.Tensor], shared: dict[str, torch.Tensor]) -> tuple[Fold, ...]:
+    """Return the folds that `save_outputs` wrote, in the order of their superclasses."""
+    of_fold: dict[int, dict[str, torch.Tensor]] = {}
+    for key, each in tensors.items():
+        if key.startswith(_LEFT_OUT):
+            number, _, name = key.removeprefix(_LEFT_OUT).partition(".")
+            of_fold.setdefault(int(number), {})[name] = each
+    result = []
+    for superclass, own in sorted(of_fold.items()):
+        are_exact = own.pop("exact").tolist()
+        exact = tuple(task for task, is_exact in zip(TASKS, are_exact, strict=True) if is_exact)
+        result.append(Fold(**own, **shared, superclass=superclass, exact=exact))  # type: ignore[arg-type]
+    return tuple(result)
+
+
+def _is_tensor(value: object) -> bool:
+    return isinstance(value, torch.Tensor)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,6 +250,7 @@ class Classifier:
         branches, banks = [], []
         for number, branch in enumerate(config.branches()):
             state, bank = _of_branch(tensors, number)
+            state = {k: t for k, t in state.items() if not k.startswith(_HEADS_OF_FOLDS)}
             pretrained = not info["self_contained"]
             model = BranchModel.build(
                 branch, num_classes, config.seed, weights, pretrained=pretrained

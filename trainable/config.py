@@ -23,6 +23,7 @@ ARCHITECTURES = tuple(TASKS_OF_BRANCHES)
 HEADS = ("linear", "cosine")
 OPTIMIZERS = ("adam", "adamw")
 SCHEDULES = ("constant", "one_cycle", "cosine")
+LEFT_OUT = ("features", "train", "none")
 AUGMENTS = ("none", "flip_rotate", "strong")
 LOGIT_SCORES = ("msp", "max_logit", "energy", "gen")
 FEATURE_SCORES = ("knn", "knn_difference", "rmds")
@@ -170,6 +171,13 @@ class TrialConfig:
     """Fraction of other subclasses held out whole that nothing is tuned on: they are reported
     apart (`unseen_sub_second`), 0 to 0.5."""
 
+    left_out: str = "features"
+    """How it is found out what a novel superclass would meet: each known one in turn is left out of
+    heads, feature banks, thresholds and scores. A branch with a frozen backbone never saw it then.
+    features: heads and banks of a tuned branch sit on its features, which did see it; train: all of
+    it is trained once more for every superclass, at that many times the cost; none: borrowed images
+    stand for novel superclasses, and promise too much."""
+
     val_fraction: float = 0.10
     """Fraction of each seen subclass held out for validation, above 0 to 0.5."""
 
@@ -229,6 +237,7 @@ class TrialConfig:
         _check_choice("optimizer", self.optimizer, OPTIMIZERS)
         _check_choice("schedule", self.schedule, SCHEDULES)
         _check_choice("augment", self.augment, AUGMENTS)
+        _check_choice("left_out", self.left_out, LEFT_OUT)
         _check_range("novel_images", self.novel_images, 0, math.inf)
         _check_range("weight_decay", self.weight_decay, 0.0, 10.0)
         _check_range("batch_size", self.batch_size, 2, 65536)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from trainable.calibration import (
     Answers,
+    Fold,
     Outputs,
     PartRules,
     Threshold,
@@ -18,7 +19,7 @@ from trainable.calibration import (
 )
 from trainable.config import TASKS, Task, TrialConfig
 from trainable.novelty import Rule, acceptance, decide, harmonic_mean
-from trainable.splits import NOVEL, PSEUDO_NOVEL, SECOND, SEEN
+from trainable.splits import LEFT_OUT, NOVEL, PSEUDO_NOVEL, SECOND, SEEN
 
 CONFORMAL_REJECTION = 0.05
 """Known images that the table's conformal thresholds may reject, where the config says nothing."""
@@ -32,16 +33,22 @@ METRICS: dict[str, Literal["maximize", "minimize"]] = {
     "seen_super_held_out": "maximize",
     "unseen_super": "maximize",
     "unseen_super_borrowed": "maximize",
+    "unseen_super_left_out": "maximize",
+    "unseen_super_left_out_worst": "maximize",
     "overall_super": "maximize",
     "hmean_super": "maximize",
     "known_rejected_super": "minimize",
     "known_rejected_super_seen": "minimize",
     "known_rejected_super_held_out": "minimize",
+    "known_rejected_super_left_out": "minimize",
+    "known_rejected_super_left_out_worst": "minimize",
     "seen_sub": "maximize",
     "unseen_sub": "maximize",
     "unseen_sub_near": "maximize",
     "unseen_sub_far": "maximize",
     "unseen_sub_borrowed": "maximize",
+    "unseen_sub_left_out": "maximize",
+    "unseen_sub_left_out_worst": "maximize",
     "unseen_sub_second": "maximize",
     "overall_sub": "maximize",
     "hmean_sub": "maximize",
@@ -51,6 +58,7 @@ METRICS: dict[str, Literal["maximize", "minimize"]] = {
     "ece_super": "minimize",
     "ece_sub": "minimize",
     "auroc_super": "maximize",
+    "auroc_super_left_out": "maximize",
     "auroc_sub": "maximize",
     "auroc_sub_second": "maximize",
     "aupr_super": "maximize",
@@ -75,6 +83,7 @@ MAIN = (
 )  # fmt: skip
 """What tables show with its interval, and what is kept of each part of the validation images."""
 
+LEFT_OUT_RATES = ("unseen_super_left_out_worst", "known_rejected_super_left_out")
 CURVES = ("auroc", "aupr", "fpr95", "known_rejected95")
 Judged = tuple[torch.Tensor, torch.Tensor]
 
@@ -90,7 +99,7 @@ def judgements(outputs: Outputs, answers: Answers) -> dict[str, Judged]:
     rejected_super, rejected_sub = answers.superclass == novel_super, answers.subclass == novel_sub
     seen, held_out = outputs.kind == SEEN, outputs.kind == PSEUDO_NOVEL
     borrowed, second = outputs.kind == NOVEL, outputs.kind == SECOND
-    return {
+    result = {
         "seen_super_seen": (seen, right_super),
         "seen_super_held_out": (held_out, right_super),
         "unseen_super_borrowed": (borrowed, right_super),
@@ -102,12 +111,34 @@ def judgements(outputs: Outputs, answers: Answers) -> dict[str, Judged]:
         "unseen_sub_second": (second, rejected_sub),
         "known_rejected_sub": (seen, rejected_sub),
     }
+    for fold, of_fold in zip(outputs.folds, answers.folds, strict=True):
+        result |= _judgements_of_fold(fold, of_fold)
+    return result
+
+
+def _judgements_of_fold(fold: Fold, answers: Answers) -> dict[str, Judged]:
+    rejected_super = answers.superclass == fold.super_logits.shape[1] - 1
+    rejected_sub = answers.subclass == fold.sub_logits.shape[1] - 1
+    left_out, name = fold.kind == LEFT_OUT, fold.superclass
+    result = {
+        f"unseen_super_left_out.{name}": (left_out, rejected_super),
+        f"known_rejected_super_left_out_seen.{name}": (fold.kind == SEEN, rejected_super),
+        f"known_rejected_super_left_out_held_out.{name}": (
+            fold.kind == PSEUDO_NOVEL,
+            rejected_super,
+        ),
+    }
+    if "sub" in fold.exact:
+        result[f"unseen_sub_left_out.{name}"] = (left_out, rejected_sub)
+    return result
 
 
 def combined(rates: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return the rates and what follows from them, where its parts are there.
 
     Groups count alike, however many images they have: how many were borrowed is nobody's result.
+    What a novel superclass would meet is the mean over those that were left out, and what borrowed
+    images meet only where none was.
 
     Args:
         rates: By name; float64 of any one shape, such as (R,) for R resamples.
@@ -120,8 +151,22 @@ def combined(rates: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
     add_mean("seen_super", "seen_super_seen", "seen_super_held_out")
     add_mean("known_rejected_super", "known_rejected_super_seen", "known_rejected_super_held_out")
-    add_mean("unseen_super", "unseen_super_borrowed")
-    add_mean("unseen_sub_far", "unseen_sub_borrowed")
+    rejected = "known_rejected_super_left_out"
+    for fold in [name.rpartition(".")[2] for name in rates if name.startswith(f"{rejected}_seen.")]:
+        add_mean(f"{rejected}.{fold}", f"{rejected}_seen.{fold}", f"{rejected}_held_out.{fold}")
+    for name, worst in (
+        ("unseen_super_left_out", torch.amin),
+        (rejected, torch.amax),
+        ("unseen_sub_left_out", torch.amin),
+    ):
+        of_folds = [value for each, value in result.items() if each.startswith(f"{name}.")]
+        if of_folds:
+            result[name] = torch.stack(of_folds).mean(0)
+            result[f"{name}_worst"] = worst(torch.stack(of_folds), 0)
+    for name in ("unseen_super", "unseen_sub"):
+        far = "_far" if name == "unseen_sub" else ""
+        which = "left_out" if f"{name}_left_out" in result else "borrowed"
+        add_mean(f"{name}{far}", f"{name}_{which}")
     add_mean("unseen_sub", "unseen_sub_near", "unseen_sub_far")
     for task in TASKS:
         if {f"seen_{task}", f"unseen_{task}"} <= result.keys():
@@ -152,8 +197,8 @@ def judge(outputs: Outputs, rule: Rule) -> dict[str, float]:
     return {name: value for name, value in result.items() if not name.endswith("_borrowed")}
 
 
-def curves(outputs: Outputs, rule: Rule) -> dict[str, float]:
-    """Return what does not depend on a threshold, by the scores of `rule`."""
+def curves(outputs: Outputs, rule: Rule, of_folds: Sequence[Rule] = ()) -> dict[str, float]:
+    """Return what does not depend on a threshold, by the scores of `rule` and those of folds."""
     main = outputs.choosing()
     result: dict[str, float] = {}
     for task in TASKS:
@@ -162,9 +207,13 @@ def curves(outputs: Outputs, rule: Rule) -> dict[str, float]:
             f"ce_{task}": float(F.cross_entropy(logits, target)),
             f"ece_{task}": expected_calibration_error(logits, target),
         }
-        name = rule.super_score if task == "super" else rule.sub_score
-        for metric, value in task_separation(main, task, name).items():
-            result[f"{metric}_{task}"] = value
+        names = [
+            each.super_score if task == "super" else each.sub_score for each in (rule, *of_folds)
+        ]
+        of_task = task_separation(outputs, task, *names)
+        result |= {f"{metric}_{task}": value for metric, value in of_task.items()}
+    if outputs.folds:
+        result["auroc_super_left_out"] = result["auroc_super"]
     seen, second = main.where(main.kind == SEEN), outputs.where(outputs.kind == SECOND)
     if 0 < len(seen.rows) < len(main.rows):
         result["hierarchy_area"] = hierarchy_area(main, rule)
@@ -174,20 +223,38 @@ def curves(outputs: Outputs, rule: Rule) -> dict[str, float]:
     return result
 
 
-def task_separation(outputs: Outputs, task: Task, name: str) -> dict[str, float]:
+def task_separation(outputs: Outputs, task: Task, name: str, *of_folds: str) -> dict[str, float]:
     """Return how well a score tells what `task` knows from what is novel to it, and for the
     subclass `oscr`: means over the groups of novel images; nothing where either is missing.
+
+    Args:
+        outputs: Images of a novel superclass are those that folds leave out, where `task` has
+            folds, see `combined`.
+        task: Whose score.
+        name: Of the score.
+        of_folds: Its name in each fold, which may have chosen another.
     """
-    score, known = outputs.score(task, name), outputs.is_known(task)
-    found = []
-    for novel in (group & ~known for group in _novel_groups(outputs)):
-        if known.any() and novel.any():
-            each = separation(score[known], score[novel])
-            if task == "sub":
-                correct = outputs.sub_logits[:, :-1].argmax(1) == outputs.sub_target
-                each["oscr"] = oscr(score[known], correct[known], score[novel])
-            found.append(each)
-    return mean_metrics(found)
+    folds = [
+        _separation_from(fold, task, score, LEFT_OUT)
+        for fold, score in zip(outputs.folds, of_folds, strict=True)
+        if task == "super" or task in fold.exact
+    ]
+    groups = [mean_metrics(folds) if folds else _separation_from(outputs, task, name, NOVEL)]
+    if task == "sub":
+        groups.append(_separation_from(outputs, task, name, PSEUDO_NOVEL))
+    return mean_metrics(groups)
+
+
+def _separation_from(outputs: Outputs, task: Task, name: str, kind: int) -> dict[str, float]:
+    score, known, novel = outputs.score(task, name), outputs.is_known(task), outputs.kind == kind
+    known = known & (outputs.kind != SECOND)
+    if not (known.any() and novel.any()):
+        return {}
+    result = separation(score[known], score[novel])
+    if task == "sub":
+        correct = outputs.sub_logits[:, :-1].argmax(1) == outputs.sub_target
+        result["oscr"] = oscr(score[known], correct[known], score[novel])
+    return result
 
 
 def mean_metrics(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -211,7 +278,10 @@ def evaluate(outputs: Outputs, config: TrialConfig, chosen_by: str = "score") ->
     answers = rules.answers(outputs)
     result = accuracies(outputs, answers)
     parts = {"part_a": outputs.part(a=True), "part_b": outputs.part(a=False)}
-    of_part = [curves(part, rules.judging(a=name == "part_a")) for name, part in parts.items()]
+    of_part = []
+    for name, part in parts.items():
+        rule, *of_folds = (each.judging(a=name == "part_a") for each in (rules, *rules.folds))
+        of_part.append(curves(part, rule, of_folds))
     result |= mean_metrics(of_part)
     result["score_calibrated"] = result["score"]
     free = Threshold()
@@ -232,8 +302,16 @@ def evaluate(outputs: Outputs, config: TrialConfig, chosen_by: str = "score") ->
         rates = accuracies(part, answers.where(outputs.in_part_a == (name == "part_a")))
         result |= {f"{name}.{each}": rates[each] for each in MAIN if each in rates}
     rule = choose_rule(outputs, config)
+    result = {name: value for name, value in result.items() if not _is_of_a_group(name)}
     tau_sub = sum(rule.tau_sub) / len(rule.tau_sub)
     return result | {"tau_super": rule.tau_super, "tau_sub": tau_sub}
+
+
+def _is_of_a_group(name: str) -> bool:
+    """Whether a rate is of one group of one fold: too fine to be kept of every epoch."""
+    return name.startswith(
+        ("known_rejected_super_left_out_seen.", "known_rejected_super_left_out_held_out.")
+    )
 
 
 def score_table(outputs: Outputs, config: TrialConfig) -> Iterator[dict[str, Any]]:
@@ -254,7 +332,8 @@ def score_table(outputs: Outputs, config: TrialConfig) -> Iterator[dict[str, Any
         for name in available_scores(outputs, task):
             if name == "knn_difference" and config.novel_images == 0:
                 continue  # it is knn then, and no config may ask for it
-            curves = mean_metrics([task_separation(part, task, name) for part in parts])
+            of_folds = [name] * len(outputs.folds)
+            curves = mean_metrics([task_separation(part, task, name, *of_folds) for part in parts])
             for threshold in thresholds:
                 for couple, restrict in options:
                     changed: dict[str, Any] = {
@@ -281,6 +360,7 @@ def score_table(outputs: Outputs, config: TrialConfig) -> Iterator[dict[str, Any
                             for kind in ("hmean", "seen", "unseen", "known_rejected", "overall")
                         },
                         "score": rates["score"],
+                        **{each: rates[each] for each in LEFT_OUT_RATES if each in rates},
                         **{kind: curves[kind] for kind in CURVES},
                     }
 

@@ -65,7 +65,7 @@ class BranchModel(nn.Module):
     ) -> None:
         super().__init__()
         cut = backbones.boundary(branch.fine_tune, len(backbone.stages))
-        self.branch = branch
+        self.branch, self.num_features = branch, backbone.num_features
         self.frozen = nn.Sequential(*backbone.stages[:cut]).requires_grad_(False).eval()
         self.tuned = nn.Sequential(*backbone.stages[cut:])
         self.heads = nn.ModuleDict(
@@ -76,6 +76,8 @@ class BranchModel(nn.Module):
                 for task, kind in zip(branch.tasks, branch.heads, strict=True)
             }
         )
+        self.folds = nn.ModuleDict()
+        """Heads that never saw one of the superclasses, by its number; see `add_fold`."""
         # Images come as 0 to 255; one multiply-add normalises them.
         self.register_buffer("mean", 255 * torch.tensor(backbone.mean).view(3, 1, 1), False)
         self.register_buffer("std", 255 * torch.tensor(backbone.std).view(3, 1, 1), False)
@@ -101,6 +103,18 @@ class BranchModel(nn.Module):
         )  # fmt: skip
         return cls(branch, backbone, num_classes, seed)
 
+    def add_fold(self, superclass: int, num_classes: Mapping[Task, int], seed: int) -> None:
+        """Draw further heads on the same features, for a fold that leaves `superclass` out."""
+        self.folds[str(superclass)] = nn.ModuleDict(
+            {
+                task: _head(
+                    kind, self.num_features, num_classes[task],
+                    generator(seed, "head", task, "left out", superclass),
+                )
+                for task, kind in zip(self.branch.tasks, self.branch.heads, strict=True)
+            }
+        )  # fmt: skip
+
     @functools.cached_property
     def frozen_fingerprint(self) -> str:
         """Digest of the frozen part's weights, which names it in checkpoints and caches."""
@@ -121,6 +135,7 @@ class BranchModel(nn.Module):
         self.training = mode
         self.tuned.train(mode)
         self.heads.train(mode)
+        self.folds.train(mode)
         return self
 
     def prepare(
@@ -149,20 +164,29 @@ class BranchModel(nn.Module):
         """Return each task's logits (N, C + 1) from the frozen part's output."""
         return self.classify(self.tuned(features))
 
-    def classify(self, pooled_ND: torch.Tensor) -> dict[Task, torch.Tensor]:
+    def classify(
+        self, pooled_ND: torch.Tensor, fold: int | None = None
+    ) -> dict[Task, torch.Tensor]:
         """Return each task's logits (N, C + 1) from the whole backbone's output.
 
         Always in float32: bf16 has 8 bits of mantissa, and equal scores cannot be ranked.
+
+        Args:
+            pooled_ND: Pooled features.
+            fold: By the heads that never saw this superclass.
         """
+        heads = self.heads if fold is None else self.folds[str(fold)]
+        assert isinstance(heads, nn.ModuleDict)
         with torch.autocast(pooled_ND.device.type, enabled=False):
             pooled_ND = pooled_ND.float()
-            return {task: self.heads[task](pooled_ND) for task in self.branch.tasks}
+            return {task: heads[task](pooled_ND) for task in self.branch.tasks}
 
     def with_own_weights(self) -> Self:
         """Return the same branch with a copy of what is trained; the frozen part is shared."""
         twin = copy.copy(self)
         twin._modules = dict(self._modules)
-        twin.tuned, twin.heads = copy.deepcopy(self.tuned), copy.deepcopy(self.heads)
+        for name in ("tuned", "heads", "folds"):
+            setattr(twin, name, copy.deepcopy(getattr(self, name)))
         return twin
 
     def trained_state(self) -> dict[str, torch.Tensor]:

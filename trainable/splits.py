@@ -1,6 +1,7 @@
 """Which images train and which judge: the train, validation, pseudo-novel and novel pools."""
 
-from dataclasses import dataclass
+import itertools
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -9,9 +10,10 @@ from trainable.data import Data
 from trainable.errors import DataError
 from trainable.rng import generator
 
-SEEN, PSEUDO_NOVEL, NOVEL, SECOND = 0, 1, 2, 3
-"""Kind of a validation image: seen subclass, held-out subclass, borrowed image, and a subclass
-of the second hold-out, which is only reported on."""
+SEEN, PSEUDO_NOVEL, NOVEL, SECOND, LEFT_OUT = 0, 1, 2, 3, 4
+"""Kind of a validation image: seen subclass, held-out subclass, borrowed image, a subclass of the
+second hold-out, which is only reported on, and in a fold a known image of the superclass that it
+never saw: to be called novel there, and nothing else."""
 
 PROTOCOL = 2
 """Which images judge, and by which metrics: figures of different protocols cannot be compared.
@@ -19,7 +21,8 @@ PROTOCOL = 2
 1: one half of the validation images chose rules and the other judged them, both with images of the
 same held-out subclasses and borrowed classes; rates over all images of a pool.
 2: two parts of different held-out subclasses and borrowed classes, each judged by what was chosen
-on the other; rates are means over groups.
+on the other; rates are means over groups; novel superclasses are the known ones, each left out in
+turn.
 """
 
 NOVEL_VAL_CLASS_FRACTION = 0.25
@@ -27,6 +30,8 @@ NOVEL_VAL_CLASS_FRACTION = 0.25
 three classes or more at least two, one for each part."""
 NOVEL_VAL_IMAGES_MAX = 1000
 """More judge no better, and each costs a forward pass per epoch."""
+FOLDS_MAX = 10
+"""Of more superclasses, as many are drawn to be left out in turn."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +59,8 @@ class Pools:
     """Subclass index of each known output of the subclass head."""
     super_of_sub: tuple[int, ...]
     """Superclass output of each subclass output; novel belongs to novel."""
+    left_out: torch.Tensor | None = None
+    """bool (num_rows,): of the superclass that a fold leaves out; null: nothing is."""
     novel_images_used: int
     """Borrowed images in training: fewer than asked where the pool is smaller."""
 
@@ -108,6 +115,56 @@ def make_refit_pools(data: Data, config: TrialConfig) -> Pools:
         data, (), train, len(train_novel),
         val=empty, val_kind=empty, val_in_part_a=empty.bool(),
     )  # fmt: skip
+
+
+def leave_out(pools: Pools, superclass: int) -> Pools:
+    """Return the pools of a fold, to which a known superclass is novel.
+
+    No image of it trains; its validation images are LEFT_OUT, but for those of the second hold-out.
+    Its outputs are gone, and the others count on without it.
+    """
+    num_super = pools.super_of_sub[-1]
+    super_output = torch.arange(num_super + 1)
+    super_output[superclass + 1 :] -= 1
+    super_output[superclass] = num_super - 1
+    kept = [i for i, each in enumerate(pools.super_of_sub[:-1]) if each != superclass]
+    sub_output = torch.full((len(pools.subclasses) + 1,), len(kept))
+    sub_output[kept] = torch.arange(len(kept))
+    is_out = pools.super_target == superclass
+    is_judged = is_out[pools.val] & (pools.val_kind != SECOND)
+    return replace(
+        pools,
+        train=pools.train[~is_out[pools.train]],
+        val_kind=pools.val_kind.masked_fill(is_judged, LEFT_OUT),
+        left_out=is_out,
+        super_target=super_output[pools.super_target],
+        sub_target=sub_output[pools.sub_target],
+        subclasses=tuple(pools.subclasses[i] for i in kept),
+        super_of_sub=tuple(int(super_output[pools.super_of_sub[i]]) for i in [*kept, -1]),
+    )
+
+
+def make_folds(pools: Pools, config: TrialConfig) -> dict[int, Pools]:
+    """Return the pools of every fold by the superclass that it leaves out, at most `FOLDS_MAX`.
+
+    Empty where `config` wants none or there are fewer than two superclasses. A superclass is not
+    left out where a part would have none of its images, or none of seen subclasses of the others.
+    """
+    num_super = pools.super_of_sub[-1]
+    if config.left_out == "none" or num_super < 2:
+        return {}
+    order = torch.randperm(num_super, generator=generator(config.seed, "left out")).tolist()
+    folds = ((each, leave_out(pools, each)) for each in order)
+    drawn = itertools.islice((each for each in folds if _is_judged(each[1])), FOLDS_MAX)
+    return dict(sorted(drawn, key=lambda each: each[0]))
+
+
+def _is_judged(fold: Pools) -> bool:
+    return all(
+        bool((fold.val_kind[fold.val_in_part_a == is_a] == kind).any())
+        for is_a in (True, False)
+        for kind in (SEEN, LEFT_OUT)
+    )
 
 
 def true_classes(data: Data) -> torch.Tensor:

@@ -9,8 +9,8 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,16 +18,17 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from trainable.calibration import Outputs, PartRules, choose_rule
+from trainable.calibration import Fold, Outputs, PartRules, choose_rule
 from trainable.checkpoint import load_checkpoint, save_checkpoint
 from trainable.classifier import (
     add_promise,
+    load_outputs,
     load_weights,
     save_classifier,
     save_outputs,
     save_table,
 )
-from trainable.config import BEST, FEATURE_SCORES, Task, TrialConfig, parse_settings
+from trainable.config import BEST, FEATURE_SCORES, TASKS, Task, TrialConfig, parse_settings
 from trainable.data import Data, default_cache, folder_for_images, load_data
 from trainable.errors import Parser, TrialError, UserError, WeightsError, chosen
 from trainable.feature_scores import FeatureBank, formula
@@ -39,7 +40,7 @@ from trainable.metrics import METRICS, evaluate
 from trainable.models import BranchModel
 from trainable.novelty import Rule, accepting_all
 from trainable.rng import generator
-from trainable.splits import Pools, make_pools, true_classes
+from trainable.splits import Pools, make_folds, make_pools, true_classes
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -120,7 +121,7 @@ def train(
         metrics["novel_images_used"] = pools.novel_images_used
         if len(pools.val):
             outputs = trainer.outputs()
-            if not (outputs.super_logits.isfinite().all() and outputs.sub_logits.isfinite().all()):
+            if not all(each.is_finite() for each in (outputs, *outputs.folds)):
                 raise TrialError(f"the outputs are not finite after epoch {epoch}")
             metrics |= evaluate(outputs, config, metric)
         history.append(metrics)
@@ -139,6 +140,8 @@ def train(
         # The best model once more, with every score that could be chosen after the fact.
         load_weights(folder, trainer.evaluated)
         outputs = trainer.outputs(all_scores=True)
+        if trainer.fold_trainers:  # their models of that epoch were not kept, what they said was
+            outputs = replace(outputs, folds=load_outputs(folder).folds)
         save_outputs(folder, outputs)
         save_table(folder, outputs, config)
         answers = PartRules.choose(outputs, config).answers(outputs)
@@ -216,12 +219,8 @@ class Trainer:
         self.is_autocast = self.device.type == "cuda" and not full_precision
         if full_precision:
             torch.backends.cudnn.allow_tf32 = False
-        num_classes: dict[Task, int] = {
-            "super": len(data.superclasses) + 1,
-            "sub": len(pools.subclasses) + 1,
-        }
         self.branches = [
-            BranchModel.build(branch, num_classes, config.seed, weights)
+            BranchModel.build(branch, _num_classes(pools), config.seed, weights)
             .to(memory_format=torch.channels_last)
             .to(self.device)
             for branch in config.branches()
@@ -237,6 +236,14 @@ class Trainer:
         self.steps_per_epoch = max(
             1, min(math.ceil(len(pools.train) / config.batch_size), len(pools.train) // 2)
         )
+        self.folds = make_folds(pools, config)
+        """Pools of the folds in which a superclass is left out, by its number."""
+        self.fold_trainers = self._fold_trainers(data, cache, weights, full_precision, note)
+        if not self.fold_trainers:
+            for model in self.branches:
+                for superclass, fold in self.folds.items():
+                    model.add_fold(superclass, _num_classes(fold), config.seed)
+                model.folds.to(self.device)
         self.evaluated = self.branches
         """The models that are judged and kept: the trained ones, or their moving averages."""
         if config.ema:
@@ -245,17 +252,48 @@ class Trainer:
             for model in dict.fromkeys([*self.branches, *self.evaluated]):
                 model.tuned.compile()  # in place: names in its state stay
         self._num_steps = 0
-        self._frozen_banks: dict[int, FeatureBank] = {}
-        self._frozen_scores: dict[int, torch.Tensor] = {}
+        self._frozen_banks: dict[tuple[int, int | None], FeatureBank] = {}
+        self._frozen_scores: dict[tuple[int, int | None], torch.Tensor] = {}
         self.optimizer = self._optimizer()
         self.schedule = self._schedule()
-        self.super_of_sub = torch.tensor(pools.super_of_sub, device=self.device)
+        self.super_of_sub = {
+            superclass: torch.tensor(each.super_of_sub, device=self.device)
+            for superclass, each in self._all_pools().items()
+        }
+
+    def _all_pools(self) -> dict[int | None, Pools]:
+        """Return the pools of the trial, and those of its folds by what they leave out."""
+        pools: dict[int | None, Pools] = {None: self.pools}
+        return pools | dict(self.folds.items())
+
+    def _fold_trainers(
+        self,
+        data: Data,
+        cache: Path | None,
+        weights: Path | None,
+        full_precision: bool,
+        note: Callable[[str], None],
+    ) -> dict[int, Trainer]:
+        """Return what trains each fold from the start, where that is asked for and not the same as
+        further heads.
+        """
+        if self.config.left_out != "train" or all(model.is_frozen for model in self.branches):
+            return {}
+        config = replace(self.config, left_out="none")
+        return {
+            superclass: Trainer(
+                config, data, fold,
+                cache=cache, weights=weights, full_precision=full_precision, note=note,
+            )
+            for superclass, fold in self.folds.items()
+        }  # fmt: skip
 
     def _optimizer(self) -> torch.optim.Optimizer:
         groups: list[dict[str, Any]] = []
         for model in self.branches:
             groups.append({"params": [*model.tuned.parameters()], "lr": model.branch.lr})
-            groups.append({"params": [*model.heads.parameters()], "lr": model.branch.head_lr})
+            heads = [*model.heads.parameters(), *model.folds.parameters()]
+            groups.append({"params": heads, "lr": model.branch.head_lr})
         make = chosen(_OPTIMIZERS, "optimizer", self.config.optimizer)
         return make(
             [group for group in groups if group["params"]],
@@ -296,13 +334,16 @@ class Trainer:
         batches = self.pools.train[order].tensor_split(self.steps_per_epoch)
         for step, rows in enumerate(batches):
             self.optimizer.zero_grad(set_to_none=True)
-            for loss in self._losses(rows, epoch, step):
-                loss.backward()  # at once: two branches' activations would be twice the memory
+            for loss, of_folds in self._losses(rows, epoch, step):
+                # At once: two branches' activations would be twice the memory.
+                (loss + of_folds).backward()
                 total_loss += loss.detach() * len(rows)
             self.optimizer.step()
             self.schedule.step()
             self._average()
         train_loss = float(total_loss) / len(self.pools.train)
+        for trainer in self.fold_trainers.values():
+            trainer.train_epoch(epoch)
         if not math.isfinite(train_loss):
             raise TrialError(f"the loss is {train_loss} in epoch {epoch}: lower lr")
         return {
@@ -311,15 +352,21 @@ class Trainer:
             "epoch_s": time.perf_counter() - start_s,
         }
 
-    def _losses(self, rows: torch.Tensor, epoch: int, step: int) -> Iterator[torch.Tensor]:
-        """Give each branch's loss: cross-entropy of each head, and the interaction."""
-        target: dict[Task, torch.Tensor] = {
-            "super": self.pools.super_target[rows].to(self.device, non_blocking=True),
-            "sub": self.pools.sub_target[rows].to(self.device, non_blocking=True),
-        }
+    def _losses(
+        self, rows: torch.Tensor, epoch: int, step: int
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Give each branch's loss, and the sum of those of its folds' heads.
+
+        A fold's heads are trained in step with the others, on the rows that show nothing of what
+        the fold leaves out; they pass nothing back to the features.
+        """
         mixed = None
         if self.config.mixup:
             mixed = Mixup.draw(len(rows), self.config.mixup, self.config.seed, epoch, step)
+        batches = {
+            each: _Batch.of(rows, pools, mixed, self.device)
+            for each, pools in self._all_pools().items()
+        }
         for model, inputs in zip(self.branches, self.inputs, strict=True):
             # Layers that draw (dropout) have no generator of their own.
             purpose = (self.config.seed, "layers", epoch, step, *model.branch.tasks)
@@ -327,37 +374,55 @@ class Trainer:
             x = inputs.training(rows)
             if mixed is not None:
                 x = mixed.of(x)
-            logits = self._logits(model, x)
-            loss = torch.zeros((), device=self.device)
-            for task in model.branch.tasks:
-                wanted = self._wanted(task, target[task], logits[task].shape[1])
-                wanted = wanted if mixed is None else mixed.of(wanted)
-                loss = loss + F.cross_entropy(logits[task], wanted)
-            if len(model.branch.tasks) == 2 and self.config.alpha > 0:
-                loss = loss + self.config.alpha * interaction_loss(
-                    logits["super"], logits["sub"], self.super_of_sub, self.config.temperature,
-                    keep_N=self._unexposed(target["sub"], mixed),
-                )  # fmt: skip
-            yield loss
+            pooled = self._pooled(model, x)
+            loss = self._loss(model.classify(pooled), None, batches[None])
+            of_folds = torch.zeros((), device=self.device)
+            pooled = pooled.detach()
+            for superclass in () if self.fold_trainers else self.folds:
+                batch = batches[superclass]
+                if batch.place is not None and len(batch.place):
+                    logits = model.classify(pooled[batch.place], superclass)
+                    of_folds = of_folds + self._loss(logits, superclass, batch)
+            yield loss, of_folds
 
-    def _unexposed(self, target_N: torch.Tensor, mixed: Mixup | None) -> torch.Tensor | None:
+    def _loss(
+        self, logits: dict[Task, torch.Tensor], fold: int | None, batch: _Batch
+    ) -> torch.Tensor:
+        """Return the cross-entropy of each head, and the interaction."""
+        loss = torch.zeros((), device=self.device)
+        for task, logits_NC in logits.items():
+            wanted = self._wanted(task, batch, logits_NC.shape[1])
+            loss = loss + F.cross_entropy(logits_NC, wanted)
+        if len(logits) == 2 and self.config.alpha > 0:
+            loss = loss + self.config.alpha * interaction_loss(
+                logits["super"], logits["sub"], self.super_of_sub[fold], self.config.temperature,
+                keep_N=self._unexposed(batch, logits["sub"].shape[1] - 1),
+            )  # fmt: skip
+        return loss
+
+    def _unexposed(self, batch: _Batch, novel: int) -> torch.Tensor | None:
         """Return the images whose subclass target outlier exposure leaves alone; null: all."""
         if not self.config.outlier_exposure:
             return None
-        is_known_N = target_N < len(self.pools.subclasses)
-        return is_known_N if mixed is None else is_known_N & mixed.partners(is_known_N)
+        is_known_N = batch.target["sub"] < novel
+        if batch.mixed is not None:
+            is_known_N = is_known_N & batch.mixed.partners(is_known_N)
+        return is_known_N if batch.place is None else is_known_N[batch.place]
 
-    def _wanted(self, task: Task, target_N: torch.Tensor, num_classes: int) -> torch.Tensor:
+    def _wanted(self, task: Task, batch: _Batch, num_classes: int) -> torch.Tensor:
         """Return the targets of `task`: class indices, or (N, C) where an option softens them."""
         exposure = self.config.outlier_exposure if task == "sub" else 0.0
-        if not (self.config.label_smoothing or exposure or self.config.mixup):
-            return target_N
-        return soft_targets(
-            target_N,
-            num_classes,
-            label_smoothing=self.config.label_smoothing,
-            outlier_exposure=exposure,
-        )
+        wanted = batch.target[task]
+        if self.config.label_smoothing or exposure or batch.mixed is not None:
+            wanted = soft_targets(
+                wanted,
+                num_classes,
+                label_smoothing=self.config.label_smoothing,
+                outlier_exposure=exposure,
+            )
+        if batch.mixed is not None:
+            wanted = batch.mixed.of(wanted)
+        return wanted if batch.place is None else wanted[batch.place]
 
     @torch.no_grad()
     def _average(self) -> None:
@@ -379,31 +444,51 @@ class Trainer:
         """Return what the models say about the validation images, on the CPU.
 
         Args:
-            all_scores: Score by features also where the config does not ask for it.
+            all_scores: Score by features also where the config does not ask for it, of folds too
+                where they have no models of their own.
         """
-        pools = self.pools
+        pooled = [self._pooled_all(number, self.pools.val) for number in range(len(self.evaluated))]
+        folds = []
+        for superclass, pools in self.folds.items():
+            exact: list[Task] = list(TASKS)
+            if self.fold_trainers:
+                said = vars(self.fold_trainers[superclass].outputs())
+            else:
+                said = self._said(pooled, superclass, pools, all_scores)
+                exact = [
+                    task for model in self.evaluated if model.is_frozen
+                    for task in model.branch.tasks
+                ]  # fmt: skip
+            own = {field.name: said[field.name] for field in fields(Outputs) if field.name in said}
+            folds.append(Fold(**own, superclass=superclass, exact=tuple(exact)))
+        return Outputs(**self._said(pooled, None, self.pools, all_scores), folds=tuple(folds))
+
+    def _said(
+        self, pooled: Sequence[torch.Tensor], fold: int | None, pools: Pools, all_scores: bool
+    ) -> dict[str, Any]:
+        """Return what the heads of the trial, or of a fold, say of pooled features: `Outputs`."""
         logits: dict[Task, torch.Tensor] = {}
         scores: dict[Task, torch.Tensor] = {}
         for number, model in enumerate(self.evaluated):
-            pooled = self._pooled_all(number, pools.val)
-            logits |= {task: each.cpu() for task, each in model.classify(pooled).items()}
+            answers = model.classify(pooled[number], fold)
+            logits |= {task: each.cpu() for task, each in answers.items()}
             score = torch.full((len(pools.val), len(FEATURE_SCORES)), math.nan).double()
             if all_scores or self._needs_bank(model):
-                score = self._feature_scores(number, pooled)
+                score = self._feature_scores(number, pooled[number], fold)
             scores |= dict.fromkeys(model.branch.tasks, score)
-        return Outputs(
-            super_logits=logits["super"],
-            sub_logits=logits["sub"],
-            super_feature_scores=scores["super"],
-            sub_feature_scores=scores["sub"],
-            super_of_sub=self.super_of_sub.cpu(),
-            super_target=pools.super_target[pools.val],
-            sub_target=pools.sub_target[pools.val],
-            kind=pools.val_kind,
-            in_part_a=pools.val_in_part_a,
-            rows=pools.val,
-            true_class=self.true_class,
-        )
+        return {
+            "super_logits": logits["super"],
+            "sub_logits": logits["sub"],
+            "super_feature_scores": scores["super"],
+            "sub_feature_scores": scores["sub"],
+            "super_of_sub": self.super_of_sub[fold].cpu(),
+            "super_target": pools.super_target[pools.val],
+            "sub_target": pools.sub_target[pools.val],
+            "kind": pools.val_kind,
+            "in_part_a": pools.val_in_part_a,
+            "rows": pools.val,
+            "true_class": self.true_class,
+        }
 
     @torch.inference_mode()
     def banks(self) -> list[FeatureBank | None]:
@@ -417,28 +502,30 @@ class Trainer:
         names = {self.config.of(task, "novelty_score") for task in model.branch.tasks}
         return not names.isdisjoint((*FEATURE_SCORES, BEST))
 
-    def _feature_scores(self, number: int, pooled_ND: torch.Tensor) -> torch.Tensor:
+    def _feature_scores(
+        self, number: int, pooled_ND: torch.Tensor, fold: int | None
+    ) -> torch.Tensor:
         """Return the scores of the validation images, whose pooled features are given."""
         if not self.evaluated[number].is_frozen:
-            return self._bank(number).scores(pooled_ND).cpu()
-        if number not in self._frozen_scores:
+            return self._bank(number, fold).scores(pooled_ND).cpu()
+        if (number, fold) not in self._frozen_scores:
             inputs = self.inputs[number]
             assert isinstance(inputs, FeatureInputs)
-            self._frozen_scores[number] = inputs.once(
+            self._frozen_scores[number, fold] = inputs.once(
                 formula(),
-                (*self._bank_rows(), self.pools.val),
-                lambda: self._bank(number).scores(pooled_ND).cpu(),
+                (*self._bank_rows(fold), self.pools.val),
+                lambda: self._bank(number, fold).scores(pooled_ND).cpu(),
             )
-        return self._frozen_scores[number]
+        return self._frozen_scores[number, fold]
 
-    def _bank(self, number: int) -> FeatureBank:
-        """Return the bank of a branch as its weights are now."""
-        if number in self._frozen_banks:
-            return self._frozen_banks[number]
-        rows, target = self._bank_rows()
+    def _bank(self, number: int, fold: int | None = None) -> FeatureBank:
+        """Return the bank of a branch as its weights are now, or that of a fold."""
+        if (number, fold) in self._frozen_banks:
+            return self._frozen_banks[number, fold]
+        rows, target = self._bank_rows(fold)
         bank = FeatureBank.fit(self._pooled_all(number, rows), target.to(self.device))
         if self.evaluated[number].is_frozen:
-            self._frozen_banks[number] = bank
+            self._frozen_banks[number, fold] = bank
         return bank
 
     def _pooled_all(self, number: int, rows: torch.Tensor) -> torch.Tensor:
@@ -449,8 +536,11 @@ class Trainer:
         batches = rows.split(FORWARD_BATCH[self.device.type])
         return torch.cat([self._pooled(model, inputs.plain(batch)) for batch in batches])
 
-    def _bank_rows(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the training images of a bank, and their subclass output, -1 for borrowed ones."""
+    def _bank_rows(self, fold: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the training images of a bank, and their subclass output, -1 for borrowed ones.
+
+        Those of a fold are the trial's without what it leaves out.
+        """
         train, novel = self.pools.train, len(self.pools.subclasses)
         is_known = self.pools.sub_target[train] < novel
         parts = []
@@ -460,9 +550,11 @@ class Trainer:
         ):
             drawn = torch.randperm(len(rows), generator=generator(self.config.seed, "bank"))
             parts.append(rows[drawn[:most].sort().values])
-        rows = torch.cat(parts)
-        target = self.pools.sub_target[rows]
-        return rows, target.masked_fill(target == novel, -1)
+        rows, pools = torch.cat(parts), self._all_pools()[fold]
+        if pools.left_out is not None:
+            rows = rows[~pools.left_out[rows]]
+        target = pools.sub_target[rows]
+        return rows, target.masked_fill(target == len(pools.subclasses), -1)
 
     def _logits(self, model: BranchModel, features: torch.Tensor) -> dict[Task, torch.Tensor]:
         return model.classify(self._pooled(model, features))
@@ -483,6 +575,7 @@ class Trainer:
             "num_steps": self._num_steps,
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
+            "folds": {each: trainer.state() for each, trainer in self.fold_trainers.items()},
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -501,6 +594,8 @@ class Trainer:
         if self.config.ema:
             for model, saved in zip(self.evaluated, state["averaged"], strict=True):
                 model.load_trained_state(saved)
+        for superclass, trainer in self.fold_trainers.items():
+            trainer.load_state(state["folds"][superclass])
         self._num_steps = state["num_steps"]
         self.optimizer.load_state_dict(state["optimizer"])
         # How long the schedule is follows from the config, which may have more epochs by now.
@@ -508,6 +603,38 @@ class Trainer:
         self.schedule.load_state_dict(
             {key: value for key, value in state["schedule"].items() if key not in length}
         )
+
+
+def _num_classes(pools: Pools) -> dict[Task, int]:
+    """Return how many outputs each head has, novel included."""
+    return {"super": pools.super_of_sub[-1] + 1, "sub": len(pools.subclasses) + 1}
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """What the heads of a trial or of a fold are to say of a batch."""
+
+    target: dict[Task, torch.Tensor]
+    """int64 (N,), of the whole batch."""
+    mixed: Mixup | None
+    place: torch.Tensor | None
+    """int64, which images a fold may see, being of nothing that it leaves out; null: all."""
+
+    @classmethod
+    def of(
+        cls, rows: torch.Tensor, pools: Pools, mixed: Mixup | None, device: torch.device
+    ) -> _Batch:
+        target: dict[Task, torch.Tensor] = {
+            "super": pools.super_target[rows].to(device, non_blocking=True),
+            "sub": pools.sub_target[rows].to(device, non_blocking=True),
+        }
+        if pools.left_out is None:
+            return cls(target, mixed, None)
+        is_seen_N = ~pools.left_out[rows]
+        if mixed is not None:
+            is_seen_N &= mixed.partners(is_seen_N)
+        place = is_seen_N.nonzero()[:, 0].to(device, non_blocking=True)
+        return cls(target, mixed, place)
 
 
 def _seed_layers(seed: int, device: torch.device) -> None:
@@ -570,6 +697,8 @@ def main(argv: list[str] | None = None) -> int:
             data = load_data(args.data, novel, folder)
         if shortage := novel_shortage(config, make_pools(data, config)):
             print(shortage)
+        for line in left_out_lines([config], data):
+            print(line)
         result = train(
             config, data, _print_epoch,
             folder=args.folder, cache=None if args.no_cache else args.cache,
@@ -594,6 +723,35 @@ def novel_shortage(config: TrialConfig, pools: Pools) -> str:
         f"novel_images: {config.novel_images:,} asked, the pool has {pools.novel_images_used:,} "
         "for training; it is used whole"
     )
+
+
+def left_out_lines(configs: Sequence[TrialConfig], data: Data) -> list[str]:
+    """Return lines that say what `unseen_super` is worth, and what it costs, where that is not
+    plain: for configurations of one search.
+    """
+    num = len(data.superclasses)
+    if num < 2:
+        return [
+            "one superclass, so none can be left out: unseen_super is measured on borrowed images, "
+            "which promise too much where they look less like yours than what comes later"
+        ]
+    found = {config.left_out: config for config in configs}
+    if {*found} == {"none"}:
+        return [
+            "left_out none: unseen_super is measured on borrowed images, which promise too much "
+            "where they look less like yours than what comes later"
+        ]
+    lines = []
+    some = next(config for config in configs if config.left_out != "none")
+    folds = len(make_folds(make_pools(data, some), some))
+    if folds < num:
+        lines.append(
+            f"{folds} of {num} superclasses are left out in turn, those that can be judged"
+        )
+    is_tuned = any(branch.fine_tune != "frozen" for each in configs for branch in each.branches())
+    if "train" in found and is_tuned:
+        lines.append(f"left_out train: where something is tuned, a trial trains {1 + folds} times")
+    return lines
 
 
 def default_novel(data: str) -> str:

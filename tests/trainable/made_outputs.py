@@ -1,14 +1,14 @@
 """Outputs made up: what a model might say about validation images of every kind."""
 
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 
-from trainable.calibration import Outputs
-from trainable.config import FEATURE_SCORES
-from trainable.splits import NOVEL, PSEUDO_NOVEL, SEEN
+from trainable.calibration import Fold, Outputs
+from trainable.config import FEATURE_SCORES, Task
+from trainable.splits import LEFT_OUT, NOVEL, PSEUDO_NOVEL, SECOND, SEEN
 
 SUPER_OF_SUB = (0, 0, 1, 1, 2)  # novel subclass 4 belongs to novel superclass 2
 
@@ -58,8 +58,46 @@ def mixed(a: Outputs, b: Outputs) -> Outputs:
         keep = a.in_part_a.view(-1, *[1] * (ours.dim() - 1))
         return torch.where(keep, ours, theirs)
 
-    names = [field.name for field in fields(a) if field.name != "super_of_sub"]
-    return replace(a, **{name: choose(name) for name in names})
+    names = [
+        name for name, each in vars(a).items()
+        if isinstance(each, torch.Tensor) and name != "super_of_sub"
+    ]  # fmt: skip
+    folds = tuple(mixed(ours, theirs) for ours, theirs in zip(a.folds, b.folds, strict=True))
+    return replace(a, **{name: choose(name) for name in names}, folds=folds)
+
+
+def with_folds(
+    outputs: Outputs, seed: int = 9, exact: Sequence[Task] = ("super", "sub")
+) -> Outputs:
+    """Return outputs of whose two superclasses each was left out once."""
+    folds = []
+    for superclass in range(2):
+        said = make_outputs(seed + superclass, len(outputs.rows))
+        known = [i for i, each in enumerate(SUPER_OF_SUB[:-1]) if each != superclass]
+        is_out = (outputs.super_target == superclass) & (outputs.kind != SECOND)
+        sub_output = torch.full((5,), len(known))
+        sub_output[known] = torch.arange(len(known))
+        super_target = (outputs.super_target != 1 - superclass).long()
+        sub_target = sub_output[outputs.sub_target]
+        shift = 2.0 * F.one_hot(super_target, 2), 2.0 * F.one_hot(sub_target, len(known) + 1)
+        folds.append(
+            Fold(
+                super_logits=said.super_logits[:, [0, 2]] + shift[0],
+                sub_logits=said.sub_logits[:, [*known, 4]] + shift[1],
+                super_feature_scores=said.super_feature_scores - super_target[:, None],
+                sub_feature_scores=said.sub_feature_scores,
+                super_of_sub=torch.tensor([0] * len(known) + [1]),
+                super_target=super_target,
+                sub_target=sub_target,
+                kind=outputs.kind.masked_fill(is_out, LEFT_OUT),
+                in_part_a=outputs.in_part_a,
+                rows=outputs.rows,
+                true_class=outputs.true_class,
+                superclass=superclass,
+                exact=tuple(exact),
+            )
+        )
+    return replace(outputs, folds=tuple(folds))
 
 
 def without_bank(outputs: Outputs) -> Outputs:

@@ -12,6 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from tests.trainable.made_outputs import make_outputs, with_folds
 from tests.trainable.tiny import tiny_config, write_weights
 from trainable import backbones
 from trainable.calibration import available_scores, choose_rule
@@ -24,6 +25,7 @@ from trainable.classifier import (
     Predictions,
     load_outputs,
     save_classifier,
+    save_outputs,
 )
 from trainable.config import NOVELTY_SCORES, TASKS, Task, TrialConfig
 from trainable.data import Data
@@ -435,6 +437,19 @@ def test_outputs_that_are_damaged_or_not_there_are_refused(
         (copied / OUTPUTS_FILE).write_bytes(content)
     with pytest.raises(DataError, match=rf"{OUTPUTS_FILE} cannot be read: "):
         load_outputs(copied)
+
+
+def test_what_folds_said_comes_back_as_it_was(tmp_path: Path) -> None:
+    outputs = with_folds(make_outputs(), exact=("super",))
+    save_outputs(tmp_path, outputs)
+    loaded = load_outputs(tmp_path)
+    assert len(loaded.folds) == 2
+    for one, other in zip((outputs, *outputs.folds), (loaded, *loaded.folds), strict=True):
+        for name, value in vars(one).items():
+            if isinstance(value, torch.Tensor):
+                assert torch.equal(value, getattr(other, name)), name
+    names = [(fold.superclass, fold.exact) for fold in loaded.folds]
+    assert names == [(0, ("super",)), (1, ("super",))]
 
 
 def test_outputs_of_version_0_1_are_read_with_what_they_did_not_say(copied: Path) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pytorch_ood.metrics import functional as pytorch_ood
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from tests.trainable.made_outputs import SUPER_OF_SUB, make_outputs, mixed, without_bank
+from tests.trainable.made_outputs import SUPER_OF_SUB, make_outputs, mixed, with_folds, without_bank
 from trainable.calibration import Answers, Outputs, PartRules, choose_rule
 from trainable.config import BEST, FEATURE_SCORES, NOVELTY_SCORES, TASKS, TrialConfig
 from trainable.metrics import (
@@ -37,7 +37,7 @@ from trainable.metrics import (
     separation,
 )
 from trainable.novelty import Rule, decide
-from trainable.splits import NOVEL, PSEUDO_NOVEL, SECOND, SEEN
+from trainable.splits import LEFT_OUT, NOVEL, PSEUDO_NOVEL, SECOND, SEEN
 
 ALL_KINDS = (SEEN, PSEUDO_NOVEL, NOVEL, SECOND)
 
@@ -405,6 +405,103 @@ def test_tau_sub_is_the_mean_where_each_superclass_has_its_own() -> None:
     assert evaluate(outputs, config)["tau_sub"] == pytest.approx(fmean(taus), rel=1e-12)
 
 
+# --- Superclasses that were left out -----------------------------------------------------------
+
+
+def left_out_by_loop(outputs: Outputs, config: TrialConfig) -> dict[str, float]:
+    """The rates of folds, fold by fold and part by part, for the msp score."""
+    right: dict[str, list[bool]] = {}
+    for fold in outputs.folds:
+        for is_a in (True, False):
+            other, part = fold.part(a=not is_a), fold.part(a=is_a)
+            rule = choose_rule(other.where(other.kind < SECOND), config)
+            superclass, subclass = decide(part, rule)
+            for i, kind in enumerate(part.kind.tolist()):
+                name = fold.superclass
+                rejected = bool(superclass[i] == 1)
+                if kind == LEFT_OUT:
+                    right.setdefault(f"unseen_super_left_out.{name}", []).append(rejected)
+                    novel_sub = bool(subclass[i] == 2)
+                    right.setdefault(f"unseen_sub_left_out.{name}", []).append(novel_sub)
+                elif kind in (SEEN, PSEUDO_NOVEL):
+                    right.setdefault(f"known.{name}.{kind}", []).append(rejected)
+    result = {name: fmean(values) for name, values in right.items()}
+    for name in (0, 1):
+        known = [result.pop(f"known.{name}.{kind}") for kind in (SEEN, PSEUDO_NOVEL)]
+        result[f"known_rejected_super_left_out.{name}"] = fmean(known)
+    for name, worst in (
+        ("unseen_super_left_out", min),
+        ("unseen_sub_left_out", min),
+        ("known_rejected_super_left_out", max),
+    ):
+        of_folds = [result[f"{name}.{each}"] for each in (0, 1)]
+        result |= {name: fmean(of_folds), f"{name}_worst": worst(of_folds)}
+    return result
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"known_rejection_super": 0.2, "couple_novel": True}, {"tau_sub": 0.5}], ids=str
+)
+def test_rates_of_left_out_superclasses_are_those_of_a_plain_loop(options: dict[str, Any]) -> None:
+    outputs, config = with_folds(make_outputs(kinds=ALL_KINDS)), TrialConfig(**options)
+    result, expected = evaluate(outputs, config), left_out_by_loop(outputs, config)
+    assert {name: result[name] for name in expected} == pytest.approx(expected, rel=1e-12)
+
+
+def test_novel_superclasses_are_those_left_out_and_borrowed_images_are_reported_apart() -> None:
+    outputs, config = make_outputs(), TrialConfig()
+    with_them, without = evaluate(with_folds(outputs), config), evaluate(outputs, config)
+    for task, far in (("super", "unseen_super"), ("sub", "unseen_sub_far")):
+        assert without[far] == without[f"unseen_{task}_borrowed"]
+        assert with_them[far] == with_them[f"unseen_{task}_left_out"] != without[far]
+        assert with_them[f"unseen_{task}_borrowed"] == without[f"unseen_{task}_borrowed"]
+    for name in ("seen_super", "seen_sub", "unseen_sub_near", "known_rejected_super", "tau_super"):
+        assert with_them[name] == without[name]
+    seen, unseen = with_them["seen_super"], with_them["unseen_super"]
+    assert with_them["hmean_super"] == pytest.approx(2 * seen * unseen / (seen + unseen))
+    assert with_them["score"] != without["score"]
+    assert with_them["score_calibration"] != without["score_calibration"]
+
+
+def test_curves_of_novel_superclasses_are_the_means_of_folds_and_parts() -> None:
+    outputs = with_folds(make_outputs())
+    result, expected = evaluate(outputs, TrialConfig()), []
+    for fold in outputs.folds:
+        for part in (fold.part(a=True), fold.part(a=False)):
+            used = (part.kind <= PSEUDO_NOVEL) | (part.kind == LEFT_OUT)
+            score = part.super_logits[used].double().softmax(1)[:, 0]
+            expected.append(roc_auc_score(part.kind[used] != LEFT_OUT, score))
+    assert result["auroc_super"] == pytest.approx(fmean(expected), rel=1e-9)
+    assert result["auroc_super_left_out"] == result["auroc_super"]
+
+
+@pytest.mark.parametrize("options", [{}, {"novelty_score": BEST}, {"couple_novel": True}], ids=str)
+def test_images_of_a_left_out_superclass_choose_no_rule_of_the_fold(
+    options: dict[str, Any],
+) -> None:
+    outputs, config = with_folds(make_outputs()), TrialConfig(**options)
+    noise = with_folds(make_outputs(), seed=77)
+    for fold, other in zip(outputs.folds, noise.folds, strict=True):
+        is_out = fold.kind == LEFT_OUT
+        changed = {}
+        for name in ("super_logits", "sub_logits", "super_feature_scores", "sub_feature_scores"):
+            ours, theirs = getattr(fold, name), getattr(other, name)
+            changed[name] = torch.where(is_out[:, None], theirs, ours)
+        swapped = replace(fold, **changed)
+        assert not torch.equal(swapped.super_logits, fold.super_logits)
+        assert PartRules.choose(swapped, config) == PartRules.choose(fold, config)
+        assert choose_rule(swapped, config) == choose_rule(fold, config)
+
+
+def test_subclass_answers_on_features_that_saw_the_superclass_are_not_counted() -> None:
+    """Borrowed images are, as before."""
+    outputs = with_folds(make_outputs(), exact=("super",))
+    result = evaluate(outputs, TrialConfig())
+    assert "unseen_sub_left_out" not in result
+    assert result["unseen_sub_far"] == result["unseen_sub_borrowed"]
+    assert result["auroc_sub"] == evaluate(make_outputs(), TrialConfig())["auroc_sub"]
+
+
 # --- The second hold-out ----------------------------------------------------------------------
 
 
@@ -445,11 +542,18 @@ def test_second_hold_out_is_not_in_the_table() -> None:
 def test_every_metric_is_reported_and_finite(name: str, kinds: tuple[int, ...]) -> None:
     result = evaluate(make_outputs(kinds=kinds), TrialConfig(novelty_score=name))
     metrics = {name for name in METRICS if SECOND in kinds or not name.endswith("_second")}
+    left_out = {name for name in metrics if "left_out" in name}
+    metrics -= left_out
     of_parts = {f"{part}.{name}" for part in ("part_a", "part_b") for name in MAIN}
     assert {*metrics, *of_parts, "score_calibration", "tau_super", "tau_sub"} == set(result)
     assert all(math.isfinite(value) for value in result.values())
     fractions = [result[metric] for metric in metrics if not metric.startswith("ce_")]
     assert all(0 <= value <= 1 for value in fractions)
+    names = ("unseen_super_left_out", "unseen_sub_left_out", "known_rejected_super_left_out")
+    of_folds = {f"{each}.{superclass}" for each in names for superclass in (0, 1)}
+    more = evaluate(with_folds(make_outputs(kinds=kinds)), TrialConfig(novelty_score=name))
+    assert set(more) == {*result, *left_out, *of_folds}
+    assert all(math.isfinite(value) for value in more.values())
 
 
 def test_threshold_free_metrics_take_known_images_by_task() -> None:
@@ -501,7 +605,15 @@ def test_perfect_outputs_have_perfect_metrics() -> None:
         super_logits=20.0 * torch.nn.functional.one_hot(outputs.super_target, 3),
         sub_logits=20.0 * torch.nn.functional.one_hot(outputs.sub_target, 5),
     )
-    result = evaluate(perfect, TrialConfig())
+    folds = tuple(
+        replace(
+            fold,
+            super_logits=20.0 * torch.nn.functional.one_hot(fold.super_target, 2),
+            sub_logits=20.0 * torch.nn.functional.one_hot(fold.sub_target, 3),
+        )
+        for fold in with_folds(outputs).folds
+    )
+    result = evaluate(replace(perfect, folds=folds), TrialConfig())
     for metric, direction in METRICS.items():
         expected = 1.0 if direction == "maximize" else 0.0
         assert result[metric] == pytest.approx(expected, abs=1e-6), metric

@@ -14,11 +14,14 @@ from trainable.config import TrialConfig
 from trainable.data import Data
 from trainable.errors import DataError
 from trainable.splits import (
+    LEFT_OUT,
     NOVEL,
     PSEUDO_NOVEL,
     SECOND,
     SEEN,
     Pools,
+    leave_out,
+    make_folds,
     make_pools,
     make_refit_pools,
     true_classes,
@@ -447,6 +450,68 @@ def test_subclass_outputs_know_their_superclass_and_novel_belongs_to_novel(
     # So every training label agrees with itself, which the interaction loss relies on.
     of_target = torch.tensor(pools.super_of_sub)[pools.sub_target[pools.train]]
     assert torch.equal(of_target, pools.super_target[pools.train])
+
+
+# --- Superclasses left out --------------------------------------------------------------------
+
+
+@given(datas, configs)
+@any_pools
+def test_a_fold_trains_on_and_knows_nothing_of_what_it_leaves_out(
+    data: Data, config: TrialConfig
+) -> None:
+    pools = make_pools(data, config)
+    for superclass in range(len(data.superclasses) if len(data.superclasses) > 1 else 0):
+        fold = leave_out(pools, superclass)
+        is_out = data.superclass == superclass
+        assert not is_out[fold.train].any()
+        assert set(fold.train.tolist()) == set(pools.train[~is_out[pools.train]].tolist())
+        assert superclass not in {data.super_of_sub[each] for each in fold.subclasses}
+        assert torch.equal(fold.val, pools.val)
+        judged = is_out[pools.val] & (pools.val_kind != SECOND)
+        assert torch.equal(fold.val_kind == LEFT_OUT, judged)
+        assert torch.equal(fold.val_kind[~judged], pools.val_kind[~judged])
+        novel_super, novel_sub = len(data.superclasses) - 1, len(fold.subclasses)
+        others = [each for each in range(len(data.superclasses)) if each != superclass]
+        for row, (of_super, of_sub) in enumerate(
+            zip(fold.super_target.tolist(), fold.sub_target.tolist(), strict=True)
+        ):
+            if is_out[row] or row >= data.num_known:
+                assert (of_super, of_sub) == (novel_super, novel_sub)
+            else:
+                assert others[of_super] == int(data.superclass[row])
+                known = int(data.subclass[row]) in fold.subclasses
+                assert (of_sub < novel_sub) == known
+                assert not known or fold.subclasses[of_sub] == int(data.subclass[row])
+        of_target = torch.tensor(fold.super_of_sub)[fold.sub_target[fold.train]]
+        assert torch.equal(of_target, fold.super_target[fold.train])
+
+
+def test_every_superclass_is_left_out_once_unless_there_is_one_or_none_is_wanted() -> None:
+    data, config = make_data(subclasses=(4, 3, 2)), TrialConfig()
+    assert [*make_folds(make_pools(data, config), config)] == [0, 1, 2]
+    off = replace(config, left_out="none")
+    assert make_folds(make_pools(data, off), off) == {}
+    one = make_data(subclasses=(7,))
+    assert make_folds(make_pools(one, config), config) == {}
+    assert make_folds(make_refit_pools(data, config), config) == {}
+
+
+def test_of_many_superclasses_ten_are_drawn_by_the_seed() -> None:
+    data, configs = (
+        make_data(subclasses=[2] * 14, images=20),
+        [TrialConfig(seed=seed) for seed in range(4)],
+    )
+    drawn = [frozenset(make_folds(make_pools(data, each), each)) for each in configs]
+    assert {len(each) for each in drawn} == {10}
+    assert len(set(drawn)) > 1
+
+
+def test_superclass_without_images_in_both_parts_is_not_left_out() -> None:
+    """Of one validation image nobody learns much, and one part would have none to judge."""
+    data = make_data(subclasses=(1, 3, 3), images=(4, 20, 20, 20, 20, 20, 20))
+    config = TrialConfig(pseudo_novel_fraction=0.0)
+    assert [*make_folds(make_pools(data, config), config)] == [1, 2]
 
 
 # --- Refit ------------------------------------------------------------------------------------

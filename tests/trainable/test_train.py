@@ -22,13 +22,14 @@ from tests.trainable.tiny import BACKBONE, tiny_config
 from trainable import backbones, feature_scores
 from trainable import config as config_module
 from trainable.backbones import Backbone
+from trainable.calibration import PartRules
 from trainable.classifier import INFO_FILE, MODEL_FILE, OUTPUTS_FILE, TABLE_FILE, load_outputs
 from trainable.config import Branch, TrialConfig
 from trainable.data import Data
 from trainable.errors import ConfigError, TrialError
 from trainable.intervals import MAIN, interval_of
 from trainable.models import BranchModel
-from trainable.splits import Pools, make_pools, make_refit_pools
+from trainable.splits import LEFT_OUT, Pools, make_pools, make_refit_pools
 from trainable.train import (
     Metrics,
     Mixup,
@@ -212,7 +213,7 @@ def test_interaction_leaves_out_what_outlier_exposure_softens(
         partner = Mixup.draw(9, mixup, each.config.seed, 1, 0).partner_N
         expected &= expected[partner]
     assert torch.equal(kept[0], expected)
-    (loss,) = each._losses(borrowed[:4], 1, 1)
+    ((loss, _),) = each._losses(borrowed[:4], 1, 1)
     loss.backward()  # a batch without any other image
     assert loss.isfinite()
     gradients = [p.grad for p in each.branches[0].heads.parameters() if p.grad is not None]
@@ -475,6 +476,117 @@ def test_average_is_what_is_kept(tmp_path: Path, run: Run, trainer: Make) -> Non
     stored = safetensors.torch.load_file(tmp_path / MODEL_FILE)
     for key, tensor in each.evaluated[0].trained_state().items():
         assert torch.equal(stored[f"0.{key}"], tensor)
+
+
+# --- Superclasses left out ----------------------------------------------------------------
+
+FOLD_OPTIONS: list[dict[str, Any]] = [
+    {"novelty_score": "best"},
+    {**EVERY_OPTION, "head": "cosine", "novelty_score": "knn_difference", "couple_novel": True},
+    {"architecture": "two_models", "known_rejection_super": 0.1, "alpha": 0.0},
+]
+
+
+def with_noise(data: Data, superclass: int) -> Data:
+    """Return the data with other pictures in place of every image of a superclass."""
+    noise = torch.randint(256, data.images.shape, dtype=torch.uint8, generator=torch.manual_seed(3))
+    is_out = (data.superclass == superclass)[:, None, None, None]
+    return replace(data, images=torch.where(is_out, noise, data.images), fingerprint="noise")
+
+
+def fold_state(model: BranchModel, superclass: int) -> dict[str, torch.Tensor]:
+    prefix = f"folds.{superclass}."
+    return {key: each for key, each in state_of(model).items() if key.startswith(prefix)}
+
+
+@pytest.mark.parametrize("is_cached", [False, True])
+@pytest.mark.parametrize("changes", FOLD_OPTIONS, ids=["best", "every option", "two models"])
+def test_a_left_out_superclass_reaches_nothing_of_its_fold(
+    tiny_data: Data, tiny_weights: Path, tmp_path: Path, changes: dict[str, Any], is_cached: bool
+) -> None:
+    """With other pictures of it heads, bank, scores and rules of the fold are the same bits."""
+    config = tiny_config(fine_tune="frozen", **{"epochs": 2} | changes)
+    pools = make_pools(tiny_data, config)
+    cache = tmp_path if is_cached else None
+    ours, others = (
+        Trainer(config, data, pools, cache=cache, weights=tiny_weights, note=silent)
+        for data in (tiny_data, with_noise(tiny_data, 1))
+    )
+    assert [*ours.folds] == [0, 1, 2]
+    before = fold_state(ours.branches[0], 1)
+    for epoch in (1, 2):
+        ours.train_epoch(epoch)
+        others.train_epoch(epoch)
+    for number in range(len(ours.branches)):
+        of_fold = [fold_state(each.evaluated[number], 1) for each in (ours, others)]
+        assert differing(*of_fold) == set()
+        assert differing(state_of(ours.branches[number]), state_of(others.branches[number]))
+        banks = [each._bank(number, 1).tensors() for each in (ours, others)]
+        assert differing(*banks) == set()
+    assert differing(before, fold_state(ours.branches[0], 1))
+    said = [each.outputs().folds[1] for each in (ours, others)]
+    assert said[0].exact == ("super", "sub")
+    is_out = said[0].kind == LEFT_OUT
+    assert torch.equal(is_out, tiny_data.superclass[pools.val] == 1)
+    assert not torch.equal(said[0].super_logits[is_out], said[1].super_logits[is_out])
+    assert torch.equal(said[0].super_logits[~is_out], said[1].super_logits[~is_out])
+    for name in ("super_feature_scores", "sub_feature_scores"):
+        kept = [getattr(each, name)[~is_out].nan_to_num() for each in said]
+        assert torch.equal(*kept)
+    assert PartRules.choose(said[0], config) == PartRules.choose(said[1], config)
+
+
+@pytest.mark.parametrize("fine_tune", ["full", "last_1", "frozen"])
+@pytest.mark.parametrize("changes", [{}, EVERY_OPTION], ids=["plain", "every option"])
+def test_folds_leave_what_is_trained_as_it_is_without_them(
+    trainer: Make, fine_tune: str, changes: dict[str, Any]
+) -> None:
+    config = tiny_config(fine_tune=fine_tune, **{"epochs": 2} | changes)
+    ours, alone = trainer(config), trainer(replace(config, left_out="none"))
+    losses = [[each.train_epoch(epoch)["train_loss"] for epoch in (1, 2)] for each in (ours, alone)]
+    assert losses[0] == losses[1]
+    state = {k: v for k, v in state_of(ours.evaluated[0]).items() if not k.startswith("folds.")}
+    assert differing(state, state_of(alone.evaluated[0])) == set()
+    outputs, expected = ours.outputs(), alone.outputs()
+    assert torch.equal(outputs.sub_logits, expected.sub_logits)
+    assert (len(outputs.folds), len(expected.folds)) == (3, 0)
+
+
+def test_a_fold_whose_branch_is_tuned_says_that_its_features_saw_the_superclass(
+    trainer: Make,
+) -> None:
+    config = tiny_config(architecture="two_models", super_fine_tune="frozen")
+    assert {fold.exact for fold in trainer(config).outputs().folds} == {("super",)}
+    assert {fold.exact for fold in trainer(tiny_config()).outputs().folds} == {()}
+
+
+def test_a_fold_that_is_trained_from_the_start_never_saw_the_superclass(
+    tiny_data: Data, tiny_weights: Path
+) -> None:
+    config = tiny_config(left_out="train", novelty_score="best")
+    pools = make_pools(tiny_data, config)
+    ours, others = (
+        Trainer(config, data, pools, cache=None, weights=tiny_weights, note=silent)
+        for data in (tiny_data, with_noise(tiny_data, 1))
+    )
+    ours.train_epoch(1)
+    others.train_epoch(1)
+    states = [state_of(each.fold_trainers[1].branches[0]) for each in (ours, others)]
+    assert differing(*states) == set()
+    assert differing(states[0], state_of(ours.branches[0]))
+    said = [each.outputs().folds[1] for each in (ours, others)]
+    assert said[0].exact == ("super", "sub")
+    is_out = said[0].kind == LEFT_OUT
+    assert is_out.any()
+    assert torch.equal(said[0].sub_logits[~is_out], said[1].sub_logits[~is_out])
+    assert not torch.equal(said[0].sub_logits[is_out], said[1].sub_logits[is_out])
+    assert PartRules.choose(said[0], config) == PartRules.choose(said[1], config)
+
+
+def test_a_branch_without_a_trained_part_needs_no_training_from_the_start(trainer: Make) -> None:
+    each = trainer(tiny_config(fine_tune="frozen", left_out="train"))
+    assert not each.fold_trainers
+    assert {fold.exact for fold in each.outputs().folds} == {("super", "sub")}
 
 
 # --- Results -----------------------------------------------------------------------------
@@ -773,8 +885,12 @@ def test_checkpoint_of_a_frozen_trial_holds_only_the_heads(tmp_path: Path, run: 
     run(tiny_config(fine_tune="frozen"), folder=tmp_path / "frozen", cache=tmp_path)
     (file,) = (tmp_path / "frozen").glob("checkpoint_*.pt")
     state = torch.load(file, weights_only=True)
+    of_folds = [f"folds.{superclass}" for superclass in range(3)]
     assert set(state["branches"][0]) == {
-        f"heads.{task}.{name}" for task in ("super", "sub") for name in ("weight", "bias")
+        f"{heads}.{task}.{name}"
+        for heads in ("heads", *of_folds)
+        for task in ("super", "sub")
+        for name in ("weight", "bias")
     }
 
 
