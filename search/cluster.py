@@ -252,13 +252,13 @@ def _joined(address: str, note: Callable[[str], None]) -> Iterator[None]:
         yield
 
 
-def _head(address: str) -> str:
-    """Return HOST:PORT of the head node, which something listens at.
+def check_address(address: str | None) -> None:
+    """Check that an address is of a kind that a search can use; it is not asked yet.
 
     Raises:
-        ClusterError: Nothing does, or `address` is of another kind.
+        ClusterError: It is Ray's client's, or no cluster's.
     """
-    found = os.environ.get("RAY_ADDRESS", address) if address == "auto" else address
+    found = _found(address or "")
     if "://" in found:
         raise ClusterError(
             f"--address {found}: Ray's client does not place trials on nodes of their own, as a "
@@ -267,8 +267,22 @@ def _head(address: str) -> str:
         )
     if found == "local":
         raise ClusterError("--address local: leave out --address to search on this machine")
+
+
+def _found(address: str) -> str:
+    """Return the address that Ray takes `auto` for, if the environment names one."""
+    return os.environ.get("RAY_ADDRESS", address) if address == "auto" else address
+
+
+def _head(address: str) -> str:
+    """Return HOST:PORT of the head node, which something listens at.
+
+    Raises:
+        ClusterError: Nothing does, or `address` is of another kind.
+    """
+    check_address(address)
     try:
-        head = str(services.canonicalize_bootstrap_address_or_die(found))
+        head = str(services.canonicalize_bootstrap_address_or_die(_found(address)))
         end_s = time.monotonic() + ANSWER_LIMIT_S
         host, port = services.extract_ip_port(head)
         while True:

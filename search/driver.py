@@ -38,6 +38,7 @@ from results.repeats import best_trial
 from results.report import print_tables, write_tables
 from search.cluster import (
     Cluster,
+    check_address,
     check_packages,
     check_storage,
     connected,
@@ -123,6 +124,7 @@ def run_search(options: Options) -> int:
         UserError: A mistake in what was asked, found before the first trial.
     """
     start_s = time.monotonic()
+    check_address(options.address)
     console = Console(quiet=options.quiet, highlight=False, soft_wrap=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     record, space, folder = _plan(options)

@@ -130,6 +130,15 @@ def test_bad_time_budget_is_refused(capsys: pytest.CaptureFixture[str], budget: 
     assert message == f"--time-budget must be like 90m, 2h or 300s, but got {budget!r}"
 
 
+@pytest.mark.parametrize("address", ["ray://head:10001", "http://head:8265", "local"])
+def test_address_that_is_no_cluster_s_is_refused_before_anything_is_made(
+    capsys: pytest.CaptureFixture[str], folder: Path, address: str
+) -> None:
+    message = mistake(capsys, "--space", "asked.py", "--address", address)
+    assert message.startswith(f"--address {address}: ")
+    assert [*files_in(folder)] == ["asked.py"]
+
+
 @pytest.mark.parametrize("share", ["-1", "many", "nan", "inf", "", "1/4", "1.5", "2"])
 def test_bad_share_of_a_gpu_is_refused(capsys: pytest.CaptureFixture[str], share: str) -> None:
     message = mistake(capsys, "--space", "asked.py", f"--gpus-per-trial={share}")
