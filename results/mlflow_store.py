@@ -73,9 +73,9 @@ def connect(uri: str, *, is_read: bool = False) -> MlflowClient:
         TrackingError: It does not answer, or answers that it cannot be used.
     """
     scheme, _, path = uri.partition(":///")
+    if is_read and scheme == "sqlite" and not Path(path).is_file():
+        raise TrackingError(f"MLflow at {uri}: there is no such file. Pass another --tracking-uri")
     with explained(uri):
-        if is_read and scheme == "sqlite" and not Path(path).is_file():
-            raise FileNotFoundError(f"there is no file {path}")
         if scheme.partition("+")[0].partition(":")[0] in _DATABASES:
             # MLflow would try for two minutes, with ten warnings.
             sqlalchemy.create_engine(uri).connect().close()

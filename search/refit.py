@@ -97,7 +97,7 @@ def main(argv: list[str] | None = None) -> int:
         numbers = sorted(row["seeds"], key=lambda number: number != row["number"])
         configs = dict(zip(trials["number"], trials["config"], strict=True))
         rule = common_rule([_rule(folder, number, configs[number]) for number in numbers])
-        registry = _Registry(record)
+        registry = _Registry(record, is_new=args.tracking_uri is not None)
         with folder_for_images(Path(record.cache) if record.cache else None) as images:
             data = load_data(record.data, record.novel, images, note=console.print)
         _check_data(record, data, console)
@@ -289,15 +289,19 @@ def _evaluate_built_in(
 class _Registry:
     """Where the model is registered, under the search's name."""
 
-    def __init__(self, record: SearchRecord) -> None:
+    def __init__(self, record: SearchRecord, *, is_new: bool = False) -> None:
         """Ask what can be asked in an instant.
+
+        Args:
+            record: Of the search.
+            is_new: Make the database if there is none: it is not where the search was shown.
 
         Raises:
             TrackingError: No model could be registered there.
         """
         logging.getLogger("mlflow").setLevel(logging.WARNING)
         self._record, self._uri = record, record.tracking_uri
-        self._client = connect(self._uri)
+        self._client = connect(self._uri, is_read=not is_new)
         with explained(self._uri):
             self._client.search_registered_models(max_results=1)
             self._experiment_id = experiment_id(

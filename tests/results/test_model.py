@@ -75,7 +75,7 @@ def registered(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)  # MLflow puts artifacts beside its database
         row = pd.Series({"number": 0, "config": config})
-        registry = _Registry(record(tracking_uri=uri))
+        registry = _Registry(record(tracking_uri=uri), is_new=True)
         registry.prepare()
         version = registry.register(row, UPath(folder / "refit"), data.images[:1])
         client = mlflow.MlflowClient(uri)

@@ -196,6 +196,9 @@ def test_refit_that_cannot_register_trains_nothing(
     assert "the experiment 'birds' is deleted" in assert_refused(capsys, folder)
     refused = assert_refused(capsys, folder, "--tracking-uri", "http://127.0.0.1:9")
     assert "So start the server" in refused
+    (folder / "mlflow.db").unlink()
+    assert "there is no such file" in assert_refused(capsys, folder)
+    assert not (folder / "mlflow.db").exists()
 
 
 def test_registering_that_failed_is_made_good_without_training_again(
@@ -255,7 +258,7 @@ def test_model_that_is_not_registered_names_the_store_and_what_it_has(
     monkeypatch.chdir(folder / "empty")
     line = refusal("--model", "models:/nosuch/1")
     assert "MLflow at sqlite:///" in line
-    assert f"there is no file {folder / 'empty/mlflow.db'}" in line
+    assert f"{folder / 'empty/mlflow.db'}: there is no such file" in line
     assert [*Path().iterdir()] == []
 
 
