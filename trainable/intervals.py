@@ -77,6 +77,9 @@ def rate_intervals(
 ) -> dict[str, Interval]:
     """Return the interval of each rate, and of what follows from them, by name.
 
+    Rates of left-out superclasses (`NAME.0`, `NAME.1`, ...) are no result of their own: each sample
+    draws with replacement which superclasses their means are over.
+
     Args:
         judged: As `metrics.judgements` gives it.
         weights_RN: As `resamples` gives it.
@@ -90,7 +93,31 @@ def rate_intervals(
         hits_R = weights_RN[:, (over & counts).numpy()].sum(1, dtype=np.float64)
         with np.errstate(invalid="ignore"):
             rates[name] = torch.from_numpy(hits_R / of_all_R)
-    return {name: percentiles(values) for name, values in combine(rates).items()}
+    found = combine(_superclasses_drawn(rates, len(weights_RN)))
+    return {name: percentiles(each) for name, each in found.items() if not _superclass_of(name)}
+
+
+def _superclasses_drawn(rates: dict[str, torch.Tensor], num: int) -> dict[str, torch.Tensor]:
+    """Return rates in which each sample has drawn its superclasses, the same ones in all rates."""
+    superclasses = sorted({each for name in rates if (each := _superclass_of(name))})
+    if not superclasses:
+        return rates
+    shape = num, len(superclasses)
+    drawn_RK = np.random.default_rng(1).integers(len(superclasses), size=shape)
+    drawn = dict(rates)
+    for stem in {name.rpartition(".")[0] for name in rates if _superclass_of(name)}:
+        names = [f"{stem}.{each}" for each in superclasses if f"{stem}.{each}" in rates]
+        of_all_RK = torch.stack([rates[name] for name in names], 1)
+        for place, name in enumerate(names):
+            which_R1 = torch.from_numpy(drawn_RK[:, place, None] % len(names))
+            drawn[name] = of_all_RK.gather(1, which_R1)[:, 0]
+    return drawn
+
+
+def _superclass_of(name: str) -> str:
+    """Return the number of the left-out superclass that a rate is of, or nothing."""
+    last = name.rpartition(".")[2]
+    return last if last.isdigit() else ""
 
 
 def outputs_intervals(outputs: Outputs, answers: Answers) -> dict[str, Interval]:

@@ -131,6 +131,11 @@ def test_confusions_and_wrong_answers_agree_with_the_metrics(classifier: Classif
     assert (answered["margin"] >= 0).all()
     expected = (answered["score"] - RULE.tau_super) / spread
     assert answered["margin"].tolist() == pytest.approx(expected.tolist())
+    of_super = found.wrong[found.wrong["level"] == "superclass"]
+    rejected = of_super[(of_super["answer"] == "novel") & (of_super["score"] < RULE.tau_super)]
+    expected = (RULE.tau_super - rejected["score"]) / spread
+    assert rejected["margin"].tolist() == pytest.approx(expected.tolist())
+    assert len(rejected) > 3
     most = frequent(found.confusion["subclass"], 3)
     assert most["images"].is_monotonic_decreasing
     first = most.iloc[0]

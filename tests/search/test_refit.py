@@ -18,7 +18,7 @@ from rich.console import Console
 from upath import UPath
 
 from results.evaluate import promise_of
-from results.load import SearchRecord, load_record, study_url, trial_folder
+from results.load import INTERVALS, SearchRecord, load_record, study_url, trial_folder
 from results.predict import main as predict
 from search.refit import RefitError, _chosen, _evaluate_built_in, common_rule, main
 from tests.results.test_load import record
@@ -26,6 +26,7 @@ from tests.results.test_report import Search
 from tests.trainable.tiny import tiny_config, write_weights
 from trainable.classifier import Classifier, save_classifier
 from trainable.data import load_data
+from trainable.metrics import MAIN
 from trainable.novelty import Rule
 from trainable.splits import make_refit_pools
 from trainable.train import train
@@ -212,6 +213,13 @@ def test_registering_that_failed_is_made_good_without_training_again(
     assert line.startswith("failed: runs/asked/refit/00000 is written and predicts, but is not")
     assert line.endswith("; the same command then registers it without training again")
     weights = (folder / "runs/asked/refit/00000/model.safetensors").read_bytes()
+    of_trial, of_refit = (
+        promise_of(json.loads((folder / f"runs/asked/{each}/00000/model.json").read_text()))
+        for each in ("trials", "refit")
+    )
+    main_rates = {name: of_trial[name] for name in (*MAIN, *INTERVALS)}
+    assert {name: of_refit[name] for name in main_rates} == main_rates
+    assert f"promised: score {of_trial['score']:.3f} (" in captured.out
 
     (folder / "mlruns").unlink()
     assert main(["--name", "asked", "--experiment", "others"]) == 0

@@ -105,3 +105,25 @@ def test_stored_interval_comes_back_and_an_old_trial_has_none() -> None:
     assert interval_of(stored, "score") == found["score"]
     assert interval_of({"score": 0.5}, "score") is None
     assert len(stored) == 2 * len(MAIN)
+
+
+def test_mean_over_left_out_superclasses_is_as_sure_as_superclasses_are_alike() -> None:
+    classes = np.repeat(np.arange(30), 20)
+    weights = resamples(np.zeros_like(classes), classes)
+    of_fold = classes % 3
+    everything = torch.ones(len(classes), dtype=torch.bool)
+
+    def interval(shares: tuple[float, float, float]) -> tuple[float, float]:
+        # Each class has its superclass's share right, so that only superclasses differ.
+        right = torch.from_numpy(np.arange(len(classes)) % 20 < 20 * np.array(shares)[of_fold])
+        judged = {
+            f"unseen_super_left_out.{fold}": (torch.from_numpy(of_fold == fold), right)
+            for fold in range(3)
+        }
+        found = rate_intervals(judged | {"seen_super_seen": (everything, ~everything)}, weights)
+        assert not any(name.endswith((".0", ".1", ".2")) for name in found)
+        return found["unseen_super"]
+
+    assert interval((0.5, 0.5, 0.5)) == pytest.approx((0.5, 0.5))
+    # Of 27 draws of three, one is thrice the lowest: 3.7%, above the 2.5% of either end.
+    assert interval((0.2, 0.5, 0.8)) == pytest.approx((0.2, 0.8))
