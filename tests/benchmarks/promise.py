@@ -322,15 +322,22 @@ def main(argv: list[str] | None = None) -> None:
     add("--configs", type=int, default=20)
     add("--epochs", type=int, default=10)
     add("--image-size", type=int, default=64)
-    add("--protocol", choices=("old", "new"), default="new", help="old: of before, where it can be")
+    add("--protocol", choices=("old", "new"), default="new", help="old: no superclass is left out")
     add("--rejection", action=argparse.BooleanOptionalAction, help="(default: with the new one)")
     add("--cache", type=Path, help="keep features here (default: nowhere)")
     add("--rows", type=Path, metavar="FILE.csv", help="write what each configuration gave")
     args = options.parse_args(argv)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     rejection = args.protocol == "new" if args.rejection is None else args.rejection
+    left_out = "none" if args.protocol == "old" else "features"
     configs = [
-        configuration(n, rejection=rejection, epochs=args.epochs, image_size=args.image_size)
+        configuration(
+            n,
+            rejection=rejection,
+            epochs=args.epochs,
+            image_size=args.image_size,
+            left_out=left_out,
+        )
         for n in range(args.configs)
     ]
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
