@@ -83,6 +83,26 @@ def test_all_broken_images_are_named_at_once_and_may_be_left_out(tmp_path: Path)
     assert set(broken) == {*(f"{i}.jpg" for i in range(30)), "31"}
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "AVIF", "TIFF"])
+def test_a_file_of_which_the_second_half_is_lost_is_broken(tmp_path: Path, kind: str) -> None:
+    colours = RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    file = tmp_path / "0.png"
+    Image.fromarray(colours).save(file, kind)
+    raw = file.read_bytes()
+    file.write_bytes(raw[: len(raw) // 2])
+    with pytest.raises(DataError, match=r"0.png is broken or no image \(\w.*\); replace"):
+        load_images(str(tmp_path), SIZE)
+
+
+def test_an_avif_without_its_pixels_is_broken(tmp_path: Path) -> None:
+    Image.fromarray(COLOURS).save(tmp_path / "0.avif")
+    raw = (tmp_path / "0.avif").read_bytes()
+    start = raw.index(b"mdat") + 4
+    (tmp_path / "0.avif").write_bytes(raw[:start] + bytes(len(raw) - start))
+    with pytest.raises(DataError, match=r"0.avif is broken or no image \(Failed to decode"):
+        load_images(str(tmp_path), SIZE)
+
+
 # --- Pictures that hold more, or less, than 8 bits ---------------------------------------------
 
 GREY = RNG.integers(0, 256, (SIZE, SIZE, 1))
