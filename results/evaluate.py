@@ -15,6 +15,7 @@ from results.evaluation import Evaluation, evaluate, frequent
 from results.labels import Labels, matched, read_labels
 from results.predict import add_model, is_registered, load_model, model_folder
 from results.promise import intervals_of, range_text, rates_text
+from results.terminal import plain_console
 from trainable.checkpoint import write_atomically
 from trainable.classifier import Classifier
 from trainable.data import image_blocks
@@ -43,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--json", action="store_true", help="end with all figures as one line")
     args = parser.parse_args(argv)
-    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+    console = plain_console()
     try:
         out = args.out or _beside(args.model, args.storage)
         classifier = load_model(args)

@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from upath import UPath
 
 from results.load import (
@@ -21,6 +22,7 @@ from results.load import (
 from results.options import add_stores, check_stores
 from results.promise import intervals_of, nested_choice, rates_text
 from results.repeats import best_repeated, repeated, repeats_frame
+from results.terminal import plain_console
 from trainable.checkpoint import write_atomically
 from trainable.errors import Parser, UserError
 from trainable.metrics import METRICS
@@ -36,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--name", required=True, help="of the search")
     add_stores(parser.add_argument)
     args = parser.parse_args(argv)
-    console = Console(highlight=False, soft_wrap=True)
+    console = plain_console()
     try:
         check_stores(args.storage, args.study, args.tracking_uri)
         folder = run_folder(args.name, args.storage)
@@ -55,14 +57,19 @@ def print_tables(console: Console, trials: pd.DataFrame, record: SearchRecord) -
     """Print the baselines, the best trial of each architecture, repeats, and the best of all."""
     counts = trials["state"].value_counts()
     states = ", ".join(f"{count} {state}" for state, count in counts.items())
-    console.print(f"\n[bold]{record.name}[/bold]: {len(trials)} trials ({states or 'none yet'})")
+    console.print(
+        Text.assemble(
+            "\n", (record.name, "bold"), f": {len(trials)} trials ({states or 'none yet'})"
+        )
+    )
     everything, trials = trials, searched(trials)
     best = best_row(trials, record.metrics)
     if best is None:
         console.print("No trial has finished, so there is no result.")
-        for reason, count in trials["reason"].value_counts().items():
-            if reason:
-                console.print(f"{count} failed: {reason}", style="red")
+    failed = trials[(trials["state"] == "FAIL") & (trials["reason"] != "")]
+    for reason, count in failed["reason"].value_counts().items():
+        console.print(f"{count} failed: {reason}", style="red")
+    if best is None:
         return
     metric = record.metrics[0]
     if trials["baseline"].any():

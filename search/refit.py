@@ -37,6 +37,7 @@ from results.mlflow_store import TrackingError, connect, default_uri, experiment
 from results.options import add_experiment, add_stores, check_stores
 from results.promise import intervals_of, promise_of_trials, rates_text
 from results.repeats import best_repeated, repeated
+from results.terminal import plain_console
 from search.tracking import local_copies
 from trainable.calibration import choose_rule
 from trainable.checkpoint import write_atomically
@@ -83,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--trial", type=int, metavar="N", help="its number (default: the best)")
     args = parser.parse_args(argv)
     keep_freed_memory()
-    console = Console(highlight=False, soft_wrap=True, markup=False)
+    console = plain_console()
     try:
         check_stores(args.storage, args.study, args.tracking_uri)
         folder = run_folder(args.name, args.storage)

@@ -1,0 +1,17 @@
+"""How text reaches the terminal: as it is."""
+
+from typing import Any
+
+from rich.console import Console
+
+
+def plain_console(**options: Any) -> Console:
+    """Return a console that prints what users, files and libraries wrote as they wrote it.
+
+    Names, paths and reasons may hold [brackets] or :colons:, which rich takes for markup and emoji
+    by default. What is bold or coloured is a `rich.text.Text`, or printed with a style.
+
+    Args:
+        options: Others of `rich.console.Console`.
+    """
+    return Console(highlight=False, markup=False, emoji=False, soft_wrap=True, **options)
