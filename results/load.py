@@ -73,6 +73,8 @@ class SearchRecord:
     """Of noveltune."""
     space_file: str = "space.py"
     """Copy of the space file in the search's folder."""
+    said: dict[str, Any] = field(default_factory=dict)
+    """What the space file said of METRIC, NUM_TRIALS and which images judge; null: several."""
     repeats: list[Repeat] = field(default_factory=list)
     """In the order of their numbers."""
     protocol: int = 1

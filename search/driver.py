@@ -1,5 +1,6 @@
 """One search from the first check to the last line: the only place that knows all the parts."""
 
+import contextlib
 import json
 import os
 import re
@@ -8,17 +9,19 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self
 
 import optuna
 import pandas as pd
 from rich.console import Console
+from rich.text import Text
+from sqlalchemy import make_url
 from upath import UPath
 
 from results.load import (
@@ -36,6 +39,7 @@ from results.mlflow_store import default_uri
 from results.promise import intervals_of, nested_choice
 from results.repeats import best_trial
 from results.report import print_tables, write_tables
+from results.terminal import plain_console
 from search.cluster import (
     Cluster,
     check_address,
@@ -54,26 +58,45 @@ from search.executor import (
     run_trials,
 )
 from search.interrupts import INTERRUPTED, Interrupts
-from search.lock import only_driver
+from search.lock import Check, LeaseLostError, only_driver
 from search.packing import find_packing, pilots
 from search.progress import Progress
 from search.repeats import planned
-from search.space import Space, describe, load_space
-from search.study import Study, create_study, open_study, with_distributions
+from search.space import NEEDS, Space, describe, load_space
+from search.storage import STORAGE_ERRORS
+from search.study import Study, StudyError, create_study, open_study, with_distributions
 from search.tracking import SearchInfo, Tracker
 from trainable import backbones
-from trainable.checkpoint import drop_checkpoints, write_atomically
+from trainable.checkpoint import drop_checkpoints
 from trainable.config import TrialConfig
 from trainable.data import Data, default_cache, folder_for_images, load_data, same_data
 from trainable.errors import UserError
 from trainable.metrics import METRICS
 from trainable.sources import source_path
-from trainable.splits import PROTOCOL, make_pools
+from trainable.splits import PROTOCOL, PSEUDO_NOVEL, SECOND, make_pools
 from trainable.train import default_novel, left_out_lines, novel_shortage
 from trainable.urls import public
 
-PROTOCOL_KEYS = ("seed", "val_fraction", "pseudo_novel_fraction", "left_out")
-"""Fixed keys that decide which images judge: a resume may not change them."""
+PROTOCOL_KEYS = (
+    "seed", "val_fraction", "pseudo_novel_fraction", "second_pseudo_novel_fraction", "left_out",
+)  # fmt: skip
+"""Keys that decide which images judge: a resume may not change them, by --set or a space file."""
+
+ON_RESUME: dict[str, Literal["same", "changes", "now"]] = {
+    # What makes trials comparable: given again it must be the same.
+    "metric": "same", "seed": "same",
+    # Holds from now on, and is kept. `space` and `fixed` may change neither METRIC nor what is in
+    # PROTOCOL_KEYS; `data` and `novel` must have the same content, wherever they are.
+    "space": "changes", "trials": "changes", "epochs": "changes", "fixed": "changes",
+    "data": "changes", "novel": "changes", "weights": "changes", "cache": "changes",
+    "no_cache": "changes", "study": "changes", "tracking_uri": "changes",
+    "experiment": "changes", "repeat": "changes",
+    # How this command runs, or which search it is about.
+    "top": "now", "name": "now", "storage": "now", "resume": "now", "address": "now",
+    "concurrency": "now", "cpus_per_trial": "now", "gpus_per_trial": "now",
+    "time_budget_s": "now", "dry_run": "now", "json": "now", "quiet": "now",
+}  # fmt: skip
+"""What a resume may be given, option by option."""
 BUILT_IN_SOURCES = ("synthetic", "cifar100")
 
 
@@ -125,7 +148,7 @@ def run_search(options: Options) -> int:
     """
     start_s = time.monotonic()
     check_address(options.address)
-    console = Console(quiet=options.quiet, highlight=False, soft_wrap=True)
+    console = plain_console(quiet=options.quiet)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     record, space, folder = _plan(options)
     with folder_for_images(Path(record.cache) if record.cache else None) as cache:
@@ -151,27 +174,86 @@ def _search(
         if options.json:
             print(json.dumps(_summary(record, folder, None, time.monotonic() - start_s)))
         return 0
-    folder.mkdir(parents=True, exist_ok=True)
     url = study_url(folder, record)
-    if options.resume:
-        study = open_study(url, record.study_name)
-    else:
-        study = create_study(url, record.study_name, space.metrics)
+    new = None if options.resume else _New.of(folder, url)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        if options.resume:
+            study = open_study(url, record.study_name)
+        else:
+            study = create_study(url, record.study_name, space.metrics)
+    except StudyError:
+        if new:
+            new.remove(only_empty=True)
+        raise
     resume = _resume_command(options, record)
-    with (
-        only_driver(folder, study),
-        Interrupts(resume, sys.stderr if options.json else sys.stdout) as interrupts,
-        ExitStack() as more,
-    ):
-        record = _with_repeats(record, folder, options)
-        retold = with_distributions(study, space.distributions)
-        if retold.study_name != study.study_name and not isinstance(folder, Path):
-            more.enter_context(only_driver(folder, retold))  # a lease is of one study
-        record = replace(record, study_name=retold.study_name)
-        write_atomically(folder / record.space_file, space.source.encode())
-        record.save(folder)
-        outcome = _run(options, record, retold, space, data, cache, folder, console, interrupts)
+    with only_driver(folder, study) as check:
+        if not options.resume:
+            _check_free(folder)  # another start may have been faster
+        with (
+            _taken_back(study, new),
+            Interrupts(resume, sys.stderr if options.json else sys.stdout) as interrupts,
+        ):
+            record = _with_repeats(record, folder, options)
+            retold = with_distributions(study, space.distributions)
+            record = replace(record, study_name=retold.study_name)
+            space.save(folder, record.space_file)
+            record.save(folder)
+            outcome = _run(
+                options, record, retold, space, data, cache, folder, console, interrupts, check
+            )
         return _finish(options, record, folder, outcome, time.monotonic() - start_s)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _New:
+    """What a start makes; null: it was there before."""
+
+    database: Path | None
+    folder: UPath | None
+    searches: UPath | None
+    """Folder of all searches."""
+
+    @classmethod
+    def of(cls, folder: UPath, url: str) -> Self:
+        """Look before the start."""
+        file = make_url(url).database if url.startswith("sqlite") else None
+        return cls(
+            database=Path(file) if file and not Path(file).exists() else None,
+            folder=None if folder.exists() else folder,
+            searches=None if folder.parent.exists() else folder.parent,
+        )
+
+    def remove(self, *, only_empty: bool = False) -> None:
+        """Remove it, or what of it holds nothing."""
+        with contextlib.suppress(OSError):
+            if self.database and not (only_empty and self.database.stat().st_size):
+                self.database.unlink()
+        with contextlib.suppress(OSError):
+            if self.folder and only_empty:
+                self.folder.rmdir()
+            elif self.folder:
+                self.folder.fs.rm(self.folder.path, recursive=True)
+        with contextlib.suppress(OSError):
+            if self.searches:
+                self.searches.rmdir()  # unless others are there by now
+
+
+@contextmanager
+def _taken_back(study: optuna.Study, new: _New | None) -> Iterator[None]:
+    """Have a start that fails before its first trial leave nothing: the corrected command is then
+    a new search. A resume makes nothing new.
+    """
+    try:
+        yield
+    except LeaseLostError:
+        raise
+    except BaseException:
+        with contextlib.suppress(*STORAGE_ERRORS):
+            if new and not study.get_trials(deepcopy=False):
+                optuna.delete_study(study_name=study.study_name, storage=study._storage)
+                new.remove()
+        raise
 
 
 def _plan(options: Options) -> tuple[SearchRecord, Space, UPath]:
@@ -186,11 +268,7 @@ def _plan(options: Options) -> tuple[SearchRecord, Space, UPath]:
         file = options.space
         name = options.name or _free_name(file.stem, options.storage)
         folder = run_folder(name, options.storage)
-        if (folder / RECORD_FILE).exists():
-            raise SearchError(
-                f"{folder} holds a search already: add --resume to go on with it, "
-                "or pass another --name"
-            )
+        _check_free(folder)
         record = _new_record(options, name)
     space = load_space(
         file,
@@ -200,8 +278,27 @@ def _plan(options: Options) -> tuple[SearchRecord, Space, UPath]:
         fixed=record.fixed,
         seed=record.seed,
     )
-    record = replace(record, num_trials=space.num_trials, metrics=list(space.metrics))
+    if options.resume:
+        _check_said(record, space)
+        before, now = record.said.get("NUM_TRIALS"), space.planned_trials
+        if options.trials is None and before is not None and now not in (None, before):
+            assert now is not None
+            space = replace(space, num_trials=now)  # the file was changed
+    record = replace(
+        record,
+        num_trials=space.num_trials,
+        metrics=list(space.metrics),
+        said=_said(space),
+    )
     return record, space, folder
+
+
+def _check_free(folder: UPath) -> None:
+    if (folder / RECORD_FILE).exists():
+        raise SearchError(
+            f"{folder} holds a search already: add --resume to go on with it, "
+            "or pass another --name"
+        )
 
 
 def _free_name(stem: str, storage: UPath | None) -> str:
@@ -268,10 +365,10 @@ def _changed(record: SearchRecord, options: Options) -> SearchRecord:
             "not be comparable. It can still be reported, refitted and predicted with; to search "
             "on, start a new search"
         )
-    if options.metric and list(options.metric) != record.metrics:
-        raise _incomparable("--metric", ",".join(record.metrics), ",".join(options.metric))
-    if options.seed is not None and options.seed != record.seed:
-        raise _incomparable("--seed", record.seed, options.seed)
+    kept = {"metric": tuple(record.metrics), "seed": record.seed}
+    for name in (name for name, rule in ON_RESUME.items() if rule == "same"):
+        if (given := getattr(options, name)) not in (None, kept[name]):
+            raise _incomparable(f"--{name}", _shown(kept[name]), _shown(given))
     for key in PROTOCOL_KEYS:
         before = record.fixed.get(key, "not set")
         if key in options.fixed and options.fixed[key] != before:
@@ -289,6 +386,34 @@ def _changed(record: SearchRecord, options: Options) -> SearchRecord:
     if options.no_cache:
         changes["cache"] = None
     return replace(record, **changes)
+
+
+def _shown(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+
+
+def _said(space: Space) -> dict[str, Any]:
+    """Return what a space file says that a resume compares: see `SearchRecord.said`."""
+    values = {key: {getattr(each, key) for each in space.samples} for key in PROTOCOL_KEYS}
+    return {
+        "METRIC": list(space.planned_metrics),
+        "NUM_TRIALS": space.planned_trials,
+        **{key: found.pop() if len(found) == 1 else None for key, found in values.items()},
+    }
+
+
+def _check_said(record: SearchRecord, space: Space) -> None:
+    """Refuse a space file that would judge other than the finished trials were judged.
+
+    A search that was judged in several ways from the start may go on so.
+    """
+    said, before = _said(space), record.said.get("METRIC", record.metrics)
+    if record.said and said["METRIC"] not in (before, record.metrics):
+        raise _incomparable(f"{space.file}: METRIC", _shown(before), _shown(said["METRIC"]))
+    for key in PROTOCOL_KEYS:
+        if (was := record.said.get(key)) is not None and said[key] != was:
+            now = "several" if said[key] is None else said[key]
+            raise _incomparable(f"{space.file}: {key}", was, now)
 
 
 def _incomparable(what: str, before: Any, now: Any) -> SearchError:
@@ -333,10 +458,33 @@ def _check_samples(
         note(shortage)
     for line in left_out_lines(space.samples, data):
         note(line)
+    for metric in space.metrics:
+        _check_metric(space, metric, data, note)
+    for name in space.unused:
+        note(f"parameter {name} changes no configuration: it only costs the sampler trials")
+
+
+def _check_metric(space: Space, metric: str, data: Data, note: Callable[[str], None]) -> None:
+    """Refuse a metric over held-out subclasses where these data have too few to hold out."""
+    if (key := NEEDS.get(metric)) is None:
+        return
+    kind = SECOND if key.startswith("second") else PSEUDO_NOVEL
+    by_protocol = {tuple(getattr(c, k) for k in PROTOCOL_KEYS): c for c in space.samples}
+    has_any = [
+        bool((pools.val_kind == kind).any())
+        for pools in (make_pools(data, config) for config in by_protocol.values())
+    ]
+    if not any(has_any):
+        raise SearchError(
+            f"{metric} is over subclasses that `{key}` holds out, and of the "
+            f"{len(data.subclasses)} here it holds out none: raise it, or take another metric"
+        )
+    if not all(has_any):
+        note(f"trials whose `{key}` holds out no subclass will fail, as they have no {metric}")
 
 
 def _introduce(console: Console, record: SearchRecord, space: Space, data: Data) -> None:
-    console.print(f"[bold]{record.name}[/bold]: {space.question}")
+    console.print(Text.assemble((record.name, "bold"), f": {space.question}"))
     borrowed = len(data.images) - data.num_known
     classes = f" in {len(data.borrowed_classes)} classes" if data.borrowed_classes else ""
     console.print(
@@ -380,6 +528,7 @@ def _run(
     folder: UPath,
     console: Console,
     interrupts: Interrupts,
+    check: Check,
 ) -> str:
     """Run the trials with everybody watching; return FINISHED, KILLED or FAILED."""
     info = SearchInfo(
@@ -400,6 +549,7 @@ def _run(
         seed=record.seed,
         observers=[progress.update, clean_up, tracker.update],
         repeats=record.repeats,
+        check=check,
     )
     over_budget = deadline_after(options.time_budget_s)
     status = "FINISHED"
@@ -444,8 +594,10 @@ def _run(
         if not study.is_done:
             status = "KILLED"
     except SearchStoppedError as stopped:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"stopped: {stopped}")
+        plain_console(stderr=True).print(f"stopped: {stopped}")
         status = "FAILED"
+    except LeaseLostError:
+        raise  # what MLflow shows is the other driver's
     except BaseException:
         tracker.close("KILLED", [], within_s=5)
         raise
@@ -521,7 +673,7 @@ def _finish(
     options: Options, record: SearchRecord, folder: UPath, status: str, wall_s: float
 ) -> int:
     """Print the tables and what to do next; return the exit code."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = plain_console()
     trials = trials_frame(folder, record)
     best = best_trial(trials, record.metrics)
     if not options.json or not options.quiet:

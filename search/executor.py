@@ -12,6 +12,7 @@ from upath import UPath
 
 from results.load import trial_folder
 from search.cluster import Cluster, ClusterError, Node
+from search.lock import LeaseLostError
 from search.study import Study
 from search.worker import run_trial
 
@@ -130,6 +131,7 @@ def run_trials(
 
     Raises:
         SearchStoppedError: Ten trials in a row failed.
+        LeaseLostError: Another driver runs the search.
     """
     scheduler = _StudyScheduler(study, note)
     alone = replace(slots, concurrency=1, gpus_per_trial=float(math.ceil(slots.gpus_per_trial)))
@@ -143,7 +145,9 @@ def run_trials(
             if not scheduler.set_aside or should_stop() or scheduler.is_hopeless:
                 break
         except Exception as error:
-            if not _is_out_of_memory(error):
+            if (lost := _behind(error, LeaseLostError)) is not None:
+                raise lost from error
+            if _behind(error, OutOfMemoryError) is None:
                 raise
             if is_retrying:
                 scheduler.fail(study.handed_out[-1], "out of host memory, even alone")
@@ -169,11 +173,11 @@ def _times(share: float, whole: float) -> int:
     return int(whole / share + 1e-9)
 
 
-def _is_out_of_memory(error: BaseException | None) -> bool:
-    """Return whether Ray's memory monitor is behind `error`, which Tune wraps in others."""
-    while error is not None and not isinstance(error, OutOfMemoryError):
+def _behind(error: BaseException | None, kind: type[BaseException]) -> BaseException | None:
+    """Return the error of a `kind` that is behind `error`: Tune wraps them in its own."""
+    while error is not None and not isinstance(error, kind):
         error = error.__cause__ or error.__context__
-    return error is not None
+    return error
 
 
 def _fit(
@@ -198,7 +202,7 @@ def _fit(
                 trainable, {"cpu": slots.cpus_per_trial, "gpu": slots.gpus_per_trial}
             ),
             tune_config=tune.TuneConfig(
-                search_alg=_StudySearcher(study, job, slots, only_resumed),
+                search_alg=_StudySearcher(study, job, slots, scheduler, only_resumed),
                 scheduler=scheduler,
                 num_samples=-1,
                 max_concurrent_trials=slots.concurrency,
@@ -240,15 +244,27 @@ class _NotPickled:
 class _StudySearcher(_NotPickled, Searcher):
     """Hands the study's trials to Tune, one when a slot is free."""
 
-    def __init__(self, study: Study, job: Job, slots: Slots, only_resumed: bool) -> None:
+    def __init__(
+        self,
+        study: Study,
+        job: Job,
+        slots: Slots,
+        scheduler: "_StudyScheduler",
+        only_resumed: bool,
+    ) -> None:
         super().__init__()
         self._study, self._job, self._slots = study, job, slots
+        self._scheduler = scheduler
         self._only_resumed = only_resumed
 
     def suggest(self, trial_id: str) -> Any:
-        trial = self._study.next(only_resumed=self._only_resumed)
-        if trial is None:
-            return Searcher.FINISHED
+        while True:
+            trial = self._study.next(only_resumed=self._only_resumed)
+            if trial is None or self._scheduler.is_hopeless:
+                return Searcher.FINISHED
+            if trial.config is not None:
+                break
+            self._scheduler.count_failure(trial.reason)  # the space failed it
         return self._job.task(trial.number, trial.config.to_dict(), self._slots)
 
     def on_trial_complete(self, trial_id: str, *args: Any, **kwargs: Any) -> None:
@@ -305,6 +321,10 @@ class _StudyScheduler(_NotPickled, FIFOScheduler):
     def fail(self, number: int, reason: str) -> None:
         """Record a failure, and that it came after others."""
         self._study.fail(number, reason)
+        self.count_failure(reason)
+
+    def count_failure(self, reason: str) -> None:
+        """Note that a trial failed after others; its failure is recorded already."""
         self._failures_in_a_row.append(reason)
 
     @property

@@ -63,11 +63,12 @@ class Progress:
         line.append(f"{trial.state:<8}", style=_COLOURS[trial.state])
         if self._metric in trial.metrics:
             line.append(f"  {self._metric} {trial.metrics[self._metric]:.3f}")
-        line.append(f"  {len(trial.epochs):>2}/{trial.config.epochs} epochs {took_s:5.0f} s  ")
-        line.append(trial.config.describe(), style="dim")
+        if trial.config is not None:
+            line.append(f"  {len(trial.epochs):>2}/{trial.config.epochs} epochs {took_s:5.0f} s  ")
+            line.append(trial.config.describe(), style="dim")
         if trial.is_baseline:
             line.append("  (baseline)", style="dim")
-        if trial.repeat_of is not None:
+        if trial.repeat_of is not None and trial.config is not None:
             line.append(
                 f"  (repeat of {trial.repeat_of:05d}, seed {trial.config.seed})", style="dim"
             )
@@ -80,6 +81,8 @@ class Progress:
         for column in ("trial", "epochs", "", self._metric, "configuration"):
             table.add_column(column, no_wrap=True)
         for number, trial in sorted(self._running.items()):
+            if trial.config is None:
+                continue
             done, total = len(trial.epochs), trial.config.epochs
             last = trial.epochs[-1] if trial.epochs else {}
             value = f"{last[self._metric]:.3f}" if self._metric in last else ""

@@ -1,7 +1,12 @@
 """A space file, loaded and checked: what to try, how long, by which metric."""
 
+import difflib
+import importlib.util
+import json
+import math
 import signal
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +22,9 @@ from optuna.distributions import (
 )
 from upath import UPath
 
+from search.modules import UserModule
+from search.storage import STORAGE_ERRORS
+from trainable.checkpoint import write_atomically
 from trainable.config import TrialConfig
 from trainable.errors import ConfigError, UserError, nearest
 from trainable.metrics import METRICS
@@ -26,6 +34,24 @@ DRY_TRIALS = 40
 
 TIME_LIMIT_S = 20.0
 """For running the file and its dry trials: one that takes longer loops, or trains."""
+UNUSED_LIMIT_S = 2.0
+"""For finding parameters that change nothing."""
+
+NAMES = ("NUM_TRIALS", "EPOCHS", "METRIC", "BASELINES")
+PLANNED = ("PARTS", "SAMPLER", "PRUNER", "CONSTRAINTS")
+"""Names that a later version may read: not free for other use, and refused until then."""
+_COUNTING_WORDS = {"NUM", "N", "NR", "NUMBER", "OF", "MAX", "TOTAL"}
+
+NEEDS = {
+    "unseen_sub_near": "pseudo_novel_fraction",
+    "unseen_sub_second": "second_pseudo_novel_fraction",
+    "auroc_sub_second": "second_pseudo_novel_fraction",
+}
+"""Metrics that a trial has only where this key is above 0."""
+
+MODULES_FOLDER = "space_modules"
+"""In a search's folder: the modules that its space file imports, as they were. A resume takes these
+beside the file's copy, and the originals where `--space` names the original file."""
 
 SpaceFunction = Callable[[optuna.Trial], dict[str, Any]]
 
@@ -39,11 +65,17 @@ class Space:
     """A checked space file with the command line's changes applied."""
 
     file: UPath
-    source: str
-    """The file's text: kept with the search, so that a resume asks the same question."""
+    source: bytes
+    """The file as it is: kept with the search, so that a resume asks the same question."""
+    modules: Mapping[str, bytes]
+    """Modules beside the file that it imports, by their relative path: kept, too."""
     question: str
     """First line of the file's docstring."""
     num_trials: int
+    planned_trials: int | None
+    """What the file says, whatever the command line does; null: nothing."""
+    planned_metrics: tuple[str, ...]
+    """The same of METRIC."""
     metrics: tuple[str, ...]
     """What is optimised; more than one makes the search multi-objective."""
     baselines: tuple[dict[str, Any], ...]
@@ -52,12 +84,26 @@ class Space:
     """Configurations of the dry trials: what a search may meet."""
     distributions: Mapping[str, BaseDistribution]
     """Range of every parameter that a dry trial suggested."""
+    unused: tuple[str, ...]
+    """Parameters of which no dry trial's configuration depends."""
     defaults: Mapping[str, Any]
     """Under what `space` returns: epochs and seed."""
     fixed: Mapping[str, Any]
     """Over what `space` returns: `--set`."""
     function: SpaceFunction | None
     """Null where the file has nothing but baselines."""
+    module: UserModule
+
+    def save(self, folder: UPath, name: str) -> None:
+        """Keep the file under `name` in a search's folder, with the modules that it imports."""
+        for path, text in self.modules.items():
+            write_atomically(folder / MODULES_FOLDER / path, text)
+        write_atomically(folder / name, self.source)
+
+    def ask(self, trial: optuna.Trial) -> TrialConfig:
+        """Do as `configure`, and stop `space` where it loops."""
+        with _time_limit(self.file):
+            return self.configure(trial)
 
     def configure(self, trial: optuna.Trial) -> TrialConfig:
         """Return the configuration that `space` gives for `trial`.
@@ -67,10 +113,11 @@ class Space:
         """
         assert self.function is not None
         try:
-            returned = self.function(_FixedTrial(trial, self.fixed))  # type: ignore[arg-type]
-        except SpaceError:
-            raise  # the time limit's
-        except Exception as error:
+            with self.module.running():
+                returned = self.function(_AskedTrial(trial, self.fixed))  # type: ignore[arg-type]
+        except (SpaceError, *STORAGE_ERRORS):
+            raise  # the time limit's; a database that is away is no mistake of the file
+        except (Exception, SystemExit) as error:
             raise SpaceError(
                 f"{self.file}: space() raised {type(error).__name__} in line "
                 f"{_line(self.file, error)}: {error}"
@@ -79,7 +126,7 @@ class Space:
             raise SpaceError(
                 f"{self.file}: space() must return a dict of config keys, but got {returned!r}"
             )
-        return _config(self.file, {**self.defaults, **_without(returned, self.fixed), **self.fixed})
+        return _config(f"{self.file}: ", {**self.defaults, **returned}, self.fixed)
 
     def parameters_of(self, baseline: Mapping[str, Any]) -> dict[str, Any] | None:
         """Return the parameters that make `space` give `baseline`, or None if it lies outside."""
@@ -118,46 +165,120 @@ def load_space(
         SpaceError: With the file, the key and the nearest valid one.
     """
     with _time_limit(file):
-        values, source = _execute(file)
-        space = _checked(file, values, source, num_trials, epochs, metric, fixed or {}, seed)
-        return _with_samples(space)
+        source = _read(file)
+        kept = file.parent / MODULES_FOLDER
+        module = UserModule(file, kept if kept.is_dir() else file.parent)
+        values = _execute(file, module, source)
+        space = _checked(
+            file, values, source, module, num_trials, epochs, metric, fixed or {}, seed
+        )
+        space = _with_samples(space)
+        _check_that_metrics_exist(space, metric is not None)
+        return replace(space, modules=module.sources(source))
 
 
 def _checked(
     file: UPath,
     values: Mapping[str, Any],
-    source: str,
+    source: bytes,
+    module: UserModule,
     num_trials: int | None,
     epochs: int | None,
     metric: Sequence[str] | None,
     fixed: Mapping[str, Any],
     seed: int,
 ) -> Space:
+    _check_names(file, values)
     fixed = dict(fixed) | ({"epochs": epochs} if epochs is not None else {})
     function = values.get("space")
     if function is not None and not callable(function):
         raise SpaceError(f"{file}: `space` must be a function of an Optuna trial")
     defaults = {"epochs": _integer(file, values, "EPOCHS", TrialConfig.epochs), "seed": seed}
+    _config("--seed: ", {"seed": seed}, {})
+    _config(f"{file}: EPOCHS: ", {"epochs": defaults["epochs"]}, {})
     baselines = _baselines(file, values.get("BASELINES", []), defaults, fixed)
     if function is None and not baselines:
         raise SpaceError(f"{file}: it needs a function space(trial), BASELINES, or both")
-    planned = len(baselines) if function is None else _integer(file, values, "NUM_TRIALS", None)
-    num_trials = planned if num_trials is None else num_trials
-    if num_trials < 1:
-        raise SpaceError(f"{file}: at least one trial must be asked for, but got {num_trials}")
+    planned = _planned_trials(file, values, None if function else len(baselines))
+    if planned is None and num_trials is None:
+        raise SpaceError(
+            f"{file}: NUM_TRIALS is missing: add NUM_TRIALS = N to the file, or pass --trials N"
+        )
+    count = num_trials if num_trials is not None else planned
+    assert count is not None
+    if count < 1:
+        raise SpaceError(f"{file}: at least one trial must be asked for, but got {count}")
+    planned_metrics = _metrics(f"{file}: ", "METRIC", values.get("METRIC", "score"))
     return Space(
         file=file,
         source=source,
+        modules={},
         question=((values.get("__doc__") or "").strip() or file.stem).splitlines()[0],
-        num_trials=num_trials if function else min(num_trials, len(baselines)),
-        metrics=_metrics(file, metric or values.get("METRIC", "score")),
+        num_trials=count if function else min(count, len(baselines)),
+        planned_trials=planned,
+        planned_metrics=planned_metrics,
+        metrics=_metrics("", "--metric", metric) if metric else planned_metrics,
         baselines=tuple(baselines),
         samples=(),
         distributions={},
+        unused=(),
         defaults=defaults,
         fixed=fixed,
         function=function,
+        module=module,
     )
+
+
+def _check_names(file: UPath, values: Mapping[str, Any]) -> None:
+    """Refuse names that nothing reads, though they look as if something did."""
+    for name in PLANNED:
+        if name in values:
+            raise SpaceError(f"{file}: {name} is not supported yet: leave it out")
+    for name in values:
+        if name.isupper() and name not in NAMES and (meant := _meant(name, values)):
+            remedy = "leave it out" if meant in PLANNED else "rename it"
+            raise SpaceError(
+                f"{file}: nothing reads {name} (did you mean {meant}?): {remedy}, or give it "
+                "a name that is less like it"
+            )
+        if name.upper() in NAMES and name.upper() not in values:
+            raise SpaceError(f"{file}: nothing reads {name} (did you mean {name.upper()}?)")
+
+
+def _meant(name: str, values: Mapping[str, Any]) -> str | None:
+    """Return which of our names an upper-case one was meant for, if it looks like one.
+
+    BASELINE and METRCI do; BASELINE_LR, of several words, does not; NUM_EPOCHS does as long as
+    there is no EPOCHS.
+    """
+    words = name.strip("_").split("_")
+    counted = [word for word in words if word not in _COUNTING_WORDS]
+    for known in (*NAMES, *PLANNED):
+        stem = known.removeprefix("NUM_")
+        for those in (words, counted if known not in values else []):
+            alike = difflib.SequenceMatcher(None, "".join(those), stem).ratio()
+            whole = difflib.SequenceMatcher(None, "".join(words), known.replace("_", "")).ratio()
+            if alike >= (0.82 if len(those) == 1 else 0.95) or whole >= 0.9:
+                return known
+    return None
+
+
+def _planned_trials(file: UPath, values: Mapping[str, Any], default: int | None) -> int | None:
+    if "NUM_TRIALS" not in values or values.get("space") is None:
+        return default
+    return _integer(file, values, "NUM_TRIALS", None)
+
+
+def _check_that_metrics_exist(space: Space, is_asked: bool) -> None:
+    """Refuse a metric that no configuration's trial can have."""
+    for metric in space.metrics:
+        key = NEEDS.get(metric)
+        if key and not any(getattr(config, key) > 0 for config in space.samples):
+            where = "--metric" if is_asked else f"{space.file}: METRIC"
+            raise SpaceError(
+                f"{where} {metric} is only there where `{key}` is above 0, and no configuration "
+                f"of this space sets it: add --set {key}=0.15, or take another metric"
+            )
 
 
 @contextmanager
@@ -182,30 +303,39 @@ def _time_limit(file: UPath) -> Iterator[None]:
         signal.signal(signal.SIGALRM, previous)
 
 
-def _execute(file: UPath) -> tuple[dict[str, Any], str]:
+def _read(file: UPath) -> bytes:
     try:
-        source = file.read_text()
+        source = file.read_bytes()
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise SpaceError(f"--space {file}: cannot be read ({reason})") from error
-    except UnicodeDecodeError as error:
-        raise SpaceError(f"--space {file}: not a text file ({error})") from error
-    values: dict[str, Any] = {"__name__": "space", "__file__": str(file)}
     try:
-        exec(compile(source, str(file), "exec"), values)
+        importlib.util.decode_source(source)
+    except (UnicodeDecodeError, SyntaxError) as error:
+        raise SpaceError(f"--space {file}: not a text file ({error})") from error
+    if b"\0" in source:
+        raise SpaceError(f"--space {file}: not a text file (it has null bytes)")
+    return source
+
+
+def _execute(file: UPath, module: UserModule, source: bytes) -> dict[str, Any]:
+    if clash := module.clash(source):
+        raise SpaceError(f"--space {file}: {clash}")
+    try:
+        return module.execute(source)
     except SpaceError:
         raise  # the time limit's
-    except Exception as error:
+    except SyntaxError as error:
+        where = file if error.filename == str(file) else error.filename
+        raise SpaceError(f"{where}, line {error.lineno}: SyntaxError: {error.msg}") from error
+    except (Exception, SystemExit) as error:
         raise SpaceError(
             f"{file}, line {_line(file, error)}: {type(error).__name__}: {error}"
         ) from error
-    return values, source
 
 
-def _line(file: UPath, error: Exception) -> int | None:
+def _line(file: UPath, error: BaseException) -> int | None:
     """Return the last line of the space file on the way to `error`."""
-    if isinstance(error, SyntaxError):
-        return error.lineno
     frames = traceback.extract_tb(error.__traceback__)
     return next((f.lineno for f in reversed(frames) if f.filename == str(file)), None)
 
@@ -217,13 +347,13 @@ def _integer(file: UPath, values: Mapping[str, Any], name: str, default: int | N
     return value
 
 
-def _metrics(file: UPath, metric: Any) -> tuple[str, ...]:
+def _metrics(where: str, flag: str, metric: Any) -> tuple[str, ...]:
     names = tuple(metric) if isinstance(metric, list | tuple) else (metric,)
     for name in names:
         if not isinstance(name, str) or name not in METRICS:
-            raise SpaceError(f"{file}: unknown METRIC {name!r}{nearest(str(name), METRICS)}")
+            raise SpaceError(f"{where}unknown {flag} {name!r}{nearest(str(name), METRICS)}")
     if len(set(names)) < len(names) or not names:
-        raise SpaceError(f"{file}: METRIC must name one metric or several different ones")
+        raise SpaceError(f"{where}{flag} must name one metric or several different ones")
     return names
 
 
@@ -235,8 +365,8 @@ def _baselines(
         raise SpaceError(f"{file}: BASELINES must be a list of dicts")
     whole = []
     for number, partial in enumerate(given):
-        values = {**defaults, **_without(partial, fixed), **fixed}
-        config = _config(file, values, f"BASELINES[{number}]: ").to_dict()
+        where = f"{file}: BASELINES[{number}]: "
+        config = _config(where, {**defaults, **partial}, fixed).to_dict()
         if config not in whole:
             whole.append(config)
     return whole
@@ -251,23 +381,92 @@ def _without(values: Mapping[str, Any], fixed: Mapping[str, Any]) -> dict[str, A
     return {key: value for key, value in values.items() if _unprefixed(key) not in fixed}
 
 
-def _config(file: UPath, values: Mapping[str, Any], where: str = "") -> TrialConfig:
+def _config(where: str, values: Mapping[str, Any], fixed: Mapping[str, Any]) -> TrialConfig:
+    """Return the configuration with `fixed` over `values`; what is wrong is blamed on its source:
+    `where`, or the setting without which there is nothing wrong.
+    """
     try:
-        return TrialConfig.from_dict(values)
+        return TrialConfig.from_dict({**_without(values, fixed), **fixed})
     except ConfigError as error:
-        raise SpaceError(f"{file}: {where}{error}") from error
+        for key, value in fixed.items():
+            rest = {k: v for k, v in fixed.items() if k != key}
+            if _is_config({**_without(values, rest), **rest}):
+                given = f"--epochs {value}" if key == "epochs" else f"--set {key}={_typed(value)}"
+                raise SpaceError(f"{given}: {error}") from error
+        raise SpaceError(f"{where}{error}") from error
+
+
+def _is_config(values: Mapping[str, Any]) -> bool:
+    try:
+        TrialConfig.from_dict(values)
+    except ConfigError:
+        return False
+    return True
+
+
+def _typed(value: Any) -> str:
+    """Return a value as it is typed after --set."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _with_samples(space: Space) -> Space:
     samples = [TrialConfig.from_dict(baseline) for baseline in space.baselines]
+    if space.function is None:
+        return replace(space, samples=tuple(samples))
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     distributions: dict[str, BaseDistribution] = {}
-    if space.function is not None:
-        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-        for _ in range(DRY_TRIALS):
-            trial = study.ask()
-            samples.append(space.configure(trial))
-            distributions |= trial.distributions
-    return replace(space, samples=tuple(samples), distributions=distributions)
+    dry: list[tuple[dict[str, Any], TrialConfig]] = []
+    for _ in range(DRY_TRIALS):
+        trial = study.ask()
+        config = space.configure(trial)
+        samples.append(config)
+        dry.append((trial.params, config))
+        distributions |= trial.distributions
+    unused = _unused(space, dry, distributions)
+    return replace(space, samples=tuple(samples), distributions=distributions, unused=unused)
+
+
+def _unused(
+    space: Space,
+    dry: Sequence[tuple[dict[str, Any], TrialConfig]],
+    distributions: Mapping[str, BaseDistribution],
+) -> tuple[str, ...]:
+    """Return the parameters that no dry trial's configuration changes with, as far as time allows.
+
+    Each is given other values in the trials that had it, and all else stays.
+    """
+    end_s = time.monotonic() + UNUSED_LIMIT_S
+    unused = []
+    for name, distribution in distributions.items():
+        changed = (
+            ({**params, name: other}, config)
+            for params, config in dry
+            if name in params
+            for other in _others(distribution, params[name])
+        )
+        is_used = not _others(distribution, None)
+        while not is_used and (each := next(changed, None)) is not None:
+            is_used = time.monotonic() > end_s or _gives_another(space, *each)
+        if not is_used:
+            unused.append(name)
+    return tuple(unused)
+
+
+def _others(distribution: BaseDistribution, value: Any) -> list[Any]:
+    """Return what a parameter could be instead of `value`: its choices, or both ends."""
+    if distribution.single():
+        return []
+    if isinstance(distribution, CategoricalDistribution):
+        return [choice for choice in distribution.choices if choice != value]
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    return [end for end in (distribution.low, distribution.high) if end != value]
+
+
+def _gives_another(space: Space, params: dict[str, Any], config: TrialConfig) -> bool:
+    try:
+        return space.configure(_GivenTrial(params)) != config  # type: ignore[arg-type]
+    except SpaceError:
+        return True  # it does change something
 
 
 def describe(distribution: BaseDistribution) -> str:
@@ -279,8 +478,8 @@ def describe(distribution: BaseDistribution) -> str:
     return f"{distribution.low:g} to {distribution.high:g}{scale}"
 
 
-class _FixedTrial:
-    """A trial whose fixed keys are not sampled: `space` is given their values."""
+class _AskedTrial:
+    """The trial that `space` is given: fixed keys are not sampled, and choices are checked."""
 
     def __init__(self, trial: optuna.Trial, fixed: Mapping[str, Any]) -> None:
         self._trial, self._fixed = trial, fixed
@@ -290,22 +489,68 @@ class _FixedTrial:
         if not name.startswith("suggest_"):
             return method
 
-        def suggest(key: str, *args: Any, **kwargs: Any) -> Any:
-            for name in (key, _unprefixed(key)):
-                if name in self._fixed:
-                    return self._fixed[name]
-            return method(key, *args, **kwargs)
+        def suggest(*args: Any, **kwargs: Any) -> Any:
+            key = args[0] if args else kwargs.get("name")
+            if not isinstance(key, str) or not 0 < len(key) <= 512:
+                raise TypeError(
+                    f"a parameter's name must be a text of 1 to 512 characters, but got {key!r}"
+                )
+            if name == "suggest_categorical" and (len(args) == 2 or "choices" in kwargs):
+                choices = list(args[1] if len(args) == 2 else kwargs.pop("choices"))
+                _check_choices(key, choices)
+                args, kwargs = (), {"name": key, "choices": choices}
+            for fixed in (key, _unprefixed(key)):
+                if fixed in self._fixed:
+                    return self._fixed[fixed]
+            return method(*args, **kwargs)
 
         return suggest
+
+
+def _check_choices(name: str, choices: Sequence[Any]) -> None:
+    """Refuse choices that the study, which stores them as JSON, would give back as others."""
+    seen: list[Any] = []
+    for choice in choices:
+        if type(choice) not in (type(None), bool, int, float, str):
+            raise TypeError(
+                f"choice {choice!r} of {name!r} is a {type(choice).__name__}, but the study keeps "
+                "choices as JSON: take None, bool, int, float or str, and look up in the file "
+                "what they stand for"
+            )
+        if isinstance(choice, float) and not math.isfinite(choice):
+            raise TypeError(f"choice {choice!r} of {name!r} is not finite: take a text or None")
+        twin = next((s for s in seen if s == choice and type(s) is not type(choice)), choice)
+        if type(twin) is not type(choice):
+            raise TypeError(
+                f"choices {twin!r} and {choice!r} of {name!r} are equal to Python: take texts"
+            )
+        seen.append(choice)
+
+
+class _GivenTrial(optuna.trial.FixedTrial):
+    """A fixed trial that has a value for whatever else is asked."""
+
+    def _suggest(self, name: str, distribution: BaseDistribution) -> Any:
+        value = self._params.get(name)
+        if name not in self._params or not _contains(distribution, value):
+            is_choice = isinstance(distribution, CategoricalDistribution)
+            self._params[name] = distribution.choices[0] if is_choice else distribution.low  # type: ignore[attr-defined]
+        return super()._suggest(name, distribution)
+
+
+def _contains(distribution: BaseDistribution, value: Any) -> bool:
+    try:
+        return distribution._contains(distribution.to_internal_repr(value))
+    except (ValueError, TypeError):
+        return False
 
 
 class _InsideTrial(optuna.trial.FixedTrial):
     """A fixed trial that refuses values outside the ranges, and knows which were asked for."""
 
     def _suggest(self, name: str, distribution: Any) -> Any:
-        value = self._params.get(name)
-        if value is None or not distribution._contains(distribution.to_internal_repr(value)):
-            raise ValueError(f"{name}={value!r} is outside the space")
+        if name not in self._params or not _contains(distribution, self._params[name]):
+            raise ValueError(f"{name} is outside the space")
         return super()._suggest(name, distribution)
 
     @property

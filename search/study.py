@@ -7,15 +7,17 @@ import types
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, check_distribution_compatibility
 from optuna.trial import TrialState
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import make_url
 
 from results.load import Repeat, password_hint
-from search.space import Space
+from search.space import Space, SpaceError
+from search.storage import STORAGE_ERRORS, Storage, patiently
 from trainable.config import TrialConfig
 from trainable.errors import UserError, reason_of
 from trainable.metrics import METRICS
@@ -41,7 +43,8 @@ class Trial:
     """One trial as it stands. Its number is its identity everywhere."""
 
     number: int
-    config: TrialConfig
+    config: TrialConfig | None
+    """Null: the space gave none, and `reason` says why."""
     state: str
     """RUNNING, COMPLETE (all epochs), PRUNED, FAIL."""
     is_baseline: bool
@@ -87,15 +90,22 @@ class Study:
         seed: int,
         observers: list[Observer],
         repeats: Sequence[Repeat] = (),
+        check: Callable[[], None] = lambda: None,
     ) -> None:
+        """Open the study as it is.
+
+        Args:
+            check: Called before anything is written; raises where this driver may not.
+        """
         self._study, self._space, self._seed = study, space, seed
+        self._check = check
         self._observers = observers
         self._repeats = {repeat.number: repeat for repeat in repeats}
         self._live: dict[int, optuna.Trial] = {}
         self.trials: dict[int, Trial] = {
             frozen.number: _trial(frozen)
             for frozen in study.get_trials(deepcopy=False)
-            if "config" in frozen.user_attrs
+            if "config" in frozen.user_attrs or frozen.state == TrialState.FAIL
         }
         self._to_resume = [
             frozen.number
@@ -128,14 +138,14 @@ class Study:
     def next(self, *, only_resumed: bool = False) -> Trial | None:
         """Return the trial to run next: one left running, else a new one; None when all are out.
 
+        One that the space gives no configuration is a FAIL already, with the reason.
+
         Args:
             only_resumed: Ask for no new one.
         """
+        self._check()
         if self._to_resume:
             number = self._to_resume.pop(0)
-            self._study.sampler = self._sampler(number)
-            frozen = self._study.get_trials(deepcopy=False)[number]
-            trial = optuna.Trial(self._study, frozen._trial_id)
         elif only_resumed:
             return None
         else:
@@ -143,13 +153,25 @@ class Study:
             if number not in self._repeats:
                 if self._place(number) >= self._space.num_trials:
                     return None
-                self._enqueue_baseline(self._place(number))
-            self._study.sampler = self._sampler(number)
-            trial = self._study.ask()
+                patiently(lambda: self._enqueue_baseline(self._place(number)))
+        trial = patiently(lambda: self._asked(number))
         self._live[number] = trial
         if number not in self.trials:
-            self._publish(self._configured(number, trial))
+            try:
+                self._publish(self._configured(number, trial))
+            except SpaceError as error:
+                running = Trial(number=number, config=None, state="RUNNING", is_baseline=False)
+                self._publish(running)
+                self.fail(number, str(error))
         return self.trials[number]
+
+    def _asked(self, number: int) -> optuna.Trial:
+        """Ask for trial `number`, or take it if it is there: also by a try that was cut off."""
+        self._study.sampler = self._sampler(number)
+        trials = self._study.get_trials(deepcopy=False, states=_ASKED)
+        if len(trials) > number:
+            return optuna.Trial(self._study, trials[number]._trial_id)
+        return self._study.ask()
 
     def _place(self, number: int) -> int:
         """Return how many trials the search asked for before this one.
@@ -179,16 +201,18 @@ class Study:
         if is_baseline:
             config = TrialConfig.from_dict(self._space.baselines[place])
             if self._space.parameters_of(self._space.baselines[place]):
-                self._space.configure(trial)  # the space has it, so the sampler can learn from it
+                self._space.ask(trial)  # the space has it, so the sampler can learn from it
         else:
-            config = self._space.configure(trial)
+            config = self._space.ask(trial)
         if is_baseline:
             trial.set_user_attr("baseline", True)
         trial.set_user_attr("config", config.to_dict())
         return Trial(number=number, config=config, state="RUNNING", is_baseline=is_baseline)
 
     def _repeated(self, repeat: Repeat, trial: optuna.Trial) -> Trial:
-        config = replace(self.trials[repeat.trial].config, seed=repeat.seed)
+        original = self.trials[repeat.trial].config
+        assert original is not None  # it is COMPLETE
+        config = replace(original, seed=repeat.seed)
         trial.set_user_attr("repeat_of", repeat.trial)
         trial.set_user_attr("config", config.to_dict())
         return Trial(
@@ -201,6 +225,7 @@ class Study:
 
     def start(self, number: int, host: str, device: str) -> None:
         """Record where the trial runs."""
+        self._check()
         self._live[number].set_user_attr("host", host)
         self._live[number].set_user_attr("device", device)
         self._publish(replace(self.trials[number], host=host, device=device))
@@ -210,14 +235,17 @@ class Study:
 
         An epoch that is already recorded (a resumed trial repeats them) is not recorded twice.
         """
+        self._check()
         trial, epoch = self.trials[number], int(metrics["epoch"])
+        config = trial.config
+        assert config is not None
         if epoch > len(trial.epochs):
             self._report_to_optuna(self._live[number], metrics, epoch)
             # This write makes the epoch a recorded one, so it comes last.
             self._live[number].set_user_attr(f"epoch_{epoch:05d}", metrics)
             trial = replace(trial, epochs=(*trial.epochs, metrics))
             self._publish(trial)
-        is_last = epoch >= trial.config.epochs
+        is_last = epoch >= config.epochs
         if epoch < len(trial.epochs) or is_last or not self._should_prune(trial, epoch):
             return False
         self._tell(
@@ -251,6 +279,7 @@ class Study:
     def _tell(self, trial: Trial) -> None:
         if self.trials[trial.number].is_finished:
             return  # a worker that died after its last report was run again
+        self._check()
         live = self._live.pop(trial.number)
         live.set_user_attr("metrics", trial.metrics)
         if trial.reason or "reason" in live.user_attrs:  # a killed driver may have left one
@@ -264,6 +293,7 @@ class Study:
     def _should_prune(self, trial: Trial, epoch: int) -> bool:
         if not self._is_single or trial.repeat_of is not None:
             return False
+        assert trial.config is not None
         min_resource = max(1, trial.config.epochs // RUNG_FRACTION)
         rung_epochs = {f"{_RUNG}{k}": min_resource * REDUCTION_FACTOR**k for k in range(64)}
         live = self._live[trial.number]
@@ -406,6 +436,8 @@ def create_study(url: str, name: str, metrics: tuple[str, ...]) -> optuna.Study:
     Raises:
         StudyError: The storage cannot be used, or has a study of that name.
     """
+    if url.startswith("sqlite") and make_url(url).database in (None, "", ":memory:"):
+        raise StudyError(f"{url} is forgotten with this process: name a file, sqlite:///FILE.db")
     directions = [METRICS[metric] for metric in metrics]
     storage = _storage(url)
     try:
@@ -418,7 +450,7 @@ def create_study(url: str, name: str, metrics: tuple[str, ...]) -> optuna.Study:
                 f"{url} already has a study named {name!r}: pass another --name"
             ) from None
         return study
-    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+    except STORAGE_ERRORS as error:
         raise _unreadable(url, error) from error
 
 
@@ -428,12 +460,14 @@ def open_study(url: str, name: str) -> optuna.Study:
     Raises:
         StudyError: The storage cannot be read, or has no study of that name.
     """
+    if url.startswith("sqlite") and (file := make_url(url).database) and not Path(file).exists():
+        raise StudyError(f"{url}: there is no such file, so no study named {name!r}")
     storage = _storage(url)
     try:
         return optuna.load_study(storage=storage, study_name=name)
     except KeyError:
         raise StudyError(f"{url} has no study named {name!r}") from None
-    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+    except STORAGE_ERRORS as error:
         raise _unreadable(url, error) from error
 
 
@@ -496,12 +530,9 @@ def _is_choice(distribution: BaseDistribution, value: Any) -> bool:
 
 
 def _storage(url: str) -> optuna.storages.BaseStorage:
-    options: dict[str, Any] = {}
-    if url.startswith("sqlite"):
-        options["connect_args"] = {"timeout": 60}
     try:
-        return optuna.storages.RDBStorage(url, engine_kwargs=options)
-    except (SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError) as error:
+        return Storage(url)
+    except (*STORAGE_ERRORS, ImportError) as error:
         raise _unreadable(url, error) from error
     except RuntimeError as error:  # an older or a newer schema
         raise _unreadable(url, error) from error
@@ -518,7 +549,7 @@ def _trial(frozen: optuna.trial.FrozenTrial) -> Trial:
     attributes = frozen.user_attrs
     return Trial(
         number=frozen.number,
-        config=TrialConfig.from_dict(attributes["config"]),
+        config=TrialConfig.from_dict(attributes["config"]) if "config" in attributes else None,
         state=frozen.state.name,
         is_baseline=attributes.get("baseline", False),
         repeat_of=attributes.get("repeat_of"),

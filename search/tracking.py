@@ -224,7 +224,7 @@ class Tracker:
     def _sent(self, trial: Trial, run_id: str) -> set[int]:
         """Return the epochs the server has; the first time in a process, the run is set going."""
         if trial.number not in self._sent_epochs:
-            self._log_missing_params(self._client.get_run(run_id), trial.config.to_dict())
+            self._log_missing_params(self._client.get_run(run_id), _params(trial))
             self._client.update_run(run_id, status="RUNNING")
             history = self._client.get_metric_history(run_id, "score")
             self._sent_epochs[trial.number] = {metric.step for metric in history}
@@ -237,13 +237,13 @@ class Tracker:
             "mlflow.parentRunId": self._parent_id,
             "trial": str(trial.number),
             "state": trial.state,
-            "architecture": trial.config.architecture,
+            "architecture": trial.config.architecture if trial.config else "",
             "baseline": str(trial.is_baseline).lower(),
         }
         if trial.repeat_of is not None:
             tags["repeat_of"] = str(trial.repeat_of)
         run = self._client.create_run(self._experiment_id, tags=tags)
-        self._log_missing_params(run, trial.config.to_dict())
+        self._log_missing_params(run, _params(trial))
         self._sent_epochs[trial.number] = set()
         return str(run.info.run_id)
 
@@ -312,6 +312,10 @@ def local_copies(files: Sequence[UPath]) -> Iterator[list[Path]]:
                 copies.append(Path(scratch) / file.name)
                 copies[-1].write_bytes(file.read_bytes())
         yield copies
+
+
+def _params(trial: Trial) -> dict[str, Any]:
+    return {} if trial.config is None else trial.config.to_dict()
 
 
 def _where(trial: Trial) -> list[RunTag]:

@@ -1,19 +1,24 @@
 """What a resume may change, what it refuses, and who may resume."""
 
 import multiprocessing
+import os
 import sqlite3
 import time
-from multiprocessing.synchronize import Event
+from datetime import datetime, timedelta
+from multiprocessing.queues import Queue
+from multiprocessing.synchronize import Barrier, Event
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
+import sqlalchemy as sa
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 from upath import UPath
 
 from search import lock, space
-from search.lock import LockError, only_driver
+from search.lock import LeaseLostError, LockError, only_driver
 from search.space import SpaceError, load_space
 from search.study import StudyError, create_study, open_study, with_distributions
 
@@ -118,11 +123,12 @@ def _hold(folder: str, url: str, held: Event) -> None:
         time.sleep(60)
 
 
-@pytest.mark.parametrize("folder", ["{tmp}", "memory://search"])
+@pytest.mark.parametrize("folder", ["{tmp}", "memory://search", "{tmp}/other"])
 def test_a_second_driver_is_refused_until_the_first_is_dead(
     folder: str, tmp_path: Path, study: optuna.Study, url: str
 ) -> None:
     folder = folder.format(tmp=tmp_path)
+    (tmp_path / "other").mkdir()
     context = multiprocessing.get_context("spawn")
     held = context.Event()
     first = context.Process(target=_hold, args=(folder, url, held))
@@ -141,19 +147,129 @@ def test_a_second_driver_is_refused_until_the_first_is_dead(
         pass
 
 
-def test_a_lease_of_another_machine_ends_when_it_is_not_renewed(
-    study: optuna.Study, url: str, monkeypatch: pytest.MonkeyPatch
+def test_a_copied_search_is_not_run_beside_the_original(
+    tmp_path: Path, study: optuna.Study, url: str
 ) -> None:
-    beat = {"id": "x", "host": "elsewhere", "pid": 1, "time_s": time.time()}
-    study.set_user_attr("driver", beat)
+    """Each has a folder of its own, and a file there to lock; the study is one."""
+    for name in ("original", "copy"):
+        (tmp_path / name).mkdir()
+    with (
+        only_driver(UPath(tmp_path / "original"), study),
+        pytest.raises(LockError, match="another driver, process"),
+        only_driver(UPath(tmp_path / "copy"), open_study(url, "s")),
+    ):
+        pytest.fail("two drivers hold the lock")
+
+
+def row_of(study: optuna.Study) -> dict[str, Any]:
+    """Return the lease as the database has it."""
+    engine = lock._engine(study)
+    assert engine is not None
+    with engine.begin() as connection:
+        (row,) = connection.execute(sa.select(lock._DRIVERS)).mappings()
+        return dict(row)
+
+
+def change_row(study: optuna.Study, **values: Any) -> None:
+    engine = lock._engine(study)
+    assert engine is not None
+    with engine.begin() as connection:
+        connection.execute(lock._DRIVERS.update().values(**values))
+
+
+def leave_lease(study: optuna.Study, **values: Any) -> None:
+    """Leave a lease as a driver that was killed does, with some values changed."""
+    with only_driver(UPath("memory://search"), study):
+        row = row_of(study)
+    engine = lock._engine(study)
+    assert engine is not None
+    with engine.begin() as connection:
+        connection.execute(lock._DRIVERS.insert().values(**{**row, **values}))
+
+
+def is_taken(study: optuna.Study) -> bool:
+    try:
+        with only_driver(UPath("memory://search"), study):
+            return True
+    except LockError:
+        return False
+
+
+OLD = datetime(2025, 11, 25)
+
+
+def test_a_lease_of_another_machine_ends_when_it_is_not_renewed(study: optuna.Study) -> None:
+    leave_lease(study, machine="another", host="elsewhere", pid=1)
     with (
         pytest.raises(LockError, match="process 1 on elsewhere"),
         only_driver(UPath("memory://search"), study),
     ):
         pytest.fail("the lease was ignored")
-    study.set_user_attr("driver", beat | {"time_s": time.time() - lock.LEASE_S - 1})
-    with only_driver(UPath("memory://search"), study):
-        pass
+    now = row_of(study)["beat"]
+    change_row(study, beat=now - timedelta(seconds=lock.LEASE_S + 1))
+    assert is_taken(study)
+
+
+@pytest.mark.parametrize(
+    ("values", "is_free"),
+    [
+        # The number of a process that is alive, given anew to this one.
+        ({"pid": os.getpid(), "started": "1", "beat": OLD}, True),
+        ({"pid": os.getpid(), "started": "1"}, True),
+        # Of before the machine was started again: its numbers and times say nothing.
+        ({"machine": "of before", "pid": os.getpid(), "beat": OLD}, True),
+        # Alive, only too busy to say so.
+        ({"pid": os.getpid(), "beat": OLD}, False),
+        ({"pid": 2**22 + 1}, True),
+    ],
+)
+def test_a_lease_is_known_by_its_process_not_by_a_number_alone(
+    study: optuna.Study, values: dict[str, Any], is_free: bool
+) -> None:
+    leave_lease(study, **values)
+    assert is_taken(study) == is_free
+
+
+def _start_at_once(url: str, barrier: Barrier, results: "Queue[str]") -> None:
+    study = open_study(url, "s")
+    barrier.wait(60)
+    try:
+        with only_driver(UPath("memory://search"), study):
+            results.put("held")
+            barrier.wait(60)  # until all have tried
+    except LockError:
+        results.put("refused")
+        barrier.wait(60)
+
+
+@pytest.mark.parametrize("is_left", [False, True])
+def test_of_drivers_that_start_at_once_one_gets_the_search(
+    study: optuna.Study, url: str, is_left: bool
+) -> None:
+    """Real processes; also where all of them find a dead driver's lease."""
+    if is_left:
+        leave_lease(study, pid=2**22 + 1)
+    context = multiprocessing.get_context("spawn")
+    barrier, results = context.Barrier(3), context.Queue()
+    drivers = [
+        context.Process(target=_start_at_once, args=(url, barrier, results)) for _ in range(3)
+    ]
+    for driver in drivers:
+        driver.start()
+    assert sorted(results.get(timeout=120) for _ in drivers) == ["held", "refused", "refused"]
+    for driver in drivers:
+        driver.join(60)
+
+
+def test_a_driver_that_lost_its_lease_is_told_and_leaves_the_other_ones(
+    study: optuna.Study,
+) -> None:
+    with only_driver(UPath("memory://search"), study) as check:
+        check()
+        change_row(study, holder="another")
+        with pytest.raises(LeaseLostError, match="another one runs the search now"):
+            check()
+    assert row_of(study)["holder"] == "another"
 
 
 def test_a_space_file_that_loops_is_stopped(

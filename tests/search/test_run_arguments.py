@@ -1,22 +1,25 @@
 """A mistake in what was asked is one line on standard error, exit code 2, and nothing is left."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
+import optuna
 import pytest
 from upath import UPath
 
 from results.load import load_record
-from search.driver import Options, _job, _params, _plan, _resume_command, _summary
+from search.driver import ON_RESUME, Options, _job, _params, _plan, _resume_command, _summary
 from search.run import main
 from search.study import create_study
 from tests.trainable.factories import make_data
 from trainable.config import TrialConfig
 from trainable.data import load_data
+from trainable.errors import UserError
 from trainable.splits import PROTOCOL
 
 ROOT = Path(__file__).parents[2]
@@ -188,8 +191,8 @@ def test_space_file_that_is_not_there_is_named(capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("alpha=-1", "asked.py: BASELINES[0]: `0 <= alpha <= 1000` must hold, but got -1.0"),
-        ("alpha=big", "asked.py: BASELINES[0]: `alpha` must be float, but got 'big'"),
+        ("alpha=-1", "--set alpha=-1: `0 <= alpha <= 1000` must hold, but got -1.0"),
+        ("alpha=big", "--set alpha=big: `alpha` must be float, but got 'big'"),
     ],
 )
 def test_set_to_a_bad_value_is_refused(
@@ -200,7 +203,7 @@ def test_set_to_a_bad_value_is_refused(
 
 def test_unknown_metric_is_refused_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     message = mistake(capsys, "--space", "asked.py", "--metric", "seen_sub,unseen_sup")
-    assert message == "asked.py: unknown METRIC 'unseen_sup' (did you mean 'unseen_super'?)"
+    assert message == "unknown --metric 'unseen_sup' (did you mean 'unseen_super'?)"
 
 
 def test_data_that_are_missing_are_named_and_nothing_is_left(
@@ -584,3 +587,170 @@ def test_dry_run_prints_the_repeats_and_plans_none(
         "repeat 4: trial 2 with seed 1 (to run)",
     ]
     assert files_in(kept) == before
+
+
+# --- What a resume may change --------------------------------------------------------------------
+
+
+def test_every_option_has_its_place_in_the_table_of_what_a_resume_may_change() -> None:
+    assert set(ON_RESUME) == {field.name for field in fields(Options)}
+
+
+SAID = {"METRIC": ["score"], "NUM_TRIALS": 3, "seed": 0, "val_fraction": 0.1,
+        "pseudo_novel_fraction": 0.15, "second_pseudo_novel_fraction": 0.0}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("METRIC = 'ce_sub'", "other.py: METRIC was score, now it is ce_sub"),
+        ("METRIC = 'score', 'ce_sub'", "other.py: METRIC was score, now it is score,ce_sub"),
+        ("second_pseudo_novel_fraction=0.2",
+         "other.py: second_pseudo_novel_fraction was 0.0, now it is 0.2"),
+        ("val_fraction=0.3", "other.py: val_fraction was 0.1, now it is 0.3"),
+        ("seed=5", "other.py: seed was 0, now it is 5"),
+    ],
+)  # fmt: skip
+def test_resume_with_a_space_that_judges_otherwise_is_refused(
+    capsys: pytest.CaptureFixture[str], folder: Path, change: str, message: str
+) -> None:
+    kept_search(folder, "first", said=SAID, protocol=PROTOCOL)
+    if change.startswith("METRIC"):
+        text = f"NUM_TRIALS = 3\n{change}\ndef space(trial):\n    return {{}}\n"
+    else:
+        text = f"NUM_TRIALS = 3\ndef space(trial):\n    return dict({change})\n"
+    (folder / "other.py").write_text(text)
+    before = files_in(folder)
+    said = mistake(capsys, "--resume", "--name", "first", "--space", "other.py")
+    assert said == (
+        f"{message}: the finished trials would not be comparable. "
+        "Resume without the change, or start a new search"
+    )
+    assert files_in(folder) == before
+
+
+def test_resume_may_repeat_the_metric_of_a_first_start_over_the_files(folder: Path) -> None:
+    kept_search(folder, "first", metrics=["ce_sub"], said=SAID, protocol=PROTOCOL)
+    options = Options(resume=True, name="first", fixed={}, space=UPath("asked.py"))
+    record, space, _ = _plan(options)
+    assert (record.metrics, space.metrics) == (["ce_sub"], ("ce_sub",))
+
+
+def test_another_number_of_trials_in_the_file_holds_unless_the_command_line_says_another(
+    folder: Path,
+) -> None:
+    kept_search(folder, "first", num_trials=9, said=SAID, protocol=PROTOCOL)
+    options = Options(resume=True, name="first", fixed={}, space=UPath("asked.py"))
+    assert _plan(options)[0].num_trials == 9, "the first start's --trials"
+    text = (folder / "asked.py").read_text()
+    assert "NUM_TRIALS = 3" in text
+    (folder / "asked.py").write_text(text.replace("NUM_TRIALS = 3", "NUM_TRIALS = 12"))
+    assert _plan(options)[0].num_trials == 12
+    assert _plan(replace(options, trials=10))[0].num_trials == 10
+
+
+# --- A start that fails --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("study", [[], ["--study", "sqlite:///mine.db"]])
+def test_start_that_fails_before_its_first_trial_leaves_nothing_and_can_be_corrected(
+    capsys: pytest.CaptureFixture[str],
+    folder: Path,
+    data: Path,
+    cache: Path,
+    study: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sources = ["--data", str(data), "--novel", str(data / "novel_images"), "--cache", str(cache)]
+    command = ["--space", "asked.py", "--name", "again", *sources, *study]
+
+    def broken(*args: object, **kwargs: object) -> str:
+        assert (folder / "runs/again/search.json").exists()
+        raise UserError("no Ray cluster answers there")
+
+    monkeypatch.setattr("search.driver._run", broken)
+    for _ in range(2):
+        assert main(command) == 2
+        assert capsys.readouterr().err == "error: no Ray cluster answers there\n"
+        assert [*files_in(folder)] == ["asked.py"]
+        assert not (folder / "runs").exists()
+
+
+def test_start_that_fails_leaves_other_searches_and_an_older_database(
+    capsys: pytest.CaptureFixture[str],
+    folder: Path,
+    data: Path,
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sources = ["--data", str(data), "--novel", str(data / "novel_images"), "--cache", str(cache)]
+    create_study("sqlite:///mine.db", "other", ("score",)).ask()
+    kept_search(folder, "first")
+    before = {*files_in(folder)}
+
+    def broken(*args: object, **kwargs: object) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("search.driver._run", broken)
+    command = ["--space", "asked.py", "--name", "again", "--study", "sqlite:///mine.db", *sources]
+    assert main(command) == 130
+    assert {*files_in(folder)} == before
+    assert optuna.get_all_study_names("sqlite:///mine.db") == ["other"]
+
+
+def test_failure_after_a_trial_was_asked_for_keeps_the_search(
+    folder: Path, data: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = ["--data", str(data), "--novel", str(data / "novel_images"), "--cache", str(cache)]
+
+    def broken(options: object, record: object, study: optuna.Study, *args: object) -> str:
+        study.ask()
+        raise UserError("the power is out")
+
+    monkeypatch.setattr("search.driver._run", broken)
+    assert main(["--space", "asked.py", "--name", "again", *sources]) == 2
+    assert {"runs/again/search.json", "runs/again/space.py", "runs/again/study.db"} <= {
+        *files_in(folder)
+    }
+
+
+# --- What is printed -----------------------------------------------------------------------------
+
+
+def test_text_of_the_user_is_printed_as_it_is(
+    capsys: pytest.CaptureFixture[str], folder: Path, data: Path, cache: Path
+) -> None:
+    (folder / "marked.py").write_text(
+        '"""Is [/data] or [bold]x[/bold] a :car:?"""\nNUM_TRIALS = 3\nEPOCHS = 1\n'
+        "def space(trial):\n"
+        "    trial.suggest_categorical('[red]', ['[/]', ':smile:'])\n    return {}\n"
+    )
+    sources = ["--data", str(data), "--novel", str(data / "novel_images"), "--cache", str(cache)]
+    assert main(["--space", "marked.py", *sources, "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "marked: Is [/data] or [bold]x[/bold] a :car:?" in lines
+    assert "[red]: [/], :smile:" in lines
+    assert "parameter [red] changes no configuration: it only costs the sampler trials" in lines
+
+
+def test_no_part_prints_through_a_console_that_reads_markup() -> None:
+    root = Path(__file__).parents[2]
+    made = {
+        f"{file.relative_to(root)}"
+        for package in ("search", "results", "trainable")
+        for file in (root / package).rglob("*.py")
+        if re.search(r"(?<![\w.])Console\(", file.read_text())
+    }
+    assert made == {"results/terminal.py"}
+
+
+def test_metric_over_subclasses_that_these_data_cannot_hold_out_is_refused(
+    capsys: pytest.CaptureFixture[str], folder: Path, data: Path, cache: Path
+) -> None:
+    """A fraction that is above 0, and none of 24 subclasses."""
+    sources = ["--data", str(data), "--novel", str(data / "novel_images"), "--cache", str(cache)]
+    options = ["--metric", "unseen_sub_second", "--set", "second_pseudo_novel_fraction=0.001"]
+    assert main(["--space", "asked.py", *sources, *options]) == 2
+    message = capsys.readouterr().err
+    assert "unseen_sub_second is over subclasses that `second_pseudo_novel_fraction`" in message
+    assert [*files_in(folder)] == ["asked.py"]

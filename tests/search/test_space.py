@@ -1,5 +1,6 @@
 """A space file is checked before anything starts, and --set holds for every trial."""
 
+import importlib
 import re
 from collections import Counter
 from pathlib import Path
@@ -67,7 +68,7 @@ def test_space_file_of_the_repository_loads_and_gives_valid_configurations(name:
 
 @pytest.mark.parametrize("name", FILES)
 def test_space_file_of_the_repository_says_its_command_and_cost(name: str) -> None:
-    source = load_space(SPACES / name).source
+    source = load_space(SPACES / name).source.decode()
     assert f"python -m search.run --space spaces/{name}" in source
     assert re.search(r"^Cost: ", source, re.MULTILINE)
 
@@ -216,8 +217,9 @@ def test_space_that_returns_no_dict_is_refused(asked: Path, returned: str) -> No
 
 
 def test_missing_num_trials_is_refused(asked: Path) -> None:
-    with pytest.raises(SpaceError, match="NUM_TRIALS must be a whole number of 0 or more"):
+    with pytest.raises(SpaceError, match=r"NUM_TRIALS is missing: add NUM_TRIALS = N .* --trials"):
         load(asked, EMPTY)
+    assert load(asked, EMPTY, num_trials=4).num_trials == 4
 
 
 @pytest.mark.parametrize(
@@ -457,3 +459,345 @@ def test_parameters_of_a_baseline_leave_out_what_is_fixed(asked: Path) -> None:
     text = HEADER + f"BASELINES = [{INSIDE}]\n" + CONDITIONAL
     space = load(asked, text, fixed={"alpha": 0.5})
     assert space.parameters_of(space.baselines[0]) == {"architecture": "two_heads", "lr": 1e-3}
+
+
+# --- What the study could not keep ---------------------------------------------------------------
+
+CHOICES = (
+    HEADER
+    + """
+import enum, pathlib
+import numpy as np
+class Size(enum.IntEnum):
+    SMALL = 32
+SIZES = {sizes}
+def space(trial):
+    trial.suggest_categorical("size", SIZES)
+    return {{}}
+"""
+)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "reason"),
+    [
+        ("[(32, 32), (32, 48)]", r"choice \(32, 32\) of 'size' is a tuple, .* as JSON"),
+        ("[[32], [48]]", "is a list"),
+        ("[np.float64(0.5), 1.0]", "is a float64"),
+        ("[np.int64(5), 1]", "is a int64"),
+        ("[np.bool_(True), False]", "is a bool"),
+        ("[{1: 2}, {3: 4}]", "is a dict"),
+        ("[Size.SMALL, 64]", "is a Size"),
+        ("[pathlib.Path('a'), 'b']", "is a PosixPath"),
+        ("[b'a', 'b']", "is a bytes"),
+        ("[{1}, 'b']", "is a set"),
+        ("[0.5, float('nan')]", "choice nan of 'size' is not finite"),
+        ("[0.5, float('inf')]", "choice inf of 'size' is not finite"),
+        ("[0, False]", "choices 0 and False of 'size' are equal"),
+        ("[1, 1.0]", "choices 1 and 1.0 of 'size' are equal"),
+    ],
+)
+def test_choices_that_the_study_would_give_back_as_others_are_refused(
+    asked: Path, sizes: str, reason: str
+) -> None:
+    with pytest.raises(SpaceError, match=rf"space\(\) raised TypeError in line 11: .*{reason}"):
+        load(asked, CHOICES.format(sizes=sizes))
+
+
+def test_choices_of_json_come_back_as_they_were(asked: Path, tmp_path: Path) -> None:
+    choices = [None, True, 3, 0.5, "text"]
+    space = load(asked, CHOICES.format(sizes=f"tuple({choices})"))
+    study = optuna.create_study(storage=f"sqlite:///{tmp_path / 's.db'}")
+    space.configure(study.ask())
+    (trial,) = study.get_trials()
+    kept = trial.distributions["size"].choices  # type: ignore[attr-defined]
+    assert [(type(c), c) for c in kept] == [(type(c), c) for c in choices]
+
+
+@pytest.mark.parametrize("name", ["3", "None", "''", "'x' * 513"])
+def test_name_of_a_parameter_that_cannot_be_kept_is_refused(asked: Path, name: str) -> None:
+    text = HEADER + f"def space(trial):\n    return {{'lr': trial.suggest_float({name}, 0.1, 1)}}\n"
+    with pytest.raises(SpaceError, match="a parameter's name must be a text of 1 to 512"):
+        load(asked, text)
+
+
+@pytest.mark.parametrize(
+    ("call", "low", "high"),
+    [
+        ("suggest_float(name='lr', low=0.1, high=0.2)", 0.1, 0.2),
+        ("suggest_float('lr', high=0.2, low=0.1, log=True)", 0.1, 0.2),
+        ("suggest_float('lr', 0.1, 0.2, step=0.05)", 0.1, 0.2),
+        ("suggest_categorical(name='lr', choices=(0.1, 0.2))", 0.1, 0.2),
+        ("suggest_categorical('lr', choices=iter([0.1, 0.2]))", 0.1, 0.2),
+        ("suggest_int(name='lr', low=1, high=2)", 1, 2),
+        ("suggest_int('lr', 1, 2, step=1, log=False)", 1, 2),
+    ],
+)
+@pytest.mark.parametrize("is_fixed", [False, True])
+def test_every_way_that_optuna_is_called_works_fixed_or_not(
+    asked: Path, call: str, low: float, high: float, is_fixed: bool
+) -> None:
+    text = HEADER + f"def space(trial):\n    return {{'lr': trial.{call}}}\n"
+    space = load(asked, text, fixed={"lr": 0.15} if is_fixed else {})
+    found = {config.lr for config in space.samples}
+    assert found == {0.15} if is_fixed else all(low <= lr <= high for lr in found)
+    assert len(space.distributions) == (0 if is_fixed else 1)
+
+
+def test_call_without_a_name_is_blamed_on_its_line(asked: Path) -> None:
+    with pytest.raises(SpaceError, match=r"TypeError in line 5: a parameter's name must be"):
+        load(asked, HEADER + "def space(trial):\n    return {'lr': trial.suggest_float()}\n")
+
+
+# --- A file as Python reads it -------------------------------------------------------------------
+
+
+def test_modules_beside_the_file_are_found_and_kept_for_the_resume(
+    asked: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "sizes_here.py").write_text("from rates_here import LOW\nSIZE = 8\n")
+    (tmp_path / "rates_here.py").write_text("LOW = 0.25\n")
+    (tmp_path / "late_here.py").write_text("VALUE = 0.5\n")
+    (tmp_path / "pack_here").mkdir()
+    (tmp_path / "pack_here/__init__.py").write_text("from .inner import WD\n")
+    (tmp_path / "pack_here/inner.py").write_text("WD = 0.125\n")
+    (tmp_path / "plain_folder").mkdir()
+    (tmp_path / "plain_folder/deep.py").write_text("MIXUP = 0.75\n")
+    (tmp_path / "not_asked_for.py").write_text("raise RuntimeError\n")
+    text = HEADER + (
+        "import importlib\n"
+        "from pack_here import WD\nfrom sizes_here import LOW, SIZE\n"
+        "from plain_folder.deep import MIXUP\n"
+        "def space(trial):\n"
+        "    return {'batch_size': SIZE, 'lr': LOW, 'weight_decay': WD, 'mixup': MIXUP,\n"
+        "            'alpha': importlib.import_module('late_here').VALUE}\n"
+    )
+    space = load(asked, text)
+    expected = (8, 0.25, 0.125, 0.75, 0.5)
+    kept = tmp_path / "runs" / "asked"
+    space.save(kept, "space.py")
+    for each in tmp_path.glob("*_here.py"):
+        each.write_text("raise RuntimeError('the original was asked')\n")
+    for loaded in (space, load_space(kept / "space.py")):
+        config = loaded.samples[-1]
+        found = (config.batch_size, config.lr, config.weight_decay, config.mixup, config.alpha)
+        assert found == expected
+    names = {path.relative_to(kept).as_posix() for path in kept.rglob("*") if path.is_file()}
+    assert names == {"space.py"} | {
+        f"space_modules/{name}.py"
+        for name in ("sizes_here", "rates_here", "late_here", "pack_here/__init__",
+                     "pack_here/inner", "plain_folder/deep")
+    }  # fmt: skip
+
+
+def test_files_in_two_folders_have_their_own_module_of_one_name(tmp_path: Path) -> None:
+    spaces = []
+    text = HEADER + (
+        "from common_here import SIZE\ndef space(trial):\n"
+        "    import common_here\n    return {'batch_size': common_here.SIZE}\n"
+    )
+    for size in (8, 16):
+        (tmp_path / str(size)).mkdir()
+        (tmp_path / f"{size}/common_here.py").write_text(f"SIZE = {size}\n")
+        (tmp_path / f"{size}/asked.py").write_text(text)
+        spaces.append(load_space(tmp_path / f"{size}/asked.py"))
+    assert [one_sample(space)[0].batch_size for space in spaces] == [8, 16]
+
+
+@pytest.mark.parametrize("name", ["random", "types", "trainable", "optuna", "wave"])
+def test_module_beside_the_file_that_another_hides_is_named(
+    asked: Path, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / f"{name}.py").write_text("SIZE = 8\n")
+    with pytest.raises(SpaceError, match=rf"asked\.py, line 4: `{name}` is the name of .*another"):
+        load(asked, HEADER + f"import {name}\n" + EMPTY)
+    assert load(asked, HEADER + EMPTY).num_trials == 3, "nobody asked for it"
+
+
+def test_other_threads_and_later_imports_do_not_see_what_lies_beside(
+    asked: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "beside_only.py").write_text("SIZE = 8\n")
+    load(asked, HEADER + EMPTY)
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("beside_only")
+
+
+def test_mistake_in_a_module_beside_is_blamed_on_it(asked: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken_here.py").write_text("SIZE = (\n")
+    with pytest.raises(SpaceError, match=r"broken_here\.py, line 1: SyntaxError"):
+        load(asked, HEADER + "import broken_here\n" + EMPTY)
+    with pytest.raises(SpaceError, match=r"asked\.py, line 4: ModuleNotFoundError: .*'absent_here"):
+        load(asked, HEADER + "import absent_here\n" + EMPTY)
+
+
+@pytest.mark.parametrize(
+    ("start", "encoding"),
+    [("", "utf-8-sig"), ("# -*- coding: latin-1 -*-\n", "latin-1"), ("", "utf-8"),
+     ("# coding: cp1252\n", "cp1252")],
+)  # fmt: skip
+def test_encoding_is_the_one_that_python_reads_and_is_kept(
+    asked: Path, tmp_path: Path, start: str, encoding: str
+) -> None:
+    text = f'{start}"""Größe?"""\nNUM_TRIALS = 1\n{EMPTY}'
+    asked.write_bytes(text.encode(encoding))
+    load_space(asked).save(tmp_path / "kept", "space.py")
+    for file in (asked, tmp_path / "kept/space.py"):
+        assert load_space(file).question == "Größe?"
+
+
+@pytest.mark.parametrize("text", ["# coding: nonsense\n", "\0"])
+def test_text_that_python_cannot_read_is_refused(asked: Path, text: str) -> None:
+    with pytest.raises(SpaceError, match="not a text file"):
+        load(asked, text + HEADER + EMPTY)
+
+
+def test_postponed_annotations_and_dataclasses_work(asked: Path) -> None:
+    text = (
+        "from __future__ import annotations\nimport dataclasses, typing\n" + HEADER +
+        "@dataclasses.dataclass\nclass Range:\n    low: float\n    kind: typing.ClassVar[int] = 1\n"
+        "def space(trial: Undefined) -> dict[str, float]:\n"
+        "    assert typing.get_type_hints(Range)['low'] is float\n"
+        "    return {'lr': Range(0.5).low}\n"
+    )  # fmt: skip
+    assert load(asked, text).samples[-1].lr == 0.5
+
+
+def test_annotations_are_not_postponed_for_a_file_that_does_not_ask(asked: Path) -> None:
+    with pytest.raises(SpaceError, match="NameError: name 'Undefined'"):
+        load(asked, HEADER + "def space(trial: Undefined):\n    return {}\n")
+
+
+@pytest.mark.parametrize("where", ["file", "space"])
+def test_file_that_exits_is_a_mistake_of_the_file(asked: Path, where: str) -> None:
+    stop = "raise SystemExit('enough')"
+    text = f"{stop}\n{EMPTY}" if where == "file" else f"def space(trial):\n    {stop}\n"
+    with pytest.raises(SpaceError, match=r"SystemExit.*: enough"):
+        load(asked, HEADER + text)
+
+
+# --- Names that nothing reads --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("BASELINE", "BASELINES"), ("BASE_LINES", "BASELINES"), ("BASLINES", "BASELINES"),
+        ("METRICS", "METRIC"), ("METRC", "METRIC"), ("MTERIC", "METRIC"),
+        ("EPOCH", "EPOCHS"), ("NUM_EPOCHS", "EPOCHS"), ("N_EPOCHS", "EPOCHS"),
+        ("MAX_EPOCHS", "EPOCHS"), ("NUM_TRIAL", "NUM_TRIALS"), ("TRIALS", "NUM_TRIALS"),
+        ("N_TRIALS", "NUM_TRIALS"), ("NTRIALS", "NUM_TRIALS"), ("NUMTRIALS", "NUM_TRIALS"),
+        ("PART", "PARTS"), ("SAMPLERS", "SAMPLER"), ("PRUNERS", "PRUNER"),
+        ("CONSTRAINT", "CONSTRAINTS"),
+    ],
+)  # fmt: skip
+def test_name_near_one_of_ours_is_an_error(asked: Path, name: str, meant: str) -> None:
+    with pytest.raises(SpaceError, match=rf"nothing reads {name} \(did you mean {meant}\?\)"):
+        load(asked, f"{name} = [{{'lr': 0.1}}]\n{EMPTY}", num_trials=3)
+
+
+@pytest.mark.parametrize("name", ["baselines", "epochs", "Metric", "num_trials"])
+def test_name_in_other_case_is_an_error_unless_ours_is_there(asked: Path, name: str) -> None:
+    with pytest.raises(SpaceError, match=rf"nothing reads {name} \(did you mean {name.upper()}"):
+        load(asked, f"{name} = 3\n{EMPTY}", num_trials=3)
+    text = f"{name} = 3\nNUM_TRIALS = EPOCHS = 3\nMETRIC = 'score'\nBASELINES = []\n"
+    assert load(asked, text + EMPTY).num_trials == 3
+
+
+@pytest.mark.parametrize("name", ["PARTS", "SAMPLER", "PRUNER", "CONSTRAINTS"])
+def test_planned_name_is_refused_and_not_ignored(asked: Path, name: str) -> None:
+    with pytest.raises(SpaceError, match=f"{name} is not supported yet: leave it out"):
+        load(asked, HEADER + f"{name} = None\n" + EMPTY)
+
+
+def test_names_that_are_unlike_ours_are_free(asked: Path) -> None:
+    names = ("BASELINE_LR", "FINE_TUNE", "LRS", "BACKBONES", "SIZES", "PATHS", "HEADS", "SEEDS",
+             "MIN_LR", "METRIC_WEIGHTS", "SMALL", "A", "ALL", "TAU", "SCORES")  # fmt: skip
+    text = "".join(f"{name} = 1\n" for name in names)
+    assert load(asked, HEADER + text + EMPTY).num_trials == 3
+
+
+# --- Parameters and metrics that do nothing ------------------------------------------------------
+
+
+def test_parameter_that_no_configuration_depends_on_is_named(asked: Path) -> None:
+    text = (
+        HEADER
+        + """
+def space(trial):
+    trial.suggest_float("forgotten", 0.0, 1.0)
+    mode = trial.suggest_categorical("mode", ["a", "b"])
+    config = {"alpha": 0.5 if trial.suggest_float("coin", 0, 1) < 0.95 else 0.25}
+    if mode == "a":
+        config["lr"] = trial.suggest_float("rate", 0.1, 1.0)
+        trial.suggest_int("overwritten", 1, 3)
+    trial.suggest_categorical("single", ["only"])
+    return config
+"""
+    )
+    assert load(asked, text).unused == ("forgotten", "overwritten")
+
+
+def test_parameter_that_a_fixed_key_overrides_is_named(asked: Path) -> None:
+    text = HEADER + "def space(trial):\n    return {'lr': trial.suggest_float('rate', 0.1, 1.0)}\n"
+    assert load(asked, text).unused == ()
+    assert load(asked, text, fixed={"lr": 0.5}).unused == ("rate",)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_space_file_of_the_repository_suggests_nothing_in_vain(name: str) -> None:
+    assert load_space(SPACES / name).unused == ()
+
+
+@pytest.mark.parametrize(
+    ("metric", "key"),
+    [
+        ("unseen_sub_second", "second_pseudo_novel_fraction"),
+        ("auroc_sub_second", "second_pseudo_novel_fraction"),
+        ("unseen_sub_near", "pseudo_novel_fraction"),
+    ],
+)
+def test_metric_that_no_trial_can_have_is_refused(asked: Path, metric: str, key: str) -> None:
+    without, with_it = {key: 0.0}, {key: 0.15}
+    text = HEADER + EMPTY
+    with pytest.raises(SpaceError, match=rf"^--metric {metric} .* where `{key}` is above 0"):
+        load(asked, text, metric=[metric], fixed=without)
+    assert load(asked, text, metric=[metric], fixed=with_it).metrics == (metric,)
+    with pytest.raises(SpaceError, match=rf"asked\.py: METRIC {metric} "):
+        load(asked, text + f"METRIC = 'score', '{metric}'\n", fixed=without)
+
+
+# --- What is to blame ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        ("", {"metric": ["accuracy"]}, "unknown --metric 'accuracy'"),
+        ("", {"metric": ["score", "score"]}, "--metric must name one metric"),
+        ("BASELINES = [{}]\n", {"fixed": {"lr": "fast"}},
+         "--set lr=fast: `lr` must be float, but got 'fast'"),
+        ("", {"fixed": {"lr": -1.0}}, "--set lr=-1.0: `1e-08 <= lr <= 10` must hold, but got -1.0"),
+        ("BASELINES = [{}]\n", {"fixed": {"batch_size": 8, "couple_novel": "no"}},
+         "--set couple_novel=no: `couple_novel` must be bool, but got 'no'"),
+        ("BASELINES = [{}]\n", {"epochs": 100_000},
+         "--epochs 100000: `0 <= epochs <= 99999` must hold, but got 100000"),
+        ("BASELINES = [{}]\n", {"seed": 2**31},
+         "--seed: `0 <= seed <= 2.14748e+09` must hold, but got 2147483648"),
+    ],
+)  # fmt: skip
+def test_mistake_of_the_command_line_is_blamed_on_it(
+    asked: Path, text: str, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(SpaceError) as raised:
+        load(asked, HEADER + text + EMPTY, **options)
+    assert str(raised.value).startswith(message)
+
+
+def test_mistake_of_the_file_is_blamed_on_it_beside_a_good_setting(asked: Path) -> None:
+    text = HEADER + "BASELINES = [{}, {'lr': 'fast'}]\n" + EMPTY
+    with pytest.raises(SpaceError, match=r"asked\.py: BASELINES\[1\]: `lr` must be float"):
+        load(asked, text, fixed={"alpha": 0.5})
+    text = HEADER.replace("EPOCHS = 2", "EPOCHS = 100000") + "BASELINES = [{}]\n" + EMPTY
+    with pytest.raises(SpaceError, match=r"asked\.py: EPOCHS: `0 <= epochs <= 99999` must hold"):
+        load(asked, text)

@@ -16,6 +16,7 @@ import pytest
 from optuna.trial import TrialState
 
 from results.load import Repeat
+from search.lock import LeaseLostError
 from search.space import Space, load_space
 from search.study import (
     RUNG_FRACTION,
@@ -937,3 +938,91 @@ def test_ten_random_starts_are_counted_without_baselines_outside_the_space(load:
         if any(key.startswith("tpe:relative_params") for key in trial.system_attrs)
     )
     assert first == 4 + 10
+
+
+# --- A configuration that turns out bad ----------------------------------------------------------
+
+RARE = """
+NUM_TRIALS = 8
+EPOCHS = 1
+BASELINES = [{"lr": 0.3}]
+def space(trial):
+    lr = trial.suggest_float("lr", 0.0001, 1.0)
+    if trial.number in (2, 4):  # no dry trial is: the 40 of them are numbered, too
+        raise KeyError("rare")
+    return {"lr": lr, "alpha": -1.0 if trial.number == 5 else 0.1}
+"""
+
+
+def rare(load: Loader, monkeypatch: pytest.MonkeyPatch, text: str = RARE) -> Space:
+    monkeypatch.setattr("search.space.DRY_TRIALS", 2)
+    return load(text)
+
+
+@pytest.mark.parametrize("is_killed_often", [False, True])
+def test_bad_configuration_of_a_rare_branch_fails_its_own_trial_with_the_reason(
+    load: Loader, url: str | None, monkeypatch: pytest.MonkeyPatch, is_killed_often: bool
+) -> None:
+    memory = Memory(rare(load, monkeypatch), url)
+    study, seen = memory.open(), []
+    while (trial := study.next()) is not None:
+        seen.append((trial.number, trial.state))
+        if not trial.is_finished:
+            run_out(study, trial.number)
+        if is_killed_often:
+            study = memory.open()
+    assert seen == [(n, "FAIL" if n in (2, 4, 5) else "RUNNING") for n in range(8)]
+    trials = memory.open().trials
+    assert [trial.state for trial in trials.values()].count("COMPLETE") == 5
+    assert "space() raised KeyError in line 8: 'rare'" in trials[2].reason
+    assert "`0 <= alpha <= 1000` must hold, but got -1.0" in trials[5].reason
+    assert trials[5].config is None
+    left = memory.optuna.get_trials()
+    assert [t.number for t in left if t.state == TrialState.FAIL] == [2, 4, 5]
+    assert memory.open().is_done
+
+
+def test_space_that_loops_when_asked_fails_its_own_trial(
+    load: Loader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = RARE.replace('raise KeyError("rare")', "while True: pass")
+    space = rare(load, monkeypatch, text)
+    monkeypatch.setattr("search.space.TIME_LIMIT_S", 0.2)
+    study = Memory(space, None).open()
+    trials = [study.next() for _ in range(4)]
+    assert [trial.state for trial in trials if trial] == ["RUNNING"] * 2 + ["FAIL", "RUNNING"]
+    assert "took over 0.2 s" in study.trials[2].reason
+
+
+def test_driver_that_may_not_write_writes_nothing_more(memory: Memory) -> None:
+    """Whatever it was about to do."""
+
+    def lost() -> None:
+        raise LeaseLostError("another driver")
+
+    study = memory.open()
+    assert study.next()
+    before = [vars(trial) for trial in memory.optuna.get_trials()]
+    study._check = lost
+    for act in (
+        study.next,
+        lambda: study.start(0, host="node", device="cpu"),
+        lambda: study.report(0, scored(1, 0.5)),
+        lambda: study.finish(0, scored(1, 0.5)),
+        lambda: study.fail(0, "broken"),
+    ):
+        with pytest.raises(LeaseLostError):
+            act()
+    assert [vars(trial) for trial in memory.optuna.get_trials()] == before
+
+
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:"])
+def test_storage_that_ends_with_the_process_is_refused(url: str) -> None:
+    with pytest.raises(StudyError, match="forgotten with this process: name a file"):
+        create_study(url, "asked", ("score",))
+
+
+def test_study_in_a_file_that_is_not_there_is_named_and_none_is_made(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match="there is no such file, so no study named 'asked'"):
+        open_study(f"sqlite:///{tmp_path / 'study.db'}", "asked")
+    assert not [*tmp_path.iterdir()]
