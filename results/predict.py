@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -133,9 +134,10 @@ def model_folder(model: str, storage: UPath | None) -> UPath:
         folder = UPath(model)
     except ValueError as error:
         raise DataError(f"--model {model}: {error}") from error
-    named = run_folder(model, storage)
-    is_named = (storage is not None or not folder.exists()) and (named / RECORD_FILE).exists()
-    return named if is_named else folder
+    if re.fullmatch(r"\w[\w.-]*", model) and (storage is not None or not folder.exists()):
+        named = run_folder(model, storage)
+        return named if (named / RECORD_FILE).exists() else folder
+    return folder
 
 
 def _load_registered(model: str, weights: Path | None, uri: str) -> Classifier:

@@ -271,11 +271,13 @@ def test_model_that_is_not_registered_names_the_store_and_what_it_has(
 
 
 def test_search_predicts_by_its_name_in_a_storage(
-    folder: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str], folder: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     where = ["--images", str(data / "test_images"), "--out"]
     assert predict(["--model", "asked", *where, "named.csv"]) == 0
     monkeypatch.chdir(data)
+    assert predict(["--model", "memory://nowhere/asked", *where, "x.csv"]) == 2
+    assert "memory://nowhere/asked holds no model.json" in capsys.readouterr().err
     stored = ["--model", "asked", "--storage", str(folder / "runs")]
     assert predict([*stored, *where, str(folder / "stored.csv")]) == 0
     assert (folder / "stored.csv").read_text() == (folder / "named.csv").read_text()
