@@ -4,6 +4,7 @@
 second failed, a repeat of the first, and a fourth that was interrupted before its first epoch.
 """
 
+import json
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from rich.console import Console
 from upath import UPath
 
+from results.evaluate import main as evaluate
 from results.load import load_record, run_folder, trial_folder, trials_frame
 from results.predict import main as predict
 from results.repeats import best_trial
@@ -80,3 +82,11 @@ def test_results_predict_takes_a_search_of_version_0_1(v0_1: UPath, tmp_path: Pa
     images = tmp_path / "data" / "test_images"
     assert predict(["--model", str(v0_1), "--images", str(images), "--out", str(out)]) == 0
     assert len(out.read_text().splitlines()) == 1 + len(list(images.iterdir()))
+    labels = str(tmp_path / "data" / "test_data.csv")
+    options = ["--labels", labels, "--out", str(tmp_path / "out")]
+    assert evaluate(["--model", str(v0_1), "--images", str(images), *options]) == 0
+    written = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    best = best_trial(trials_frame(v0_1, load_record(v0_1)), ["score"])
+    assert best is not None
+    assert written["promised"]["score"] == best["score"]
+    assert written["promised_intervals"] == {}  # that version had none
