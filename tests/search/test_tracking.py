@@ -67,6 +67,7 @@ def trial(number: int = 0, num_epochs: int = 0, **changes: Any) -> Trial:
 
 def complete(number: int = 0) -> Trial:
     best = {"epoch": 3, "score": 0.3, "seen_sub": 0.25, "tau_super": 0.5, "not shown": 1.0}
+    best |= {"interval.score.low": 0.2}
     return trial(number, 3, state="COMPLETE", metrics=best)
 
 
@@ -194,6 +195,7 @@ def test_complete_trial_is_shown_with_its_epochs_and_its_best(
     best = {k: v for k, v in child.data.metrics.items() if k.startswith("best_")}
     assert best == {
         "best_epoch": 3, "best_score": 0.3, "best_seen_sub": 0.25, "best_tau_super": 0.5,
+        "best_interval.score.low": 0.2,
     }  # fmt: skip
     artifacts = shown.client.list_artifacts(child.info.run_id, "best")
     assert {artifact.path for artifact in artifacts} == {
