@@ -491,7 +491,7 @@ def _introduce(console: Console, record: SearchRecord, space: Space, data: Data)
         f"{data.num_known:,} images in {len(data.superclasses)} superclasses and "
         f"{len(data.subclasses)} subclasses; {borrowed:,} borrowed{classes}"
     )
-    console.print(f"images from {record.data}; borrowed from {record.novel}", markup=False)
+    console.print(f"images from {record.data}; borrowed from {record.novel}")
 
 
 def _describe(console: Console, space: Space) -> None:

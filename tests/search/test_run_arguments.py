@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -376,6 +377,17 @@ def test_the_home_folder_is_expanded_and_both_sources_are_named(
     assert main(["--space", "asked.py", *where, "--dry-run"]) == 0
     line = f"images from {data.resolve()}; borrowed from {data.resolve()}/novel_images"
     assert line in capsys.readouterr().out.splitlines()
+
+
+def test_names_of_files_are_shown_as_they_are(
+    capsys: pytest.CaptureFixture[str], folder: Path, data: Path, cache: Path
+) -> None:
+    shutil.copytree(data / "novel_images", folder / "pool")
+    some_class = next(path for path in (folder / "pool").iterdir() if path.is_dir())
+    (some_class / "[bold]:car:[x].txt").write_text("no image")
+    where = ["--data", str(data), "--novel", str(folder / "pool"), "--cache", str(cache)]
+    assert main(["--space", "asked.py", *where, "--dry-run"]) == 0
+    assert "[bold]:car:[x].txt" in capsys.readouterr().out
 
 
 # --- Searches that are there, or not -------------------------------------------------------------
