@@ -1,7 +1,8 @@
 """Novelty scores from features: how far an image lies from what its branch was trained on."""
 
+import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Self
 
 import torch
@@ -78,7 +79,7 @@ class FeatureBank:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return all that the bank holds, ready for a file."""
-        return dict(vars(self))
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def scores(self, features_BD: torch.Tensor) -> torch.Tensor:
         """Return float64 (B, 3), higher is more known, in the order of `FEATURE_SCORES`.
@@ -89,10 +90,10 @@ class FeatureBank:
         al., 2021).
         """
         unit_BD = F.normalize(features_BD.float())
-        knn_B = -_kth_distance(unit_BD, self.known_ND)
+        knn_B = -_kth_distance(unit_BD, self._neighbours[0])
         difference_B = knn_B
         if len(self.borrowed_MD):
-            difference_B = knn_B + _kth_distance(unit_BD, self.borrowed_MD)
+            difference_B = knn_B + _kth_distance(unit_BD, self._neighbours[1])
         by_name = {
             "knn": knn_B,
             "knn_difference": difference_B,
@@ -102,24 +103,32 @@ class FeatureBank:
             [chosen(by_name, "novelty_score", name).double() for name in FEATURE_SCORES], 1
         )
 
+    @functools.cached_property
+    def _neighbours(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Known and borrowed rows as float32: converted once, not for every batch of images."""
+        return self.known_ND.float(), self.borrowed_MD.float()
+
+    @functools.cached_property
+    def _precisions(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.precision_DD.double(), self.background_precision_DD.double()
+
     def _relative_mahalanobis(self, features_BD: torch.Tensor) -> torch.Tensor:
         # Both distances by way of differences to the background mean, which keeps digits.
         x_BD = features_BD - self.background_mean_D.double()
         mean_CD = self.mean_CD.double() - self.background_mean_D.double()
-        precision_DD = self.precision_DD.double()
+        precision_DD, background_precision_DD = self._precisions
         rotated_BD, rotated_CD = x_BD @ precision_DD, mean_CD @ precision_DD
         to_class_BC = (
             (rotated_BD * x_BD).sum(1, keepdim=True)
             - 2 * rotated_BD @ mean_CD.T
             + (rotated_CD * mean_CD).sum(1)
         )
-        to_background_B = (x_BD @ self.background_precision_DD.double() * x_BD).sum(1)
+        to_background_B = (x_BD @ background_precision_DD * x_BD).sum(1)
         return to_class_BC.amin(1) - to_background_B
 
 
 def _kth_distance(unit_BD: torch.Tensor, bank_ND: torch.Tensor) -> torch.Tensor:
     """Return the distance to the k-th nearest row of `bank_ND`, or to the farthest of fewer."""
-    bank_ND = bank_ND.float()
     k = min(NEIGHBOURS, len(bank_ND))
     cosine_B = torch.cat(
         [(rows @ bank_ND.T).topk(k, dim=1).values[:, -1] for rows in unit_BD.split(_QUERIES)]
