@@ -151,6 +151,10 @@ def _leased(engine: sa.Engine, study: str) -> Iterator[Check]:
                 "the search now; nothing more is written here"
             )
 
+    def release() -> None:
+        with engine.begin() as connection:
+            connection.execute(_DRIVERS.delete().where(mine))
+
     thread = threading.Thread(target=beat, name="lease", daemon=True)
     thread.start()
     try:
@@ -158,8 +162,8 @@ def _leased(engine: sa.Engine, study: str) -> Iterator[Check]:
     finally:
         ended.set()
         thread.join()
-        with contextlib.suppress(DBAPIError), engine.begin() as connection:
-            connection.execute(_DRIVERS.delete().where(mine))
+        with contextlib.suppress(DBAPIError):  # it ends by itself
+            patiently(release)
 
 
 def _take(engine: sa.Engine, study: str, holder: str, me: _Me) -> None:

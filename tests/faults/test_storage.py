@@ -3,6 +3,8 @@
 Both are real servers on loopback, started and stopped here: moto speaks S3, PostgreSQL is Debian's.
 """
 
+import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -17,8 +19,15 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
+import sqlalchemy as sa
+from upath import UPath
 
+from search import lock
+from search.lock import only_driver
+from search.space import load_space
+from search.study import Study, StudyError, create_study, open_study
 from tests.faults.chaos import SPACE
+from tests.search import test_resume
 
 pytestmark = pytest.mark.slow
 START_LIMIT_S = 60
@@ -198,3 +207,70 @@ def test_an_object_store_without_a_study_url_is_refused(
     )  # fmt: skip
     assert refused.returncode == 2
     assert "add --study URL" in refused.stderr
+
+
+def cut_connections(url: str) -> None:
+    """End every other connection to the database, as a firewall or a restart does."""
+    engine = sa.create_engine(url, poolclass=sa.NullPool)
+    with engine.connect() as connection:
+        connection.execute(
+            sa.text(
+                "select pg_terminate_backend(pid) from pg_stat_activity "
+                "where pid <> pg_backend_pid() and backend_type = 'client backend'"
+            )
+        )
+
+
+@pytest.mark.parametrize("moment", ["between calls", "at every commit"])
+def test_a_search_whose_connections_are_cut_loses_and_doubles_nothing(
+    postgres_url: str, tmp_path: Path, moment: str
+) -> None:
+    file = tmp_path / "asked.py"
+    file.write_text(
+        "NUM_TRIALS = 6\nEPOCHS = 1\nBASELINES = [{'lr': 0.5}]\n"
+        "def space(trial):\n    return {'lr': trial.suggest_float('lr', 0.1, 1.0)}\n"
+    )
+    searches = []
+    for is_cut in (False, True):
+        name = f"{moment} {is_cut}"
+        optuna_study = create_study(postgres_url, name, ("score",))
+        engine = lock._engine(optuna_study)
+        assert engine is not None
+        number_of_commits = itertools.count()
+
+        def cut(_connection: object, counted: Iterator[int] = number_of_commits) -> None:
+            if next(counted) % 2 == 0:  # the next try shall succeed
+                cut_connections(postgres_url)
+
+        if is_cut and moment == "at every commit":
+            sa.event.listen(engine, "commit", cut)
+        with only_driver(UPath("memory://search"), optuna_study) as check:
+            study = Study(optuna_study, load_space(file), seed=0, observers=[], check=check)
+            told = {"epoch": 1, "score": 0.5}
+            while (trial := study.next()) is not None:
+                for act, content in (
+                    (study.start, {"host": "node", "device": "cpu"}),
+                    (study.report, {"metrics": told}),
+                    (study.finish, {"metrics": told}),
+                ):
+                    if is_cut and moment == "between calls":
+                        cut_connections(postgres_url)
+                    act(trial.number, **content)  # type: ignore[operator]
+                if is_cut and moment == "between calls":
+                    cut_connections(postgres_url)
+        left = open_study(postgres_url, name).get_trials()
+        searches.append([(t.number, t.state.name, t.values, t.params, t.user_attrs) for t in left])
+    assert searches[0] == searches[1]
+    assert [state for _, state, *_ in searches[0]] == ["COMPLETE"] * 6
+
+
+@pytest.mark.parametrize("is_left", [False, True])
+def test_of_drivers_that_start_at_once_one_gets_the_search_in_postgresql(
+    postgres_url: str, is_left: bool
+) -> None:
+    with contextlib.suppress(StudyError):
+        create_study(postgres_url, "s", ("score",))
+    study = open_study(postgres_url, "s")
+    if is_left:
+        test_resume.leave_lease(study, pid=2**22 + 1)
+    test_resume.race(postgres_url)

@@ -166,7 +166,8 @@ def row_of(study: optuna.Study) -> dict[str, Any]:
     engine = lock._engine(study)
     assert engine is not None
     with engine.begin() as connection:
-        (row,) = connection.execute(sa.select(lock._DRIVERS)).mappings()
+        mine = lock._DRIVERS.c.study == study.study_name
+        (row,) = connection.execute(sa.select(lock._DRIVERS).where(mine)).mappings()
         return dict(row)
 
 
@@ -242,13 +243,8 @@ def _start_at_once(url: str, barrier: Barrier, results: "Queue[str]") -> None:
         barrier.wait(60)
 
 
-@pytest.mark.parametrize("is_left", [False, True])
-def test_of_drivers_that_start_at_once_one_gets_the_search(
-    study: optuna.Study, url: str, is_left: bool
-) -> None:
-    """Real processes; also where all of them find a dead driver's lease."""
-    if is_left:
-        leave_lease(study, pid=2**22 + 1)
+def race(url: str) -> None:
+    """Have three processes start at once, and one of them get the search."""
     context = multiprocessing.get_context("spawn")
     barrier, results = context.Barrier(3), context.Queue()
     drivers = [
@@ -259,6 +255,16 @@ def test_of_drivers_that_start_at_once_one_gets_the_search(
     assert sorted(results.get(timeout=120) for _ in drivers) == ["held", "refused", "refused"]
     for driver in drivers:
         driver.join(60)
+
+
+@pytest.mark.parametrize("is_left", [False, True])
+def test_of_drivers_that_start_at_once_one_gets_the_search(
+    study: optuna.Study, url: str, is_left: bool
+) -> None:
+    """Real processes; also where all of them find a dead driver's lease."""
+    if is_left:
+        leave_lease(study, pid=2**22 + 1)
+    race(url)
 
 
 def test_a_driver_that_lost_its_lease_is_told_and_leaves_the_other_ones(
