@@ -945,6 +945,18 @@ def test_cifar100_lends_all_but_reptiles_and_the_wolf(
     assert same(case.load(novel="cifar100"), data)
 
 
+def test_cifar100_lends_no_class_that_is_known(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    edit(case.known / "subclass_mapping.csv", "wren", "Fox")
+    pixels = fake_cifar100(case.cache, monkeypatch)
+    for i in range(6):
+        picture(case.known / "train_images" / f"{i}.png", 50 + i, (32, 32))
+    data = case.load(novel="cifar100")
+    assert data.borrowed_classes == ("apple",)
+    assert data.borrowed_class[6:].tolist() == [0, 0]
+    assert np.array_equal(data.images[6:].numpy(), pixels[[0, 8]])
+    assert any("left out, as they have the name of a known class: fox" in n for n in case.notes)
+
+
 def test_a_failed_download_says_to_pass_a_path(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
