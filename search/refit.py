@@ -60,6 +60,7 @@ from trainable.data import (
 from trainable.errors import Parser, TrialError, UserError
 from trainable.memory import keep_freed_memory
 from trainable.novelty import Rule, for_num_classes
+from trainable.out_of_fold import Rejected, carried_over
 from trainable.splits import make_refit_pools
 from trainable.train import Metrics, train
 from trainable.urls import public
@@ -97,7 +98,9 @@ def main(argv: list[str] | None = None) -> int:
             console.print(f"the best mean over {len(row['seeds'])} seeds; their median thresholds")
         numbers = sorted(row["seeds"], key=lambda number: number != row["number"])
         configs = dict(zip(trials["number"], trials["config"], strict=True))
-        rule = common_rule([_rule(folder, number, configs[number]) for number in numbers])
+        rules = [_rule(folder, number, configs[number]) for number in numbers]
+        rule = common_rule([each for each, _ in rules])
+        rejected = common_rejected(rules)
         registry = _Registry(record, is_new=args.tracking_uri is not None)
         with folder_for_images(Path(record.cache) if record.cache else None) as images:
             data = load_data(record.data, record.novel, images, note=console.print)
@@ -107,7 +110,7 @@ def main(argv: list[str] | None = None) -> int:
         registry.prepare()
         target = folder / "refit" / f"{row['number']:05d}"
         promise = promise_of_trials(trials[trials["number"].isin(numbers)])
-        _refit_once(row, rule, record, data, target, promise, console)
+        _refit_once(row, rule, rejected, record, data, target, promise, console)
         if record.data == "synthetic":
             _evaluate_built_in(record, target, promise, console)
         else:
@@ -172,9 +175,19 @@ def _chosen(trials: pd.DataFrame, record: SearchRecord, number: int | None) -> "
     return pd.Series({**rows.iloc[0], "seeds": [number]})
 
 
-def _rule(folder: UPath, number: int, config: TrialConfig) -> Rule:
-    """Return a trial's rule, chosen on all of its validation images."""
-    return choose_rule(load_outputs(trial_folder(folder, number)), config)
+def _rule(folder: UPath, number: int, config: TrialConfig) -> tuple[Rule, Rejected]:
+    """Return a trial's rule, chosen on all of its validation images, and what it rejects there."""
+    outputs = load_outputs(trial_folder(folder, number))
+    rule = choose_rule(outputs, config)
+    return rule, Rejected.by(rule, outputs)
+
+
+def common_rejected(rules: Sequence[tuple[Rule, Rejected]]) -> Rejected:
+    """Return the median shares that the rules with the scores of the first one reject."""
+    scores = (rules[0][0].super_score, rules[0][0].sub_score)
+    alike = [each for rule, each in rules if (rule.super_score, rule.sub_score) == scores]
+    by_superclass = zip(*(each.sub for each in alike), strict=True)
+    return Rejected(median(each.super for each in alike), tuple(map(median, by_superclass)))
 
 
 def common_rule(rules: Sequence[Rule]) -> Rule:
@@ -196,6 +209,7 @@ def common_rule(rules: Sequence[Rule]) -> Rule:
 def _refit_once(
     row: "pd.Series[Any]",
     rule: Rule,
+    rejected: Rejected,
     record: SearchRecord,
     data: Data,
     target: UPath,
@@ -215,20 +229,21 @@ def _refit_once(
         return
     if file.exists():
         file.unlink()
-    _refit(row, rule, record, data, target, promise, console)
+    _refit(row, rule, rejected, record, data, target, promise, console)
     write_atomically(file, content.encode())
 
 
 def _refit(
     row: "pd.Series[Any]",
     rule: Rule,
+    rejected: Rejected,
     record: SearchRecord,
     data: Data,
     target: UPath,
     promise: dict[str, float],
     console: Console,
 ) -> None:
-    """Train on everything for as many epochs as were best; the answers go by `rule`.
+    """Train on everything for as many epochs as were best; the answers go by `rule`, carried over.
 
     The learning-rate schedule is that of the trial, ended early where its best epoch was.
     """
@@ -257,6 +272,15 @@ def _refit(
         stop_after=best_epoch,
         note=console.print,
     )
+    if best_epoch:
+        rule = carried_over(
+            rule, rejected, config, data,
+            epochs=best_epoch,
+            cache=Path(record.cache) if record.cache else None,
+            weights=Path(record.weights) if record.weights else None,
+            full_precision=record.cache is None,
+            note=console.print,
+        )  # fmt: skip
     save_classifier(
         target,
         config,

@@ -9,12 +9,12 @@ Command: python -m search.run --space spaces/full_ablation.py
 Cost:    see the README for the measured time on 2 cores with the built-in data. On real images
          raise --trials and --epochs; the search can be resumed with more of both.
 Gained:  label smoothing and outlier exposure of the subclass (the best trial of
-         spaces/best_on_a_laptop.py has both), knn_difference for a frozen superclass branch.
+         spaces/best_on_a_laptop.py has both), knn_difference for a frozen superclass branch, bounds
+         on rejected known images, which superclasses left out in turn reward and borrowed images,
+         which "calibrated" trusts, do not.
 Rejected: an image_size choice of 64 or 128: at 128 px an epoch costs four times as much, which
          says more about budgets than about architectures. Set it with --set image_size=128.
          Strong augmentation: pruned wherever spaces/best_on_a_laptop.py tried it.
-         known_rejection_super and _sub: they are for novel images unlike the borrowed ones, which
-         the score here cannot reward.
 """
 
 from typing import Any
@@ -57,18 +57,22 @@ def space(trial: optuna.Trial) -> dict[str, Any]:
     else:
         config |= _branch(trial, "super_") | _branch(trial, "sub_")
     # Where nothing blurs the features, their distance to the training images tells novel ones.
-    is_by_features = config.get("super_fine_tune") == "frozen" and trial.suggest_categorical(
+    fine_tune = config["super_fine_tune" if architecture == "two_models" else "fine_tune"]
+    is_by_features = fine_tune == "frozen" and trial.suggest_categorical(
         "super_by_features", [False, True]
     )
     if is_by_features:
         config["super_novelty_score"] = "knn_difference" if config["novel_images"] else "knn"
     # Fixed thresholds are probabilities, so they go with max-softmax.
-    if config["novelty_score"] == "msp":
-        thresholds = trial.suggest_categorical("thresholds", ["calibrated", "fixed"])
-        if thresholds == "fixed":
-            if not is_by_features:
-                config["tau_super"] = trial.suggest_float("tau_super", 0.3, 0.999)
-            config["tau_sub"] = trial.suggest_float("tau_sub", 0.1, 0.95)
+    kinds = ["calibrated", "bounded", *["fixed"] * (config["novelty_score"] == "msp")]
+    thresholds = trial.suggest_categorical(f"thresholds_of_{config['novelty_score']}", kinds)
+    if thresholds == "bounded":
+        config["known_rejection_super"] = trial.suggest_float("known_rejection_super", 0.02, 0.1)
+        config["known_rejection_sub"] = trial.suggest_float("known_rejection_sub", 0.05, 0.25)
+    if thresholds == "fixed":
+        if not is_by_features:
+            config["tau_super"] = trial.suggest_float("tau_super", 0.3, 0.999)
+        config["tau_sub"] = trial.suggest_float("tau_sub", 0.1, 0.95)
     return config
 
 

@@ -11,7 +11,7 @@ import pytest
 
 import search.space
 from search.space import DRY_TRIALS, Space, SpaceError, describe, load_space
-from trainable.config import TrialConfig
+from trainable.config import FEATURE_SCORES, TrialConfig
 
 SPACES = Path(__file__).parents[2] / "spaces"
 FILES = sorted(path.name for path in SPACES.glob("*.py") if path.name != "__init__.py")
@@ -110,6 +110,20 @@ def test_paper_and_full_ablation_start_with_the_papers_five_configurations() -> 
         space = load_space(SPACES / name)
         assert paper_configurations(space) == expected
         assert (space.baselines[0]["alpha"], space.baselines[0]["temperature"]) == (0.1, 1.0)
+
+
+@pytest.mark.parametrize(
+    "name", ["frozen_heads.py", "full_ablation.py", "thresholds.py", "backbones.py"]
+)
+def test_frozen_superclass_branches_may_be_told_by_features_and_bounds(name: str) -> None:
+    """Thresholds found on borrowed images find hardly any superclass that was left out."""
+    samples = load_space(SPACES / name).samples
+    frozen = [each for each in samples if each.of("super", "fine_tune") == "frozen"]
+    scores = {each.of("super", "novelty_score") for each in frozen}
+    assert scores & set(FEATURE_SCORES)
+    assert scores - set(FEATURE_SCORES)
+    for task in ("super", "sub"):
+        assert any(getattr(each, f"known_rejection_{task}") is not None for each in samples)
 
 
 def test_full_ablation_meets_every_question_of_the_paper() -> None:

@@ -18,6 +18,7 @@ from torch import nn
 from upath import UPath
 
 import trainable.train as module
+from tests.trainable.factories import make_data
 from tests.trainable.tiny import BACKBONE, tiny_config
 from trainable import backbones, feature_scores
 from trainable import config as config_module
@@ -37,6 +38,7 @@ from trainable.train import (
     TrialResult,
     best_epoch,
     default_novel,
+    left_out_lines,
     main,
     novel_shortage,
     train,
@@ -587,6 +589,22 @@ def test_a_branch_without_a_trained_part_needs_no_training_from_the_start(traine
     each = trainer(tiny_config(fine_tune="frozen", left_out="train"))
     assert not each.fold_trainers
     assert {fold.exact for fold in each.outputs().folds} == {("super", "sub")}
+
+
+def test_what_left_out_superclasses_are_worth_and_cost_is_said() -> None:
+    many, config = make_data(subclasses=(4, 3), images=20), tiny_config()
+    assert left_out_lines([config], many) == []
+    (line,) = left_out_lines([config], make_data(subclasses=(7,), images=20))
+    assert line.startswith("one superclass, so none can be left out: ")
+    (line,) = left_out_lines([replace(config, left_out="none")], many)
+    assert line.startswith("left_out none: unseen_super is measured on borrowed images")
+    dear = replace(config, left_out="train")
+    assert left_out_lines([config, dear], many) == [
+        "left_out train: where something is tuned, a trial trains 3 times"
+    ]
+    assert left_out_lines([replace(dear, fine_tune="frozen")], many) == []
+    (line,) = left_out_lines([config], make_data(subclasses=[2] * 12, images=20))
+    assert line == "10 of 12 superclasses are left out in turn, not all of them"
 
 
 # --- Results -----------------------------------------------------------------------------

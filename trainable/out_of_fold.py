@@ -1,0 +1,170 @@
+"""Which thresholds keep a trial's rejection of known images in a model that knows more classes?
+
+A refit trains on more images of more classes, and its scores lie elsewhere. Where the backbone is
+frozen, heads trained on four fifths of the known images and scored on the last one, in turn, say
+where: as good as for nothing on stored features. What is tuned keeps the trial's thresholds.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import torch
+
+from trainable.calibration import Outputs
+from trainable.config import Task, TrialConfig
+from trainable.data import Data
+from trainable.novelty import Rule, acceptance, conformal_threshold
+from trainable.rng import generator
+from trainable.splits import SEEN, Pools, make_refit_pools
+from trainable.train import Trainer
+
+SHARES = 5
+"""Each known image is scored by a model that was trained on the others of these."""
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """Which share of the images of seen subclasses a rule calls novel, 0 to 1."""
+
+    super: float
+    sub: tuple[float, ...]
+    """Of those whose likeliest subclass is of each superclass; of all where they share a tau."""
+
+    @classmethod
+    def by(cls, rule: Rule, outputs: Outputs) -> "Rejected":
+        """Return those of `outputs` that `rule` rejects."""
+        seen = outputs.where(outputs.kind == SEEN)
+        rejected = ~(acceptance(seen, "super", rule.super_score) >= rule.tau_super)
+        score, superclass = _sub_scores(seen, rule)
+        tau = torch.tensor(rule.tau_sub, dtype=torch.float64)
+        rejected_sub = ~(score >= tau[superclass])
+        groups = [superclass == each for each in range(len(rule.tau_sub))]
+        if len(set(rule.tau_sub)) == 1:
+            groups = [torch.ones_like(rejected)] * len(groups)
+        shares = [rejected_sub[each].double().mean().nan_to_num() for each in groups]
+        return cls(float(rejected.double().mean()), tuple(float(each) for each in shares))
+
+
+def carried_over(
+    rule: Rule,
+    rejected: Rejected,
+    config: TrialConfig,
+    data: Data,
+    *,
+    epochs: int,
+    cache: Path | None,
+    weights: Path | None,
+    full_precision: bool,
+    note: Callable[[str], None],
+) -> Rule:
+    """Return `rule` with thresholds that reject as many known images in a refit as in its trial.
+
+    Args:
+        rule: Of the trial.
+        rejected: By it, in the trial.
+        config: What is refitted. Fixed thresholds, and those of a tuned branch, stay.
+        data: Its images.
+        epochs: How many the refit trains.
+        cache: See `train`, as the others.
+        weights: Of the backbone.
+        full_precision: On a GPU.
+        note: Called with lines for a person.
+    """
+    tasks = _frozen_tasks(config)
+    if not tasks:
+        return rule
+    config = replace(config, left_out="none")
+    shares = []
+    for pools in _pools_of_shares(data, config):
+        trainer = Trainer(
+            config, data, pools,
+            cache=cache, weights=weights, full_precision=full_precision, note=note,
+        )  # fmt: skip
+        for epoch in range(1, epochs + 1):
+            trainer.train_epoch(epoch)
+        shares.append(trainer.outputs())
+    return moved(rule, rejected, joined(shares), tasks)
+
+
+def _frozen_tasks(config: TrialConfig) -> list[Task]:
+    """Return the tasks whose threshold can be found anew: of frozen branches, and not fixed."""
+    return [
+        task
+        for branch in config.branches()
+        for task in branch.tasks
+        if branch.fine_tune == "frozen" and getattr(config, f"tau_{task}") is None
+    ]
+
+
+def _pools_of_shares(data: Data, config: TrialConfig) -> list[Pools]:
+    """Return the pools of a refit, each with a share of every subclass kept from training."""
+    pools = make_refit_pools(data, config)
+    share = torch.full((len(data.images),), -1)
+    known = torch.arange(data.num_known)
+    for subclass in range(len(data.subclasses)):
+        rows = known[data.subclass[: data.num_known] == subclass]
+        if len(rows) > 1:  # of a single image nothing could be learnt without it
+            order = torch.randperm(len(rows), generator=generator(config.seed, "share", subclass))
+            share[rows[order]] = (torch.arange(len(rows)) + subclass) % SHARES
+    result = []
+    for each in range(SHARES):
+        rows = (share == each).nonzero()[:, 0]
+        if len(rows):
+            result.append(
+                replace(
+                    pools,
+                    train=pools.train[share[pools.train] != each],
+                    val=rows,
+                    val_kind=torch.full_like(rows, SEEN),
+                    val_in_part_a=torch.zeros_like(rows, dtype=torch.bool),
+                )
+            )
+    return result
+
+
+def joined(shares: Sequence[Outputs]) -> Outputs:
+    """Return the outputs of different images by models with the same classes as one."""
+    names = [
+        field.name for field in fields(Outputs)
+        if isinstance(getattr(shares[0], field.name), torch.Tensor) and field.name != "super_of_sub"
+    ]  # fmt: skip
+    whole = {name: torch.cat([getattr(each, name) for each in shares]) for name in names}
+    return replace(shares[0], **whole, folds=())
+
+
+def moved(rule: Rule, rejected: Rejected, known: Outputs, tasks: Sequence[Task]) -> Rule:
+    """Return `rule` with taus of `tasks` that reject the same shares of `known` images."""
+    if "super" in tasks:
+        score = acceptance(known, "super", rule.super_score)
+        rule = replace(rule, tau_super=_rejecting(score, rejected.super, rule.tau_super))
+    if "sub" in tasks:
+        score, superclass = _sub_scores(known, rule)
+        taus = []
+        for each, tau in enumerate(rule.tau_sub):
+            group = superclass == each
+            if len(set(rule.tau_sub)) == 1:
+                group = torch.ones_like(group)
+            taus.append(_rejecting(score[group], rejected.sub[each], tau))
+        rule = replace(rule, tau_sub=tuple(taus))
+    return rule
+
+
+def _sub_scores(outputs: Outputs, rule: Rule) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what tau_sub is compared with, and the superclass whose tau it is: both (N,)."""
+    score = acceptance(outputs, "sub", rule.sub_score, restrict_sub=rule.restrict_sub)
+    if rule.couple_novel:
+        is_novel = ~(acceptance(outputs, "super", rule.super_score) >= rule.tau_super)
+        score = score.masked_fill(is_novel, -torch.inf)
+    _, likeliest_known = outputs.answer("sub", restrict_sub=rule.restrict_sub)
+    return score, outputs.super_of_sub[likeliest_known]
+
+
+def _rejecting(score_N: torch.Tensor, share: float, before: float) -> float:
+    """Return the tau that rejects a share of the images, below them all where that is nothing.
+
+    It stays as `before` where novel is the argmax of all images, or there are none.
+    """
+    if not score_N.isfinite().any():
+        return before
+    return conformal_threshold(score_N, max(share, 1 / (len(score_N) + 1)))
