@@ -1,11 +1,24 @@
 """A cluster is cut into slots that it can really hold."""
 
 import time
+from pathlib import Path
 
+import optuna
 import pytest
+from upath import UPath
 
 from search.cluster import Cluster, ClusterError, Node
-from search.executor import Slots, deadline_after, make_slots
+from search.executor import (
+    Job,
+    Searcher,
+    Slots,
+    _StudyScheduler,
+    _StudySearcher,
+    deadline_after,
+    make_slots,
+)
+from search.space import load_space
+from search.study import Study
 
 
 def cluster(*nodes: tuple[float, float]) -> Cluster:
@@ -149,3 +162,29 @@ def test_budget_ends_when_it_is_spent(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not is_over()
     now_s = 1060.0
     assert is_over()
+
+
+def test_ten_configurations_in_a_row_that_the_space_does_not_give_end_the_search(
+    tmp_path: Path,
+) -> None:
+    """The eleventh is not asked for; a trial that ran in between starts the count anew."""
+    file = tmp_path / "asked.py"
+    file.write_text(
+        "NUM_TRIALS = 99\nEPOCHS = 1\ndef space(trial):\n"
+        "    if type(trial._trial.study.sampler).__name__ == 'RandomSampler':\n"
+        "        return {}  # a dry trial\n"
+        "    if trial.number != 3:\n        raise KeyError('rare')\n    return {}\n"
+    )
+    study = Study(optuna.create_study(), load_space(UPath(file)), seed=0, observers=[])
+    scheduler = _StudyScheduler(study, note=print)
+    job = Job(
+        folder=UPath(tmp_path), data="", novel="", fingerprint="", cache=tmp_path, weights=None
+    )
+    searcher = _StudySearcher(study, job, slots(), scheduler, only_resumed=False)
+    assert searcher.suggest("first")["number"] == 3
+    study.fail(3, "as well")
+    scheduler._failures_in_a_row.clear()
+    assert searcher.suggest("second") == Searcher.FINISHED
+    assert scheduler.is_hopeless
+    assert "KeyError in line 7: 'rare'" in scheduler.commonest_reason
+    assert 13 <= len(study.trials) <= 15
