@@ -272,6 +272,12 @@ def _planned_trials(file: UPath, values: Mapping[str, Any], default: int | None)
 def _check_that_metrics_exist(space: Space, is_asked: bool) -> None:
     """Refuse a metric that no configuration's trial can have."""
     for metric in space.metrics:
+        if "left_out" in metric and all(each.left_out == "none" for each in space.samples):
+            where = "--metric" if is_asked else f"{space.file}: METRIC"
+            raise SpaceError(
+                f"{where} {metric} is over superclasses that are left out, and `left_out` is none "
+                "in every configuration: add --set left_out=features, or take another metric"
+            )
         key = NEEDS.get(metric)
         if key and not any(getattr(config, key) > 0 for config in space.samples):
             where = "--metric" if is_asked else f"{space.file}: METRIC"

@@ -781,6 +781,13 @@ def test_metric_that_no_trial_can_have_is_refused(asked: Path, metric: str, key:
         load(asked, text + f"METRIC = 'score', '{metric}'\n", fixed=without)
 
 
+def test_metric_over_left_out_superclasses_is_refused_where_none_is(asked: Path) -> None:
+    metric = ["unseen_super_left_out"]
+    with pytest.raises(SpaceError, match=r"--metric unseen_super_left_out .* `left_out` is none"):
+        load(asked, HEADER + EMPTY, metric=metric, fixed={"left_out": "none"})
+    assert load(asked, HEADER + EMPTY, metric=metric).metrics == ("unseen_super_left_out",)
+
+
 # --- What is to blame ----------------------------------------------------------------------------
 
 
