@@ -72,6 +72,10 @@ METRICS: dict[str, Literal["maximize", "minimize"]] = {
 }
 """What a search may optimise, and in which direction. All but the ce_* are fractions, 0 to 1.
 
+What is over novel images is a mean over their groups: of a novel superclass those that were left
+out, or borrowed images where none was (`unseen_super_borrowed` is of these alone); of a novel
+subclass near and far ones.
+
 fpr95: novel images accepted where 95% of the known ones are. known_rejected95, its mirror: known
 images rejected where 95% of the novel ones are. aupr: novel is the positive class.
 """
