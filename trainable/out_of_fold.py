@@ -57,6 +57,7 @@ def carried_over(
     weights: Path | None,
     full_precision: bool,
     note: Callable[[str], None],
+    shares: Sequence[Pools] | None = None,
 ) -> Rule:
     """Return `rule` with thresholds that reject as many known images in a refit as in its trial.
 
@@ -70,21 +71,22 @@ def carried_over(
         weights: Of the backbone.
         full_precision: On a GPU.
         note: Called with lines for a person.
+        shares: Which images train and are scored, in turn; null: as `config.seed` fixes them.
     """
     tasks = _frozen_tasks(config)
     if not tasks:
         return rule
     config = replace(config, left_out="none")
-    shares = []
-    for pools in _pools_of_shares(data, config):
+    scored = []
+    for pools in shares or pools_of_shares(data, config):
         trainer = Trainer(
             config, data, pools,
             cache=cache, weights=weights, full_precision=full_precision, note=note,
         )  # fmt: skip
         for epoch in range(1, epochs + 1):
             trainer.train_epoch(epoch)
-        shares.append(trainer.outputs())
-    return moved(rule, rejected, joined(shares), tasks)
+        scored.append(trainer.outputs())
+    return moved(rule, rejected, joined(scored), tasks)
 
 
 def _frozen_tasks(config: TrialConfig) -> list[Task]:
@@ -97,7 +99,7 @@ def _frozen_tasks(config: TrialConfig) -> list[Task]:
     ]
 
 
-def _pools_of_shares(data: Data, config: TrialConfig) -> list[Pools]:
+def pools_of_shares(data: Data, config: TrialConfig) -> list[Pools]:
     """Return the pools of a refit, each with a share of every subclass kept from training."""
     pools = make_refit_pools(data, config)
     share = torch.full((len(data.images),), -1)

@@ -35,6 +35,7 @@ from trainable.features import inputs_for
 from trainable.intervals import interval_of
 from trainable.metrics import judge
 from trainable.novelty import Rule
+from trainable.out_of_fold import Rejected, carried_over, pools_of_shares
 from trainable.rng import generator
 from trainable.splits import NOVEL, PSEUDO_NOVEL, SEEN, Pools, make_pools, make_refit_pools
 from trainable.train import TrialResult, train
@@ -212,9 +213,11 @@ def answered(
     return outputs.where(~was_held_out) if judged else outputs
 
 
-def refit_rule(folder: UPath, config: TrialConfig) -> Rule:
-    """Return the rule by which `search.refit` would let its model answer."""
-    return choose_rule(load_outputs(folder), config)
+def rule_of(folder: UPath, config: TrialConfig) -> tuple[Rule, Rejected]:
+    """Return a trial's rule and what it rejects, which `search.refit` carries over to its model."""
+    outputs = load_outputs(folder)
+    rule = choose_rule(outputs, config)
+    return rule, Rejected.by(rule, outputs)
 
 
 def run_split(
@@ -223,7 +226,7 @@ def run_split(
     """Train every configuration and the refit of the best; yield a row for each and metric."""
     split = make_split(whole, number)
     pooled: torch.Tensor | None = None
-    best: tuple[float, TrialConfig, dict[str, float], Rule] | None = None
+    best: tuple[float, TrialConfig, dict[str, float], tuple[Rule, Rejected]] | None = None
     for place, config in enumerate(configs):
         pools = in_whole(make_pools(split.searched, config), split)
         with tempfile.TemporaryDirectory() as scratch:
@@ -231,7 +234,7 @@ def run_split(
             result = train(
                 config, split.data, _nothing, pools=pools, folder=folder, cache=cache, note=_nothing
             )
-            rule, final_rule = load_rule(folder), refit_rule(folder, config)
+            rule, carried = load_rule(folder), rule_of(folder, config)
         if pooled is None:
             inputs = inputs_for(
                 result.branches[0], whole, replace(config, augment="none"),
@@ -245,15 +248,21 @@ def run_split(
             f"found {found['score']:.3f}, {config.describe()}"
         )
         if best is None or result.metrics["score"] > best[0]:
-            best = result.metrics["score"], config, result.metrics, final_rule
+            best = result.metrics["score"], config, result.metrics, carried
     assert best is not None
     assert pooled is not None
-    _, config, promised, rule = best
+    _, config, promised, (rule, rejected) = best
     config = replace(config, super_novelty_score=rule.super_score, sub_novelty_score=rule.sub_score)
     pools = in_whole(make_refit_pools(split.searched, config), split)
     result = train(
         config, split.data, _nothing, pools=pools, cache=cache,
         stop_after=int(promised["epoch"]), note=_nothing,
+    )  # fmt: skip
+    # By the images that the search has: the shares of all of them would train on the test.
+    shares = [in_whole(each, split) for each in pools_of_shares(split.searched, config)]
+    rule = carried_over(
+        rule, rejected, config, split.data, epochs=int(promised["epoch"]), shares=shares,
+        cache=cache, weights=None, full_precision=False, note=_nothing,
     )  # fmt: skip
     found = judge(answered(split, pools, result, pooled, judged=False), rule)
     yield from rows_of(number, configs.index(best[1]), "refit", promised, found)

@@ -10,6 +10,7 @@ import torch
 
 from tests.benchmarks import promise
 from tests.trainable.factories import make_data
+from trainable.out_of_fold import pools_of_shares
 from trainable.splits import make_pools, make_refit_pools
 
 
@@ -33,7 +34,9 @@ def test_search_has_no_image_of_the_test_and_no_class_that_was_taken_away(number
         assert name == whole.subclasses[split.true_class[place]]
     assert set(split.subclass[~novel].tolist()) == set(range(len(split.data.subclasses)))
     config = promise.configuration(0, rejection=False)
-    for made in (make_pools(split.searched, config), make_refit_pools(split.searched, config)):
+    searched = split.searched
+    refits = make_refit_pools(searched, config), *pools_of_shares(searched, config)
+    for made in (make_pools(searched, config), *refits):
         pools = promise.in_whole(made, split)
         assert set(torch.cat([pools.train, pools.val]).tolist()) <= rows
         named = [whole.subclasses[whole.subclass[r]] for r in pools.train if r < whole.num_known]
