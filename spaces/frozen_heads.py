@@ -8,6 +8,15 @@ on borrowed images, which the first baseline takes, finds hardly any left-out su
 
 Command: python -m search.run --space spaces/frozen_heads.py --data DATA.zip --novel POOL.zip
 Cost:    on 2 cores with 12,000 images: minutes for the features, then seconds per trial.
+Result:  on the course's data (--trials 16 --epochs 10 --seed 0) trial 7, knn_difference and cosine
+         heads: score .846, seen super .913, unseen super .947 (the worst left-out superclass .926),
+         seen sub .731, unseen sub .797 (held-out subclasses .602), known subclasses rejected .211.
+         The second baseline: score .825, unseen super .906 at seen super .927. The first one, by
+         thresholds found on borrowed images: .610, of which it finds .985, and .408 of left-out
+         superclasses.
+Before:  version 0.1, where borrowed images stood for novel superclasses and this space had neither
+         bounds nor scores of features, promised .992 for its best trial (two heads, energy, 64 px);
+         of superclasses left out the same configuration finds .235 after 8 epochs.
 """
 
 from typing import Any
