@@ -23,9 +23,14 @@ from trainable.urls import ambiguous, hidden, public
         ("s3://KEY:S3CRET@bucket/path", "s3://KEY:***@bucket/path", "s3://KEY@bucket/path"),
         ("http://me:S3CRET@h:5000/x", "http://me:***@h:5000/x", "http://h:5000/x"),
         ("HTTPS://S3CRET@h:5000", "HTTPS://***@h:5000", "HTTPS://h:5000"),
-        ("https://h/?a=b&token=S3CRET#c", "https://h/?a=b&token=***#c", "https://h/?a=b"),
+        ("https://h/?a=b&token=S3CRET#c", "https://h/?a=b&token=***", "https://h/?a=b"),
         ("https://h/z?X-Amz-Signature=S3CRET&api_key=S3CRET",
          "https://h/z?X-Amz-Signature=***&api_key=***", "https://h/z"),
+        ("postgresql://h/d?%70assword=S3;C#RET&user=me", "postgresql://h/d?%70assword=***&user=me",
+         "postgresql://h/d?user=me"),
+        ("https://h/?key=S3CRET&pass=S3CRET&a=b;auth=S3CRET",
+         "https://h/?key=***&pass=***&a=b;auth=***", "https://h/?a=b"),
+        ("https://h/#access_token=S3CRET", "https://h/#access_token=***", "https://h/"),
         ("https:/me:S3CRET@h/x.zip", "https:/me:***@h/x.zip", None),
     ],
 )  # fmt: skip
@@ -44,6 +49,7 @@ def test_password_is_hidden_where_shown_and_left_out_where_stored(
         "postgresql://me@h:5432/d?sslmode=require", "http://h:5000/path", "sqlite:///mlflow.db",
         "sqlite:////home/me:x@y/a.db", "abfs://container@account.dfs.core/x", "databricks",
         "file:///tmp/a@b", "s3://bucket/a:b", "http://[::1]:5000/",
+        "http://h/?author=me&monkey=1&bypass=1&x=1;y=2#z",
     ],
 )  # fmt: skip
 def test_url_without_a_password_stays_as_it_is(url: str) -> None:
@@ -64,6 +70,7 @@ def test_no_password_is_left_in_a_url_that_is_not_refused(password: str) -> None
     [
         "postgresql://me:p@ss@h/d", "postgresql://me:12/4@h/d", "postgresql://me:a b@h/d",
         "http://me:p/w@h", "http://me:p@s@h", "http://h:5000/a@b",
+        "postgresql://h/d?password=S'CRET", "me:S3CRET@h/d", "postgresql:/me:S3CRET@h/d",
     ],
 )  # fmt: skip
 def test_url_whose_password_ends_nobody_knows_where_is_ambiguous(url: str) -> None:
