@@ -113,10 +113,12 @@ def _machine() -> str:
 
 
 def _started(pid: int) -> str | None:
-    """Return when a process of this machine started, as text to compare; None: there is none."""
+    """Return when a process of this machine started, as text to compare; None: it has ended."""
     try:
-        # Ticks since boot: field 22, counted after the name, which may hold anything.
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        # State and ticks since boot: fields 3 and 22, after the name, which may hold anything.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        # Z, X: a killed one that its parent does not take note of, as in many containers.
+        return None if fields[0] in "ZX" else fields[19]
     except OSError:
         pass
     try:

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import sqlite3
+import subprocess
 import time
 from datetime import datetime, timedelta
 from multiprocessing.queues import Queue
@@ -229,6 +230,19 @@ def test_a_lease_is_known_by_its_process_not_by_a_number_alone(
 ) -> None:
     leave_lease(study, **values)
     assert is_taken(study) == is_free
+
+
+def test_a_killed_driver_that_its_parent_does_not_take_note_of_is_dead(
+    study: optuna.Study,
+) -> None:
+    """As where the first process of a container is no init."""
+    with subprocess.Popen(["sleep", "60"]) as killed:
+        started = lock._started(killed.pid)
+        leave_lease(study, pid=killed.pid, started=started)
+        assert not is_taken(study)
+        killed.kill()
+        os.waitid(os.P_PID, killed.pid, os.WEXITED | os.WNOWAIT)  # and it stays a zombie
+        assert is_taken(study)
 
 
 def _start_at_once(url: str, barrier: Barrier, results: "Queue[str]") -> None:
