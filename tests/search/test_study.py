@@ -6,6 +6,7 @@ throws the Study object away and opens another one on the same storage, as a res
 
 import math
 import random
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from optuna.trial import TrialState
 from results.load import Repeat
 from search.lock import LeaseLostError
 from search.space import Space, load_space
+from search.storage import Storage
 from search.study import (
     RUNG_FRACTION,
     Study,
@@ -992,6 +994,23 @@ def test_space_that_loops_when_asked_fails_its_own_trial(
     trials = [study.next() for _ in range(4)]
     assert [trial.state for trial in trials if trial] == ["RUNNING"] * 2 + ["FAIL", "RUNNING"]
     assert "took over 0.2 s" in study.trials[2].reason
+
+
+def test_time_of_a_database_that_is_away_is_not_that_of_the_space_file(
+    load: Loader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = Memory(load(), f"sqlite:///{tmp_path / 'study.db'}")
+    write = Storage._set_trial_param
+
+    def late(*args: Any) -> None:
+        time.sleep(0.8)
+        write(*args)
+
+    monkeypatch.setattr(Storage, "_set_trial_param", late)
+    monkeypatch.setattr("search.space.TIME_LIMIT_S", 0.7)
+    study = memory.open()
+    trials = [study.next() for _ in range(3)]
+    assert [(trial.state, trial.reason) for trial in trials if trial] == [("RUNNING", "")] * 3
 
 
 def test_driver_that_may_not_write_writes_nothing_more(memory: Memory) -> None:
