@@ -210,7 +210,8 @@ class _New:
     """What a start makes; null: it was there before."""
 
     database: Path | None
-    folder: UPath | None
+    folder: UPath
+    is_folder_new: bool
     searches: UPath | None
     """Folder of all searches."""
 
@@ -220,7 +221,8 @@ class _New:
         file = make_url(url).database if url.startswith("sqlite") else None
         return cls(
             database=Path(file) if file and not Path(file).exists() else None,
-            folder=None if folder.exists() else folder,
+            folder=folder,
+            is_folder_new=not folder.exists(),
             searches=None if folder.parent.exists() else folder.parent,
         )
 
@@ -230,9 +232,12 @@ class _New:
             if self.database and not (only_empty and self.database.stat().st_size):
                 self.database.unlink()
         with contextlib.suppress(OSError):
-            if self.folder and only_empty:
+            if not self.is_folder_new:
+                if not only_empty:
+                    (self.folder / RECORD_FILE).unlink(missing_ok=True)
+            elif only_empty:
                 self.folder.rmdir()
-            elif self.folder:
+            else:
                 self.folder.fs.rm(self.folder.path, recursive=True)
         with contextlib.suppress(OSError):
             if self.searches:
@@ -252,6 +257,8 @@ def _taken_back(study: optuna.Study, new: _New | None) -> Iterator[None]:
         with contextlib.suppress(*STORAGE_ERRORS):
             if new and not study.get_trials(deepcopy=False):
                 optuna.delete_study(study_name=study.study_name, storage=study._storage)
+                if optuna.get_all_study_names(study._storage):  # of a start beside this one
+                    new = replace(new, database=None)
                 new.remove()
         raise
 

@@ -688,6 +688,43 @@ def test_start_that_fails_before_its_first_trial_leaves_nothing_and_can_be_corre
         assert not (folder / "runs").exists()
 
 
+def test_start_that_fails_can_be_corrected_in_a_folder_that_was_there(
+    capsys: pytest.CaptureFixture[str],
+    folder: Path,
+    data: Path,
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sources = ["--data", str(data), "--novel", str(data / "novel_images"), "--cache", str(cache)]
+    (folder / "runs/again").mkdir(parents=True)
+    (folder / "runs/again/notes.txt").touch()
+
+    def broken(*args: object, **kwargs: object) -> str:
+        raise UserError("no Ray cluster answers there")
+
+    monkeypatch.setattr("search.driver._run", broken)
+    for _ in range(2):
+        assert main(["--space", "asked.py", "--name", "again", *sources]) == 2
+        assert capsys.readouterr().err == "error: no Ray cluster answers there\n"
+    assert (folder / "runs/again/notes.txt").exists()
+
+
+def test_start_that_fails_leaves_the_study_that_another_made_meanwhile_in_the_same_database(
+    folder: Path, data: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = ["--data", str(data), "--novel", str(data / "novel_images"), "--cache", str(cache)]
+
+    def broken(*args: object, **kwargs: object) -> str:
+        create_study("sqlite:///mine.db", "other", ("score",)).ask()
+        raise UserError("no Ray cluster answers there")
+
+    monkeypatch.setattr("search.driver._run", broken)
+    command = ["--space", "asked.py", "--name", "again", "--study", "sqlite:///mine.db", *sources]
+    assert main(command) == 2
+    assert (folder / "mine.db").exists()
+    assert optuna.get_all_study_names("sqlite:///mine.db") == ["other"]
+
+
 def test_start_that_fails_leaves_other_searches_and_an_older_database(
     capsys: pytest.CaptureFixture[str],
     folder: Path,
