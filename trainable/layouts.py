@@ -337,6 +337,13 @@ def without_known_classes(
         DataError: There are some, and they may not; or nothing would remain.
     """
     looks = {_look(name) for name in (*known.superclasses, *known.subclasses)}
+    common = common_folder(pool.images)  # no part of the classes' names, which tells them apart
+    if not looks.isdisjoint(map(_look, common.split("/"))):
+        raise DataError(
+            f"{where}: a borrowed class must not be a known one, and all images are in {common}, "
+            "which has the name of one; take another pool, or rename the folder if it shows "
+            "something else"
+        )
     clashing = [
         name
         for name in pool.borrowed_classes

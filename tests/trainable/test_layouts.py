@@ -206,6 +206,17 @@ def test_a_borrowed_class_with_the_name_of_a_known_one_is_refused(case: Case, na
         case.load()
 
 
+@pytest.mark.parametrize("names", [["robin"], ["x/Bird/crow", "x/Bird/gull"]])
+def test_a_pool_that_is_all_in_a_folder_with_the_name_of_a_known_class_is_refused(
+    case: Case, names: list[str]
+) -> None:
+    shutil.rmtree(case.pool)
+    for level, name in enumerate(names):
+        picture(case.pool / name / "5.png", 60 + level)
+    with pytest.raises(DataError, match=r"all images are in .*/, which has the name of one; take"):
+        case.load()
+
+
 def test_one_image_in_two_known_classes_is_an_error_that_lists_it(case: Case) -> None:
     shutil.copy(case.known / "bird/robin/0.png", case.known / "dog/boxer/9.png")
     with pytest.raises(
