@@ -1,5 +1,6 @@
 """The options that every command takes, with one meaning and one help."""
 
+import os
 from typing import Any
 
 from upath import UPath
@@ -30,7 +31,7 @@ def add_experiment(add: Any) -> None:
 
 
 def check_stores(storage: UPath | None, study: str | None, tracking_uri: str | None) -> None:
-    """Refuse what would show a password.
+    """Refuse what would show a password, MLFLOW_TRACKING_URI included.
 
     Raises:
         UserError: One in --storage, or one whose end is not clear.
@@ -40,7 +41,10 @@ def check_stores(storage: UPath | None, study: str | None, tracking_uri: str | N
             f"--storage {storage}: it is shown and sent to every node, so it may hold no password: "
             "pass that in the environment, for s3:// as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         )
-    for flag, url in (("--study", study), ("--tracking-uri", tracking_uri)):
+    shown = {"--study": study, "--tracking-uri": tracking_uri}
+    if tracking_uri is None:
+        shown["MLFLOW_TRACKING_URI"] = os.environ.get("MLFLOW_TRACKING_URI")
+    for flag, url in shown.items():
         if url is not None and ambiguous(url):
             raise UserError(
                 f"{flag}: it is not clear where the password ends; in a user name or a password, "

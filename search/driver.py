@@ -686,7 +686,7 @@ def _finish(
     if not options.json or not options.quiet:
         print_tables(console, trials, record)
     resume = _resume_command(options, record)
-    where = f" --storage {options.storage}" if options.storage else ""
+    where = f" --storage {shlex.quote(str(options.storage))}" if options.storage else ""
     uri = public(record.tracking_uri)
     is_default = record.tracking_uri == default_uri()
     store = "" if is_default else f" --backend-store-uri {shlex.quote(uri)}"

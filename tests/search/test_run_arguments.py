@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from tests.trainable.factories import make_data
 from trainable.config import TrialConfig
 from trainable.data import load_data
 from trainable.errors import UserError
+from trainable.metrics import METRICS
 from trainable.splits import PROTOCOL
 
 ROOT = Path(__file__).parents[2]
@@ -764,6 +766,39 @@ def test_failure_after_a_trial_was_asked_for_keeps_the_search(
 
 
 # --- What is printed -----------------------------------------------------------------------------
+
+
+def test_commands_that_are_printed_can_be_typed_where_the_storage_has_a_space(
+    capsys: pytest.CaptureFixture[str],
+    folder: Path,
+    data: Path,
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sources = ["--data", str(data), "--novel", str(data / "novel_images"), "--cache", str(cache)]
+
+    def done(options: object, record: object, study: optuna.Study, *args: object) -> str:
+        trial = study.ask()
+        trial.set_user_attr("config", TrialConfig().to_dict())
+        trial.set_user_attr("metrics", {"epoch": 1.0, **dict.fromkeys(METRICS, 0.5)})
+        study.tell(trial, 0.5)
+        return "FINISHED"
+
+    monkeypatch.setattr("search.driver._run", done)
+    assert main(["--space", "asked.py", "--storage", "my runs", *sources]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (report,) = (line for line in lines if "results.report" in line)
+    assert shlex.split(report)[3:] == ["--name", "asked", "--storage", "my runs"]
+
+
+def test_tracking_uri_of_the_environment_whose_password_ends_nobody_knows_where_is_refused(
+    capsys: pytest.CaptureFixture[str], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What were left of the password behind the first @ would be stored."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://me:PL@UGH@h/d")
+    message = mistake(capsys, "--space", "asked.py")
+    assert message.startswith("MLFLOW_TRACKING_URI: it is not clear where the password ends")
+    assert "UGH" not in message
 
 
 def test_text_of_the_user_is_printed_as_it_is(
