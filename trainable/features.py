@@ -314,6 +314,8 @@ def _extract(
     except filelock.Timeout:
         return None
     with held:
+        if not values_file.exists():  # somebody deleted what is large
+            done_file.unlink(missing_ok=True)
         done = _read_mask(done_file, len(data.images))
         missing = rows[~done[rows]].unique()
         if len(missing):

@@ -211,6 +211,17 @@ def test_second_trial_computes_nothing(tmp_path: Path) -> None:
     ]
 
 
+def test_values_that_were_deleted_without_their_mask_are_computed_anew(tmp_path: Path) -> None:
+    cached(CountingModel(), tmp_path, ALL[:40], ALL[40:])
+    (values,) = tmp_path.rglob("view_*.npy")
+    values.unlink()
+    second = CountingModel()
+    inputs = cached(second, tmp_path, ALL[:30], ALL[30:40])
+    assert second.rows == ALL[:40].tolist()
+    assert torch.equal(inputs.plain(ALL[:40]), expected_features(ALL[:40]))
+    assert second.rows == ALL[:40].tolist(), "stored"
+
+
 def test_other_seeds_share_the_features(tmp_path: Path) -> None:
     cached(CountingModel(), tmp_path, ALL, ALL, config=AUGMENTED)
     model = CountingModel()
