@@ -5,6 +5,7 @@ from typing import Any
 
 import pandas as pd
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 from upath import UPath
@@ -83,6 +84,7 @@ def print_tables(console: Console, trials: pd.DataFrame, record: SearchRecord) -
     console.print(
         f"Best: trial {best['number']:05d}, {metric} {best[metric]:.3f}, "
         f"{best['config'].describe()}",
+        soft_wrap=False,
     )
     print_promise(console, trials, best, metric)
     if repeated(everything):
@@ -94,14 +96,20 @@ def print_promise(
 ) -> None:
     """Print how sure the best trial's rates are, and what having been chosen adds to them."""
     if ends := intervals_of(best):
-        console.print(f"  with 95% intervals by classes: {rates_text(best, ends)}", markup=False)
+        _print_indented(console, f"with 95% intervals by classes: {rates_text(best, ends)}")
     nested = nested_choice(trials, metric)
     if nested is not None:
         num = int((trials["state"] == "COMPLETE").sum())
-        console.print(
-            f"  best of {num} trials: promised {metric} {best[metric]:.3f}; by nested choice (one "
-            f"half of the validation images chooses, the other judges) {nested:.3f}"
+        _print_indented(
+            console,
+            f"best of {num} trials: promised {metric} {best[metric]:.3f}; by nested choice (one "
+            f"half of the validation images chooses, the other judges) {nested:.3f}",
         )
+
+
+def _print_indented(console: Console, text: str) -> None:
+    """Print a long line in whole words within the terminal's width, as tables are."""
+    console.print(Padding(Text(text), (0, 0, 0, 2), expand=False), soft_wrap=False)
 
 
 def _print_repeats(console: Console, trials: pd.DataFrame, record: SearchRecord) -> None:
@@ -136,7 +144,8 @@ def _print_repeats(console: Console, trials: pd.DataFrame, record: SearchRecord)
     if best is not None:
         console.print(
             f"Best by mean over {len(best.seeds)} seeds: trial {best.number:05d}, {metric} "
-            f"{best.values(metric).mean():.3f}, {best.original['config'].describe()}"
+            f"{best.values(metric).mean():.3f}, {best.original['config'].describe()}",
+            soft_wrap=False,
         )
 
 

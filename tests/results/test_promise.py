@@ -12,6 +12,7 @@ from upath import UPath
 
 from results import report
 from results.promise import intervals_of, nested_choice, promise_of_trials, rates_text
+from results.terminal import plain_console
 from search.driver import _summary
 from tests.results.test_report import Search
 
@@ -74,6 +75,16 @@ def test_tables_and_json_say_how_sure_the_best_is_and_what_choosing_added(search
     table = pd.read_csv(search.folder / "trials.csv")
     assert table["interval.score.low"].tolist()[:3] == pytest.approx([0.85, 0.7, 0.4])
     assert math.isnan(table["interval.score.low"][3])
+
+
+def test_promise_is_printed_in_whole_words_within_the_terminal(search: Search) -> None:
+    file = io.StringIO()
+    report.print_tables(plain_console(file=file, width=80), search.trials, search.record)
+    best, *promise = file.getvalue().rpartition("Best: ")[2].splitlines()
+    assert max(map(len, (best, *promise))) <= 80
+    assert [line[:2] for line in promise if "nested choice" in line or "judges)" in line] == [
+        "  "
+    ] * 2
 
 
 def test_search_of_before_is_reported_without_intervals(tmp_path: Path) -> None:
