@@ -131,7 +131,11 @@ class SearchRecord:
 def absolute_url(url: str) -> str:
     """Return the URL of a store, so that it names the same SQLite file from every folder."""
     match = re.fullmatch(r"(sqlite(?:\+\w+)?:///)(?!/|:memory:|file:)([^?]+)(\?.*)?", url)
-    return url if match is None else f"{match[1]}{Path(match[2]).resolve()}{match[3] or ''}"
+    return (
+        url
+        if match is None
+        else f"{match[1]}{Path(os.path.expanduser(match[2])).resolve()}{match[3] or ''}"  # noqa: PTH111 - Path raises on ~nobody
+    )
 
 
 def run_folder(name: str, storage: UPath | None) -> UPath:

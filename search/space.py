@@ -413,7 +413,8 @@ def _config(where: str, values: Mapping[str, Any], fixed: Mapping[str, Any]) -> 
     except ConfigError as error:
         for key, value in fixed.items():
             rest = {k: v for k, v in fixed.items() if k != key}
-            if _is_config({**_without(values, rest), **rest}):
+            # Without all fixed keys: what `space` was given for a fixed parameter, it returns.
+            if _is_config({**_without(values, fixed), **rest}):
                 given = f"--epochs {value}" if key == "epochs" else f"--set {key}={_typed(value)}"
                 raise SpaceError(f"{given}: {error}") from error
         raise SpaceError(f"{where}{error}") from error

@@ -17,6 +17,7 @@ from results.load import (
     Repeat,
     RunError,
     SearchRecord,
+    absolute_url,
     best_row,
     load_record,
     pareto_rows,
@@ -242,3 +243,7 @@ def test_pareto_rows_are_those_that_no_other_one_beats(
     expected = [n for n, row in complete.items() if not is_dominated(np.array(row), values)]
     front = pareto_rows(trials, ["seen_sub", "unseen_sub", "ce_sub"])
     assert [*front["number"]] == expected
+
+
+def test_tilde_in_the_url_of_a_sqlite_file_is_the_home_folder() -> None:
+    assert absolute_url("sqlite:///~/a.db") == f"sqlite:///{Path.home().resolve() / 'a.db'}"

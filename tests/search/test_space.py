@@ -822,3 +822,14 @@ def test_mistake_of_the_file_is_blamed_on_it_beside_a_good_setting(asked: Path) 
     text = HEADER.replace("EPOCHS = 2", "EPOCHS = 100000") + "BASELINES = [{}]\n" + EMPTY
     with pytest.raises(SpaceError, match=r"asked\.py: EPOCHS: `0 <= epochs <= 99999` must hold"):
         load(asked, text)
+
+
+def test_setting_of_a_suggested_parameter_is_blamed_on_the_setting(tmp_path: Path) -> None:
+    file = tmp_path / "space.py"
+    file.write_text(
+        "NUM_TRIALS = 1\n"
+        "def space(trial):\n"
+        "    return {'lr': trial.suggest_float('lr', 1e-4, 1e-2)}\n"
+    )
+    with pytest.raises(SpaceError, match=r"^--set lr=fast: `lr` must be float"):
+        load_space(file, fixed={"lr": "fast"})
