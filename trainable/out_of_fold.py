@@ -8,6 +8,7 @@ where: as good as for nothing on stored features. What is tuned keeps the trial'
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -76,9 +77,14 @@ def carried_over(
     tasks = _frozen_tasks(config)
     if not tasks:
         return rule
-    config = replace(config, left_out="none")
+    config = _without_tuned_branch(replace(config, left_out="none"))
     scored = []
-    for pools in shares or pools_of_shares(data, config):
+    shares = shares or pools_of_shares(data, config)
+    for number, pools in enumerate(shares, start=1):
+        note(
+            f"thresholds {number}/{len(shares)}: {len(pools.val):,} known images are scored by "
+            f"heads that train on the others for {epochs} epochs"
+        )
         trainer = Trainer(
             config, data, pools,
             cache=cache, weights=weights, full_precision=full_precision, note=note,
@@ -90,13 +96,36 @@ def carried_over(
 
 
 def _frozen_tasks(config: TrialConfig) -> list[Task]:
-    """Return the tasks whose threshold can be found anew: of frozen branches, and not fixed."""
-    return [
+    """Return the tasks whose threshold can be found anew: of frozen branches, and not fixed.
+
+    A subclass that follows from the superclass of a tuned branch is not among them.
+    """
+    frozen = [
         task
         for branch in config.branches()
         for task in branch.tasks
-        if branch.fine_tune == "frozen" and getattr(config, f"tau_{task}") is None
+        if branch.fine_tune == "frozen"
     ]
+    if "super" not in frozen and (config.couple_novel or config.restrict_sub):
+        frozen = []
+    return [task for task in frozen if getattr(config, f"tau_{task}") is None]
+
+
+def _without_tuned_branch(config: TrialConfig) -> TrialConfig:
+    """Return `config` with a branch like the frozen one in place of a tuned one.
+
+    Branches do not depend on each other, and nobody asks what that one answers: to tune it once
+    for each share would take as many times as long as the refit.
+    """
+    by_task = {task: branch for branch in config.branches() for task in branch.tasks}
+    changes: dict[str, Any] = {}
+    for task, branch in by_task.items():
+        if branch.fine_tune != "frozen":
+            other = next(each for each in by_task if each != task)
+            keys = ("backbone", "image_size", "fine_tune")
+            changes |= {f"{task}_{key}": config.of(other, key) for key in keys}
+            changes[f"{task}_novelty_score"] = "msp"
+    return replace(config, **changes)
 
 
 def pools_of_shares(data: Data, config: TrialConfig) -> list[Pools]:

@@ -105,3 +105,48 @@ def test_thresholds_of_a_tuned_branch_and_fixed_ones_stay(
         epochs=1, cache=None, weights=None, full_precision=False, note=silent,
     )  # fmt: skip
     assert found == rule
+
+
+def test_a_tuned_branch_beside_a_frozen_one_is_not_tuned_for_every_share(
+    tiny_data: Data, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config(
+        architecture="two_models", super_fine_tune="frozen", sub_fine_tune="full",
+        novel_images=0, super_lr=1e-2, couple_novel=True,
+    )  # fmt: skip
+    alone = replace(config, sub_fine_tune="frozen")
+    scored = []
+
+    class Noting(out_of_fold.Trainer):
+        def outputs(self, *, all_scores: bool = False) -> Any:
+            assert all(model.is_frozen for model in self.branches)
+            scored.append(super().outputs(all_scores=all_scores))
+            return scored[-1]
+
+    monkeypatch.setattr(out_of_fold, "Trainer", Noting)
+    rule = replace(choose_rule(make_outputs(), config), tau_sub=(0.3,) * 3)
+    found = [
+        carried_over(
+            rule, Rejected(0.1, (0.1,) * 3), each, tiny_data,
+            epochs=1, cache=None, weights=tiny_weights, full_precision=False, note=silent,
+        )
+        for each in (config, alone)
+    ]  # fmt: skip
+    assert found[0].tau_super == found[1].tau_super != rule.tau_super
+    assert found[0].tau_sub == rule.tau_sub
+    assert torch.equal(scored[0].super_logits, scored[5].super_logits)
+
+
+@pytest.mark.parametrize("option", ["couple_novel", "restrict_sub"])
+def test_a_subclass_that_follows_from_a_tuned_superclass_keeps_its_thresholds(
+    tiny_data: Data, option: str
+) -> None:
+    config = tiny_config(
+        architecture="two_models", super_fine_tune="full", sub_fine_tune="frozen", **{option: True}
+    )
+    rule = choose_rule(make_outputs(), config)
+    found = carried_over(
+        rule, Rejected(0.1, (0.1, 0.1)), config, tiny_data,
+        epochs=1, cache=None, weights=None, full_precision=False, note=silent,
+    )  # fmt: skip
+    assert found == rule
