@@ -282,11 +282,16 @@ def evaluate(outputs: Outputs, config: TrialConfig, chosen_by: str = "score") ->
     answers = rules.answers(outputs)
     result = accuracies(outputs, answers)
     parts = {"part_a": outputs.part(a=True), "part_b": outputs.part(a=False)}
-    of_part = []
-    for name, part in parts.items():
-        rule, *of_folds = (each.judging(a=name == "part_a") for each in (rules, *rules.folds))
-        of_part.append(curves(part, rule, of_folds))
-    result |= mean_metrics(of_part)
+
+    def curves_of_parts(*, in_sample: bool) -> list[dict[str, float]]:
+        found = []
+        for name, part in parts.items():
+            is_a = (name == "part_a") != in_sample
+            rule, *of_folds = (each.judging(a=is_a) for each in (rules, *rules.folds))
+            found.append(curves(part, rule, of_folds))
+        return found
+
+    result |= mean_metrics(curves_of_parts(in_sample=False))
     result["score_calibrated"] = result["score"]
     free = Threshold()
     if any(Threshold.of(config, task) != free for task in TASKS):
@@ -299,8 +304,8 @@ def evaluate(outputs: Outputs, config: TrialConfig, chosen_by: str = "score") ->
     ]
     result["score_calibration"] = fmean(each["score"] for each in own)
     if chosen_by not in ("score", "score_calibrated") and not chosen_by.endswith("_second"):
-        own += [curves(part, rules.judging(a=name != "part_a")) for name, part in parts.items()]
-        if chosen_by in (found := mean_metrics(own)):
+        found = mean_metrics(own + curves_of_parts(in_sample=True))
+        if chosen_by in found:
             result[f"{chosen_by}_calibration"] = found[chosen_by]
     for name, part in parts.items():
         rates = accuracies(part, answers.where(outputs.in_part_a == (name == "part_a")))
