@@ -176,7 +176,10 @@ def _search(
         return 0
     url = study_url(folder, record)
     new = None if options.resume else _New.of(folder, url)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SearchError(f"--storage: a search cannot be kept there: {error}") from error
     try:
         if options.resume:
             study = open_study(url, record.study_name)

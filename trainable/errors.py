@@ -2,20 +2,42 @@
 
 import argparse
 import difflib
+import os
+import sys
 from collections.abc import Iterable, Mapping
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from trainable.urls import hidden
 
 _T = TypeVar("_T")
 
 
+_SOURCES = ("--data", "--novel", "--images")
+"""Options that are checked where they are read, also in a call from Python."""
 _MAX_REASON = 2000
 """Characters: no library or database says more, but a web server's error page may."""
 
 
 class Parser(argparse.ArgumentParser):
-    """A command line whose mistakes show no password."""
+    """A command line whose mistakes show no password.
+
+    A value that is empty, as of a variable that is not set, is no default; `~/` is the home folder.
+    """
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse `args`, by default those of the process."""
+        words, flag = [], ""
+        for word in sys.argv[1:] if args is None else args:
+            option, equals, value = word.partition("=")
+            if not (word.startswith("--") and equals):
+                option, value = flag, word
+            if option.startswith("--") and not value and option not in _SOURCES:
+                self.error(f"{option}: its value is empty: is a variable not set?")
+            if value.startswith("~/"):
+                word = word.removesuffix(value) + os.path.expanduser(value)  # noqa: PTH111 (a word)
+            words.append(word)
+            flag = word
+        return super().parse_args(words, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Print usage and message, and exit with 2."""

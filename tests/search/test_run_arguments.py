@@ -16,7 +16,7 @@ from upath import UPath
 
 from results.load import load_record
 from search.driver import ON_RESUME, Options, _job, _params, _plan, _resume_command, _summary
-from search.run import main
+from search.run import _parser, main
 from search.study import create_study
 from tests.trainable.factories import make_data
 from trainable.config import TrialConfig
@@ -105,7 +105,7 @@ def files_in(folder: Path) -> dict[str, bytes]:
                 ["--resume", "--name", "a", "--repeat", "3", "--top", top],
                 f"--top must be all, or 1 or more, but got {top!r}",
             )
-            for top in ("0", "-1", "1.5", "ALL", "")
+            for top in ("0", "-1", "1.5", "ALL")
         ],
         *[
             (
@@ -130,7 +130,7 @@ def test_argument_that_cannot_be_meant_is_refused(
     assert [*files_in(folder)] == ["asked.py"]
 
 
-@pytest.mark.parametrize("budget", ["90", "1h30m", "-5m", "soon", "", "m", "5 m", "1e3s", "nans"])
+@pytest.mark.parametrize("budget", ["90", "1h30m", "-5m", "soon", "m", "5 m", "1e3s", "nans"])
 def test_bad_time_budget_is_refused(capsys: pytest.CaptureFixture[str], budget: str) -> None:
     message = mistake(capsys, "--space", "asked.py", f"--time-budget={budget}")
     assert message == f"--time-budget must be like 90m, 2h or 300s, but got {budget!r}"
@@ -145,7 +145,7 @@ def test_address_that_is_no_cluster_s_is_refused_before_anything_is_made(
     assert [*files_in(folder)] == ["asked.py"]
 
 
-@pytest.mark.parametrize("share", ["-1", "many", "nan", "inf", "", "1/4", "1.5", "2"])
+@pytest.mark.parametrize("share", ["-1", "many", "nan", "inf", "1/4", "1.5", "2"])
 def test_bad_share_of_a_gpu_is_refused(capsys: pytest.CaptureFixture[str], share: str) -> None:
     message = mistake(capsys, "--space", "asked.py", f"--gpus-per-trial={share}")
     assert message == (
@@ -153,7 +153,7 @@ def test_bad_share_of_a_gpu_is_refused(capsys: pytest.CaptureFixture[str], share
     )
 
 
-@pytest.mark.parametrize("name", ["a/b", "/abs", "../up", ".hidden", "", "a b", "a\n", "~"])
+@pytest.mark.parametrize("name", ["a/b", "/abs", "../up", ".hidden", "a b", "a\n", "~"])
 def test_name_that_is_no_folder_name_is_refused(
     capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
@@ -364,6 +364,55 @@ def test_an_empty_source_is_a_variable_that_is_not_set_and_no_default(
     )
     kept_search(folder, "first")
     assert mistake(capsys, "--resume", "--name", "first", option, "").startswith(f"{option}: a")
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--space",
+        "--study",
+        "--storage",
+        "--tracking-uri",
+        "--experiment",
+        "--address",
+        "--metric",
+        "--name",
+        "--top",
+        "--time-budget",
+        "--gpus-per-trial",
+    ],
+)
+@pytest.mark.parametrize("glued", [False, True])
+def test_an_empty_value_is_a_variable_that_is_not_set_and_no_default(
+    capsys: pytest.CaptureFixture[str], option: str, glued: bool
+) -> None:
+    with pytest.raises(SystemExit) as raised:
+        main(["--space", "asked.py", *([f"{option}="] if glued else [option, ""])])
+    assert raised.value.code == 2
+    assert f"{option}: its value is empty: is a variable not set?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("glued", [False, True])
+def test_the_home_folder_is_expanded_in_every_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, glued: bool
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    words = [("--space", "~/a.py"), ("--storage", "~/runs"), ("--cache", "~/c"), ("--set", "a=~/b")]
+    typed = ["=".join(pair) for pair in words] if glued else [w for pair in words for w in pair]
+    args = _parser().parse_args(typed)
+    assert (args.space, args.storage) == (UPath(tmp_path / "a.py"), UPath(tmp_path / "runs"))
+    assert (args.cache, args.settings) == (tmp_path / "c", ["a=~/b"])
+
+
+def test_storage_that_is_a_file_is_refused(
+    capsys: pytest.CaptureFixture[str], folder: Path, data: Path, cache: Path
+) -> None:
+    (folder / "file").touch()
+    where = ["--data", str(data), "--novel", str(data / "novel_images"), "--cache", str(cache)]
+    arguments = ["--space", "asked.py", "--storage", "file", *where]
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: --storage: a search cannot be kept there: ")
 
 
 def test_the_home_folder_is_expanded_and_both_sources_are_named(
