@@ -16,8 +16,19 @@ NOVEL = "novel"
 TRAIN_CSV, TRAIN_IMAGES, TEST_IMAGES = "train_data.csv", "train_images/", "test_images/"
 SUPER_CSV, SUB_CSV = "superclass_mapping.csv", "subclass_mapping.csv"
 
-_LOOK_ALIKES = str.maketrans("\u0430\u0435\u043e\u0440\u0441\u0443\u0445\u0456\u03bf", "aeopcyxio")
-"""Cyrillic and Greek small letters that print as Latin ones."""
+_LOOK_ALIKES = str.maketrans(
+    "\u0430\u0435\u043e\u0440\u0441\u0443\u0445\u0456\u0455\u0458\u03bf\u2018\u2019\u02bc",
+    "aeopcyxisjo" + 3 * "'",
+)
+"""Cyrillic and Greek small letters that print as Latin ones, and the forms of an apostrophe."""
+_CAPITALS_ALIKE = str.maketrans(
+    "\u0410\u0412\u0415\u041a\u041c\u041d\u041e\u0420\u0421\u0422\u0423\u0425\u0405\u0406\u0408"
+    "\u0391\u0392\u0395\u0396\u0397\u0399\u039a\u039c\u039d\u039f\u03a1\u03a4\u03a5\u03a7",
+    "ABEKMHOPCTYXSIJ" + "ABEZHIKMNOPTYX",
+)
+"""Cyrillic and Greek capital letters that print as Latin ones; as small letters most do not."""
+_UNSEEN = "\u034f\u115f\u1160\u3164"
+"""Characters without width that Unicode counts among letters and marks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +118,7 @@ def _read_mapping(source: Source, name: str) -> list[str]:
             f"{source.name}: {name} must give each class a name of its own, "
             f"{repeated[0]!r} is repeated or empty"
         )
-    return names[:-1] if names and _look(names[-1]) == NOVEL else names
+    return names[:-1] if names and NOVEL in _looks(names[-1]) else names
 
 
 def _read_course(source: Source, root: str) -> Known:
@@ -240,24 +251,35 @@ def _in_natural_order(
     return ordered
 
 
-def _look(name: str) -> str:
-    """Return what is common to names that print alike: case, forms and spaces do not count."""
-    text = unicodedata.normalize("NFKC", name).casefold().translate(_LOOK_ALIKES)
-    visible = "".join(c for c in text if unicodedata.category(c) not in ("Cf", "Cc"))
-    return " ".join(visible.split())
+def _looks(name: str) -> set[str]:
+    """Return how a name prints, of which names that print alike have one in common.
+
+    Case, forms, dashes and spaces do not count.
+    """
+    text = "".join(
+        "-" if unicodedata.category(c) == "Pd" else c
+        for c in unicodedata.normalize("NFKC", name)
+        if unicodedata.category(c) not in ("Cf", "Cc")
+        and c not in _UNSEEN
+        and not "\ufe00" <= c <= "\ufe0f"
+    )
+    forms = (text, text.translate(_CAPITALS_ALIKE))
+    return {" ".join(form.casefold().translate(_LOOK_ALIKES).split()) for form in forms}
 
 
 def _check_names(kind: str, names: Iterable[str], where: str) -> None:
     """Check that no two classes have names that print alike, and none is called novel."""
     seen: dict[str, str] = {}
     for name in names:
-        if _look(name) == NOVEL:
+        looks = _looks(name)
+        if NOVEL in looks:
             raise DataError(
                 f"{where}: a known class must not be named {name!r}, only the last index of a "
                 "mapping may; pass images of no known class with --novel"
             )
-        other = seen.setdefault(_look(name), name)
-        if other != name:
+        others = {seen.setdefault(look, name) for look in looks} - {name}
+        if others:
+            other = min(others)
             raise DataError(
                 f"{where}: names of {kind} must differ by more than case, spaces and letters "
                 f"that look alike, got {other!a} and {name!a}; rename one, or make them "
@@ -336,9 +358,10 @@ def without_known_classes(
     Raises:
         DataError: There are some, and they may not; or nothing would remain.
     """
-    looks = {_look(name) for name in (*known.superclasses, *known.subclasses)}
+    names = (*known.superclasses, *known.subclasses)
+    looks = set[str]().union(*map(_looks, names))
     common = common_folder(pool.images)  # no part of the classes' names, which tells them apart
-    if not looks.isdisjoint(map(_look, common.split("/"))):
+    if any(looks & _looks(part) for part in common.split("/")):
         raise DataError(
             f"{where}: a borrowed class must not be a known one, and all images are in {common}, "
             "which has the name of one; take another pool, or rename the folder if it shows "
@@ -347,7 +370,7 @@ def without_known_classes(
     clashing = [
         name
         for name in pool.borrowed_classes
-        if not looks.isdisjoint(_look(part) for part in (name, *name.split("/")))
+        if any(looks & _looks(part) for part in (name, *name.split("/")))
     ]
     if not clashing:
         return pool

@@ -340,6 +340,27 @@ def test_class_names_that_print_alike_are_refused(case: Case, other: str) -> Non
         case.load()
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("CAT", "\u0421\u0410\u0422"),  # Cyrillic capitals
+        ("AB", "\u0391\u0392"),  # Greek ones
+        ("\u0412at", "\u0432at"),  # one Cyrillic word, by case
+        ("sj", "\u0455\u0458"),
+        ("robin", "ro\u034fbin\ufe0f"),
+        ("a-b", "a\u2010b"),
+        ("Steller's jay", "Steller\u2019s jay"),
+    ],
+)
+def test_names_in_other_scripts_and_signs_that_print_alike_are_refused(
+    case: Case, one: str, other: str
+) -> None:
+    for i, name in enumerate((one, other)):
+        picture(case.known / "bird" / name / f"{i}.png", 97 + i)
+    with pytest.raises(DataError, match="letters that look alike"):
+        case.load()
+
+
 def test_class_names_of_the_tables_are_held_to_the_same(case: Case) -> None:
     with pytest.raises(DataError, match="got 'robin' and 'Robin'; rename one"):
         case.load(course(case.folder / "course", ("robin", "Robin")))
