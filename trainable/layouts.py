@@ -358,8 +358,8 @@ def without_known_classes(
     Raises:
         DataError: There are some, and they may not; or nothing would remain.
     """
-    names = (*known.superclasses, *known.subclasses)
-    looks = set[str]().union(*map(_looks, names))
+    known_names = (*known.superclasses, *known.subclasses)
+    looks = set[str]().union(*map(_looks, known_names))
     common = common_folder(pool.images)  # no part of the classes' names, which tells them apart
     if any(looks & _looks(part) for part in common.split("/")):
         raise DataError(

@@ -275,10 +275,11 @@ def _list_zip(listing: _Listing, archive: zipfile.ZipFile, stamp: str) -> tuple[
         name, is_sure = _zip_name(info)
         written = name.replace("\\", "/")
         parts = [part for part in written.split("/") if part not in ("", ".")]
-        if written.startswith("/") or ".." in parts or written[1:2] == ":":
+        is_cut = "\0" in info.orig_filename  # Python's zipfile drops what follows
+        if written.startswith("/") or ".." in parts or written[1:2] == ":" or is_cut:
             raise DataError(
-                f"{listing.name}: the zip must hold relative paths without '..', got "
-                f"{info.filename!r}; do not trust it, or zip the folder again"
+                f"{listing.name}: the zip must hold relative paths without '..' or NUL, got "
+                f"{info.orig_filename!r}; do not trust it, or zip the folder again"
             )
         shown = _composed("/".join(parts), listing.name)
         if any(map(_is_hidden, parts)):

@@ -373,6 +373,16 @@ def test_a_class_called_novel_in_any_case_is_refused(case: Case, name: str) -> N
         case.load()
 
 
+def test_a_zip_entry_whose_name_holds_a_nul_is_refused(case: Case) -> None:
+    path = case.folder / "cut.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("bird/tit/0.png", picture(case.folder / "one.png", 85).read_bytes())
+        archive.writestr("bird/X/0.png", picture(case.folder / "one.png", 86).read_bytes())
+    path.write_bytes(path.read_bytes().replace(b"bird/X/", b"bird/\0/"))
+    with pytest.raises(DataError, match=r"without '\.\.' or NUL, got 'bird/\\x00/0\.png'"):
+        case.load(path)
+
+
 def test_names_that_are_not_utf_8_are_refused(case: Case) -> None:
     file = picture(case.known / "bird/robin/5.png", 97)
     file.rename(file.with_name(os.fsdecode(b"caf\x82.png")))
