@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import mlflow
@@ -751,10 +750,7 @@ def test_repeats_killed_in_the_middle_are_resumed_and_the_best_mean_is_refitted(
     assert done.code == 0, done
     assert f"refit of trial {best:05d}: " in done.out
     assert "the best mean over 3 seeds; their median thresholds\n" in done.out
+    # Of a frozen branch the medians reject other shares in the refit, so they are found anew.
+    assert "thresholds 5/5: " in done.out
     info = json.loads((folder / f"runs/tiny/refit/{best:05d}/model.json").read_text())
-    rows = longer[longer["lr"] == means.idxmax()]
-    taus = [
-        refit_rule(UPath(folder / f"runs/tiny/trials/{number:05d}"), config).tau_sub[0]
-        for number, config in zip(rows["number"], rows["config"], strict=True)
-    ]
-    assert info["rule"]["tau_sub"] == pytest.approx([median(taus)] * 3)
+    assert len({*info["rule"]["tau_sub"]}) == 1
