@@ -38,7 +38,7 @@ def test_a_full_disk_fails_the_trial_and_leaves_its_older_checkpoints_valid(
     trials.mkdir(parents=True)
     (trials / "00000").symlink_to(small_disk)
     filler = small_disk / "filler"
-    filler.write_bytes(bytes(1_900_000))
+    filler.write_bytes(bytes(200_000))
     small_search.run(2)
     assert small_search.states() == ["FAIL", "COMPLETE"]
     assert "No space left on device" in small_search.attributes(0)["reason"]

@@ -151,4 +151,6 @@ def test_pilot_trains_every_kind_in_processes_of_their_own(data: Path, tmp_path:
             assert sample is not None
             assert sample.num_packed == num_packed
             assert sample.images_per_s > 0
-    assert {path.name for path in (tmp_path / "cache").iterdir()} == {"data", "digests"}
+    # Digests are kept of files that were two seconds old when they were read.
+    left = {path.name for path in (tmp_path / "cache").iterdir()} - {"digests"}
+    assert left == {"data"}
