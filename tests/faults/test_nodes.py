@@ -67,15 +67,15 @@ def test_a_dead_node_costs_only_time_and_a_joining_node_is_used(
 
 
 @contextmanager
-def node_without(
+def joined_by_node_without(
     cluster: Cluster, *folders: Path, changed: Mapping[Path, Path] | None = None
 ) -> Iterator[None]:
-    """Start a node to which each of `folders` is empty and its own.
+    """Connect, when a second node has joined to which each of `folders` is empty and its own.
 
     Args:
-        cluster: That it joins.
-        folders: Hidden from it.
-        changed: By file, what it has instead.
+        cluster: With one node.
+        folders: Hidden from the second.
+        changed: By file, what the second node has instead.
     """
     if shutil.which("unshare") is None or _cannot_unshare():
         pytest.skip("a mount namespace of one's own needs root")
@@ -88,21 +88,16 @@ def node_without(
         ["unshare", "--mount", "sh", "-c", start], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     ) as node:
         try:
-            yield
+            with connected(cluster.address):
+                deadline = time.monotonic() + JOIN_LIMIT_S
+                while sum(each["Alive"] for each in ray.nodes()) < 2:
+                    assert time.monotonic() < deadline, "the second node did not join"
+                    assert node.poll() is None
+                    time.sleep(0.2)
+                yield
         finally:
             node.terminate()
             node.wait(30)
-
-
-@contextmanager
-def joined_by(cluster: Cluster, num_nodes: int) -> Iterator[None]:
-    """Connect, and wait until so many nodes are there."""
-    with connected(cluster.address):
-        deadline = time.monotonic() + JOIN_LIMIT_S
-        while sum(each["Alive"] for each in ray.nodes()) < num_nodes:
-            assert time.monotonic() < deadline, "a node did not join"
-            time.sleep(0.2)
-        yield
 
 
 def test_storage_that_another_node_does_not_see_is_refused(
@@ -111,34 +106,39 @@ def test_storage_that_another_node_does_not_see_is_refused(
     storage = tmp_path / "runs" / "search"
     storage.mkdir(parents=True)
     with (
-        node_without(cluster, storage.parent),
-        joined_by(cluster, 2),
+        joined_by_node_without(cluster, storage.parent),
         pytest.raises(ClusterError, match=r"not the same folder on .*all nodes share"),
     ):
         check_storage(UPath(storage))
     assert list(storage.iterdir()) == []
 
 
-def test_nodes_without_this_package_or_with_other_files_of_it_are_named(
-    tmp_path: Path, cluster: Cluster
-) -> None:
+def test_node_with_other_files_of_this_package_is_named(tmp_path: Path, cluster: Cluster) -> None:
+    ours, theirs = ROOT / "trainable" / "errors.py", tmp_path / "errors.py"
+    theirs.write_bytes(ours.read_bytes() + b"# of yesterday\n")
+    with joined_by_node_without(cluster, changed={ours: theirs}):
+        with pytest.raises(ClusterError) as raised:
+            check_packages()
+        address = cluster.head_node.node_ip_address
+    version = r"noveltune \S+ \([0-9a-f]{8}\)"
+    found = re.fullmatch(
+        rf"every node must have what this one has, ({version}), but {re.escape(address)} has "
+        rf"({version}): install the project there from the same files",
+        str(raised.value),
+    )
+    assert found is not None, raised.value
+    assert found[1] != found[2]
+
+
+def test_node_without_this_package_is_named(cluster: Cluster) -> None:
     origin = metadata.distribution("noveltune").read_text("direct_url.json") or "{}"
     installed = Path(json.loads(origin).get("url", ROOT.as_uri()).removeprefix("file://"))
     hidden = {folder / "search" for folder in (ROOT, installed)}
-    ours, theirs = ROOT / "trainable" / "errors.py", tmp_path / "errors.py"
-    theirs.write_bytes(ours.read_bytes() + b"# of yesterday\n")
     with (
-        node_without(cluster, *hidden),
-        node_without(cluster, changed={ours: theirs}),
-        joined_by(cluster, 3),
-        pytest.raises(ClusterError) as raised,
+        joined_by_node_without(cluster, *hidden),
+        pytest.raises(ClusterError, match=r"has ModuleNotFoundError: No module named 'search"),
     ):
         check_packages()
-    message = str(raised.value)
-    versions = re.findall(r"(?:one has,|\d has) noveltune \S+ \(([0-9a-f]{8})\)", message)
-    assert len({*versions}) == 2, message
-    assert re.search(r"\d has ModuleNotFoundError: No module named 'search", message), message
-    assert message.endswith(": install the project there from the same files")
 
 
 def test_node_without_the_data_gets_them_from_the_driver(
@@ -148,7 +148,7 @@ def test_node_without_the_data_gets_them_from_the_driver(
     search.cache.mkdir()
     lines: list[str] = []
     trials = 4
-    with node_without(cluster, search.data, search.cache), joined_by(cluster, 2):
+    with joined_by_node_without(cluster, search.data, search.cache):
         search.run(
             trials, dict.fromkeys(range(trials), faulty.record_node), concurrency=2,
             note=lines.append,
