@@ -502,7 +502,7 @@ def write(
     *,
     seed: int = 0,
     images_per_subclass: int = 32,
-    novel_per_class: int = 400,
+    novel_per_class: int = 300,
     test_per_class: int = 10,
 ) -> None:
     """Write the data set in the course's layout, whole or not at all.
