@@ -80,5 +80,5 @@ def test_a_slow_search_stores_no_features_and_reuses_no_process(
     search.run(3, dict.fromkeys(range(3), faulty.record_process), is_fast=is_fast)
     assert search.states() == ["COMPLETE"] * 3
     assert len({file.name for file in search.folder.rglob("process_*")}) == num_processes
-    stored = {path.name for path in search.cache.iterdir()}
+    stored = {path.name for path in search.cache.iterdir()} - {"digests"}  # of older files only
     assert stored == ({"data", "features"} if is_fast else {"data"})
