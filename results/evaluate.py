@@ -18,12 +18,12 @@ from results.promise import intervals_of, range_text, rates_text
 from results.terminal import plain_console
 from trainable.checkpoint import write_atomically
 from trainable.classifier import Classifier
-from trainable.data import image_blocks
+from trainable.data.dataset import image_blocks
+from trainable.data.pixels import check_whole
 from trainable.errors import DataError, Parser, UserError
-from trainable.intervals import interval_of
-from trainable.metrics import MAIN, METRICS
-from trainable.novelty import Response, joined
-from trainable.pixels import check_whole
+from trainable.novelty.intervals import interval_of
+from trainable.novelty.metrics import MAIN, METRICS
+from trainable.novelty.rule import Response, joined
 
 SHOWN = 8
 """Confusions and wrong answers on the terminal; the files hold all of them."""

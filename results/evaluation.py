@@ -10,13 +10,13 @@ import pandas as pd
 import torch
 
 from results.labels import UNLABELLED, Labels
-from trainable.calibration import Answers, Outputs
 from trainable.classifier import Classifier
 from trainable.config import TASKS, Task
-from trainable.intervals import Interval, percentiles, rate_intervals, resamples
-from trainable.metrics import METRICS, judge, judgements
-from trainable.novelty import Response, Rule, decide
-from trainable.splits import NOVEL, PSEUDO_NOVEL, SEEN
+from trainable.data.splits import NOVEL, PSEUDO_NOVEL, SEEN
+from trainable.novelty.intervals import Interval, percentiles, rate_intervals, resamples
+from trainable.novelty.metrics import METRICS, judge, judgements
+from trainable.novelty.rule import Response, Rule, decide
+from trainable.novelty.thresholds import Answers, Outputs
 
 CURVE_RESAMPLES = 199
 """Of metrics that are no rates, which are computed anew for each sample."""

@@ -8,8 +8,8 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from trainable.data.layouts import NOVEL
 from trainable.errors import DataError, nearest
-from trainable.layouts import NOVEL
 
 COLUMNS = ("image", "superclass_index", "subclass_index")
 TRUE_CLASS = "true_class"

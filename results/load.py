@@ -14,7 +14,7 @@ from upath import UPath
 from trainable.checkpoint import write_atomically
 from trainable.config import TrialConfig
 from trainable.errors import UserError, reason_of
-from trainable.metrics import MAIN, METRICS
+from trainable.novelty.metrics import MAIN, METRICS
 from trainable.urls import public
 
 RECORD_FILE = "search.json"
@@ -78,7 +78,7 @@ class SearchRecord:
     repeats: list[Repeat] = field(default_factory=list)
     """In the order of their numbers."""
     protocol: int = 1
-    """Which images judge, see `trainable.splits.PROTOCOL`; version 0.1 wrote none."""
+    """Which images judge, see `trainable.data.splits.PROTOCOL`; version 0.1 wrote none."""
     experiment: str = EXPERIMENT
     """Of MLflow, by name."""
     experiment_id: str | None = None

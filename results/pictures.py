@@ -19,7 +19,7 @@ from results.load import SearchRecord, best_row, ranking_metric, searched, study
 from results.repeats import repeated, repeats_frame
 from trainable.checkpoint import write_atomically
 from trainable.classifier import OUTPUTS_FILE, load_outputs, load_rule
-from trainable.metrics import METRICS, both_right, hierarchy_curve
+from trainable.novelty.metrics import METRICS, both_right, hierarchy_curve
 
 _MARKERS = {"two_heads": "o", "two_models": "s"}
 

@@ -26,9 +26,9 @@ from results.options import add_stores, check_stores
 from results.repeats import best_trial
 from trainable.checkpoint import write_atomically
 from trainable.classifier import INFO_FILE, Classifier
-from trainable.data import image_blocks
+from trainable.data.dataset import image_blocks
+from trainable.data.pixels import check_whole
 from trainable.errors import DataError, Parser, UserError, reason_of
-from trainable.pixels import check_whole
 
 COLUMNS = ["image", "superclass_index", "subclass_index"]
 MORE_COLUMNS = ["superclass", "subclass", "super_score", "sub_score"]

@@ -6,8 +6,8 @@ from typing import Any
 import pandas as pd
 
 from results.load import INTERVALS, searched
-from trainable.intervals import Interval, interval_of
-from trainable.metrics import MAIN, METRICS
+from trainable.novelty.intervals import Interval, interval_of
+from trainable.novelty.metrics import MAIN, METRICS
 
 
 def promise_of_trials(rows: pd.DataFrame) -> dict[str, float]:

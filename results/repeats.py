@@ -16,7 +16,7 @@ import pandas as pd
 
 from results.load import best_row, ranking_metric, searched
 from trainable.config import TrialConfig
-from trainable.metrics import METRICS
+from trainable.novelty.metrics import METRICS
 
 RESAMPLES = 9999
 CONFIDENCE = 0.95

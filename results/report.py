@@ -26,7 +26,7 @@ from results.repeats import best_repeated, repeated, repeats_frame
 from results.terminal import plain_console
 from trainable.checkpoint import write_atomically
 from trainable.errors import Parser, UserError
-from trainable.metrics import METRICS
+from trainable.novelty.metrics import METRICS
 
 SHOWN = (
     "score", "seen_super", "unseen_super", "seen_sub", "unseen_sub", "auroc_super", "auroc_sub",

@@ -40,7 +40,7 @@ from results.promise import intervals_of, nested_choice
 from results.repeats import best_trial
 from results.report import print_tables, write_tables
 from results.terminal import plain_console
-from search.cluster import (
+from search.cluster.connect import (
     Cluster,
     check_address,
     check_packages,
@@ -49,7 +49,7 @@ from search.cluster import (
     forget_cache,
     ship_data,
 )
-from search.executor import (
+from search.cluster.executor import (
     Job,
     SearchStoppedError,
     Slots,
@@ -57,23 +57,23 @@ from search.executor import (
     make_slots,
     run_trials,
 )
+from search.cluster.packing import find_packing, pilots
 from search.interrupts import INTERRUPTED, Interrupts
-from search.lock import Check, LeaseLostError, only_driver
-from search.packing import find_packing, pilots
 from search.progress import Progress
 from search.repeats import planned
 from search.space import NEEDS, Space, describe, load_space
-from search.storage import STORAGE_ERRORS
-from search.study import Study, StudyError, create_study, open_study, with_distributions
+from search.study.lock import Check, LeaseLostError, only_driver
+from search.study.storage import STORAGE_ERRORS
+from search.study.study import Study, StudyError, create_study, open_study, with_distributions
 from search.tracking import SearchInfo, Tracker
-from trainable import backbones
 from trainable.checkpoint import drop_checkpoints
 from trainable.config import TrialConfig
-from trainable.data import Data, default_cache, folder_for_images, load_data, same_data
+from trainable.data.dataset import Data, default_cache, folder_for_images, load_data, same_data
+from trainable.data.sources import source_path
+from trainable.data.splits import PROTOCOL, PSEUDO_NOVEL, SECOND, make_pools
 from trainable.errors import UserError
-from trainable.metrics import METRICS
-from trainable.sources import source_path
-from trainable.splits import PROTOCOL, PSEUDO_NOVEL, SECOND, make_pools
+from trainable.model import backbones
+from trainable.novelty.metrics import METRICS
 from trainable.train import default_novel, left_out_lines, novel_shortage
 from trainable.urls import public
 

@@ -10,8 +10,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from search.study import Trial
-from trainable.metrics import METRICS
+from search.study.study import Trial
+from trainable.novelty.metrics import METRICS
 
 _COLOURS = {"COMPLETE": "green", "PRUNED": "yellow", "FAIL": "red"}
 

@@ -39,7 +39,6 @@ from results.promise import intervals_of, promise_of_trials, rates_text
 from results.repeats import best_repeated, repeated
 from results.terminal import plain_console
 from search.tracking import local_copies
-from trainable.calibration import choose_rule
 from trainable.checkpoint import write_atomically
 from trainable.classifier import (
     INFO_FILE,
@@ -49,7 +48,7 @@ from trainable.classifier import (
     save_classifier,
 )
 from trainable.config import TrialConfig
-from trainable.data import (
+from trainable.data.dataset import (
     TEST_CSV,
     Data,
     folder_for_images,
@@ -57,11 +56,12 @@ from trainable.data import (
     same_data,
     synthetic_folder,
 )
+from trainable.data.splits import make_refit_pools
 from trainable.errors import Parser, TrialError, UserError
 from trainable.memory import keep_freed_memory
-from trainable.novelty import Rule, for_num_classes
+from trainable.novelty.rule import Rule, for_num_classes
+from trainable.novelty.thresholds import choose_rule
 from trainable.out_of_fold import Rejected, carried_over
-from trainable.splits import make_refit_pools
 from trainable.train import Metrics, train
 from trainable.urls import public
 

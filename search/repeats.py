@@ -7,7 +7,7 @@ import pandas as pd
 from results.load import Repeat, SearchRecord, ranking_metric
 from trainable.config import TrialConfig
 from trainable.errors import UserError
-from trainable.metrics import METRICS
+from trainable.novelty.metrics import METRICS
 
 
 class RepeatError(UserError):

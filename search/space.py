@@ -23,11 +23,11 @@ from optuna.distributions import (
 from upath import UPath
 
 from search.modules import UserModule
-from search.storage import STORAGE_ERRORS
+from search.study.storage import STORAGE_ERRORS
 from trainable.checkpoint import write_atomically
 from trainable.config import TrialConfig
 from trainable.errors import ConfigError, UserError, nearest
-from trainable.metrics import METRICS
+from trainable.novelty.metrics import METRICS
 
 DRY_TRIALS = 40
 """How often `space` is called before anything starts, to meet its conditional branches."""

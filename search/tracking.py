@@ -16,11 +16,11 @@ from upath import UPath
 
 from results.load import EXPERIMENT, INTERVALS, trial_folder
 from results.mlflow_store import connect, experiment_id, explained
-from search.study import Trial
+from search.study.study import Trial
 from trainable.classifier import INFO_FILE, MODEL_FILE, OUTPUTS_FILE, TABLE_FILE
-from trainable.data import Data
+from trainable.data.dataset import Data
 from trainable.errors import reason_of
-from trainable.metrics import METRICS
+from trainable.novelty.metrics import METRICS
 
 RETRY_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 """Seconds between attempts while the server does not answer."""

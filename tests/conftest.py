@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from trainable import synthetic
+from trainable.data import synthetic
 
 
 @pytest.fixture(scope="session")

@@ -13,17 +13,17 @@ import safetensors.torch
 import torch
 import torch.nn.functional as F
 
-from trainable.calibration import Fold, Outputs
 from trainable.checkpoint import write_atomically
 from trainable.config import FEATURE_SCORES, TASKS, Task, TrialConfig
-from trainable.data import Data
+from trainable.data.dataset import Data
+from trainable.data.splits import Pools
 from trainable.errors import DataError, WeightsError
-from trainable.feature_scores import FeatureBank
-from trainable.features import FORWARD_BATCH
-from trainable.metrics import score_table
-from trainable.models import BranchModel
-from trainable.novelty import Response, Rule, decide
-from trainable.splits import Pools
+from trainable.model.branch import BranchModel
+from trainable.model.inputs import FORWARD_BATCH
+from trainable.novelty.feature_scores import FeatureBank
+from trainable.novelty.metrics import score_table
+from trainable.novelty.rule import Response, Rule, decide
+from trainable.novelty.thresholds import Fold, Outputs
 
 if TYPE_CHECKING:
     from upath import UPath

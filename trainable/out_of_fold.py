@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from trainable.calibration import Outputs
 from trainable.config import Task, TrialConfig
-from trainable.data import Data
-from trainable.novelty import Rule, acceptance, conformal_threshold
+from trainable.data.dataset import Data
+from trainable.data.splits import SEEN, Pools, make_refit_pools
+from trainable.novelty.rule import Rule, acceptance, conformal_threshold
+from trainable.novelty.thresholds import Outputs
 from trainable.rng import generator
-from trainable.splits import SEEN, Pools, make_refit_pools
 from trainable.train import Trainer
 
 SHARES = 5

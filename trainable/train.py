@@ -18,7 +18,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from trainable.calibration import Fold, Outputs, PartRules, choose_rule
 from trainable.checkpoint import load_checkpoint, save_checkpoint
 from trainable.classifier import (
     add_promise,
@@ -29,18 +28,19 @@ from trainable.classifier import (
     save_table,
 )
 from trainable.config import BEST, FEATURE_SCORES, TASKS, Task, TrialConfig, parse_settings
-from trainable.data import Data, default_cache, folder_for_images, load_data
+from trainable.data.dataset import Data, default_cache, folder_for_images, load_data
+from trainable.data.splits import Pools, make_folds, make_pools, true_classes
 from trainable.errors import Parser, TrialError, UserError, WeightsError, chosen
-from trainable.feature_scores import FeatureBank, formula
-from trainable.features import FORWARD_BATCH, FeatureInputs, inputs_for
-from trainable.intervals import flat, outputs_intervals
-from trainable.losses import interaction_loss, soft_targets
 from trainable.memory import keep_freed_memory
-from trainable.metrics import METRICS, evaluate
-from trainable.models import BranchModel
-from trainable.novelty import Rule, accepting_all
+from trainable.model.branch import BranchModel
+from trainable.model.inputs import FORWARD_BATCH, FeatureInputs, inputs_for
+from trainable.model.losses import interaction_loss, soft_targets
+from trainable.novelty.feature_scores import FeatureBank, formula
+from trainable.novelty.intervals import flat, outputs_intervals
+from trainable.novelty.metrics import METRICS, evaluate
+from trainable.novelty.rule import Rule, accepting_all
+from trainable.novelty.thresholds import Fold, Outputs, PartRules, choose_rule
 from trainable.rng import generator
-from trainable.splits import Pools, make_folds, make_pools, true_classes
 
 if TYPE_CHECKING:
     from upath import UPath

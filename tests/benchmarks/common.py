@@ -14,12 +14,12 @@ from typing import Any
 import torch
 
 from tests.benchmarks.plain_trial import Row, Spec
-from trainable import synthetic
 from trainable.config import TrialConfig
-from trainable.data import Data, load_data
-from trainable.layouts import read_known, read_pool
-from trainable.sources import open_source
-from trainable.splits import Pools, make_pools
+from trainable.data import synthetic
+from trainable.data.dataset import Data, load_data
+from trainable.data.layouts import read_known, read_pool
+from trainable.data.sources import open_source
+from trainable.data.splits import Pools, make_pools
 
 ROOT = Path(__file__).parents[2]
 REAL_DATA = ROOT.parent / "shared" / "data" / "bird-dog-reptile.zip"

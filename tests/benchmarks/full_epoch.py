@@ -16,8 +16,8 @@ import torch
 from tests.benchmarks.common import finish, interleaved, load, parser, plain_spec, say, sources
 from tests.benchmarks.plain_trial import Trial
 from trainable.config import TrialConfig
-from trainable.data import Data
-from trainable.splits import Pools
+from trainable.data.dataset import Data
+from trainable.data.splits import Pools
 from trainable.train import Trainer
 
 

@@ -49,11 +49,11 @@ from tests.benchmarks.common import (
     synchronize,
 )
 from tests.benchmarks.plain_trial import Trial
-from trainable import backbones, features
 from trainable.classifier import Classifier
 from trainable.config import TrialConfig
-from trainable.data import Data
-from trainable.splits import Pools, make_pools
+from trainable.data.dataset import Data
+from trainable.data.splits import Pools, make_pools
+from trainable.model import backbones, inputs
 from trainable.train import Trainer, train
 
 ONE_TRIAL_ASKED, PACKED_ASKED = 3.0, 5.0
@@ -371,11 +371,11 @@ def _flops_per_image(trainer: Trainer) -> float:
 
 def _streamed(bench: Bench) -> dict[str, Any]:
     rates = {}
-    for where, fraction in (("resident", features.RESIDENT_FRACTION), ("streamed", 0.0)):
-        features._resident_images.cache_clear()
-        with mock.patch.object(features, "RESIDENT_FRACTION", fraction):
+    for where, fraction in (("resident", inputs.RESIDENT_FRACTION), ("streamed", 0.0)):
+        inputs._resident_images.cache_clear()
+        with mock.patch.object(inputs, "RESIDENT_FRACTION", fraction):
             rates[where] = _rate(bench.trainer(bench.config()), bench.size.seconds)
-    features._resident_images.cache_clear()
+    inputs._resident_images.cache_clear()
     return {
         "ratio": rates["resident"] / rates["streamed"],
         "images_per_s": rates,

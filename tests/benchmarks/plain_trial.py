@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from trainable import backbones
+from trainable.model import backbones
 
 Row = tuple[str, int, int]
 """Image file, output of the superclass head, output of the subclass head."""

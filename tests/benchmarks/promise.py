@@ -27,17 +27,17 @@ from scipy.stats import spearmanr
 from upath import UPath
 
 from tests.benchmarks.common import finish, parser, say, sources
-from trainable.calibration import Outputs, choose_rule
 from trainable.classifier import load_outputs, load_rule
 from trainable.config import FEATURE_SCORES, Task, TrialConfig
-from trainable.data import Data, load_data
-from trainable.features import inputs_for
-from trainable.intervals import interval_of
-from trainable.metrics import judge
-from trainable.novelty import Rule
+from trainable.data.dataset import Data, load_data
+from trainable.data.splits import NOVEL, PSEUDO_NOVEL, SEEN, Pools, make_pools, make_refit_pools
+from trainable.model.inputs import inputs_for
+from trainable.novelty.intervals import interval_of
+from trainable.novelty.metrics import judge
+from trainable.novelty.rule import Rule
+from trainable.novelty.thresholds import Outputs, choose_rule
 from trainable.out_of_fold import Rejected, carried_over, pools_of_shares
 from trainable.rng import generator
-from trainable.splits import NOVEL, PSEUDO_NOVEL, SEEN, Pools, make_pools, make_refit_pools
 from trainable.train import TrialResult, train
 
 SUBCLASSES_TAKEN = 0.15

@@ -1,6 +1,6 @@
 """Does the sampler learn more than chance does, with baselines that lie outside the space?
 
-`python -m tests.benchmarks.sampler` runs whole searches through `search.study.Study`, with a
+`python -m tests.benchmarks.sampler` runs whole searches through `search.study.study.Study`, with a
 formula in place of training: ours, random suggestions, and TPE to which the baselines without
 parameters are left visible, as Optuna shows them. The five baselines are as good as what people
 choose by hand: as the best five of the space's forty dry trials. A search's result is the true
@@ -21,7 +21,7 @@ from statistics import mean
 import optuna
 
 from search.space import Space, load_space
-from search.study import Study
+from search.study.study import Study
 from tests.benchmarks.common import finish, say
 from trainable.config import TrialConfig
 from trainable.rng import generator

@@ -10,8 +10,8 @@ import torch
 
 from tests.benchmarks import promise
 from tests.trainable.factories import make_data
+from trainable.data.splits import make_pools, make_refit_pools
 from trainable.out_of_fold import pools_of_shares
-from trainable.splits import make_pools, make_refit_pools
 
 
 @pytest.mark.parametrize("number", range(4))

@@ -21,7 +21,7 @@ import pandas as pd
 import psutil
 from mlflow import MlflowClient
 
-from trainable import synthetic
+from trainable.data import synthetic
 
 SPACE = '''"""Small trials of every fine-tuning mode, for fault tests."""
 

@@ -9,13 +9,13 @@ import optuna
 import pytest
 from upath import UPath
 
-from search import executor
-from search.cluster import connected, ship_data
-from search.executor import Job, Slots, run_trials
+from search.cluster import executor
+from search.cluster.connect import connected, ship_data
+from search.cluster.executor import Job, Slots, run_trials
 from search.space import load_space
-from search.study import Observer, Study, create_study, open_study
+from search.study.study import Observer, Study, create_study, open_study
 from tests.faults.faulty import Fault, with_faults
-from trainable.data import load_data
+from trainable.data.dataset import load_data
 
 SPACE = """
 NUM_TRIALS = 4

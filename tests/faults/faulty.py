@@ -1,4 +1,4 @@
-"""Trials that fail in chosen ways: what a worker runs instead of `search.worker.run_trial`.
+"""Trials that fail in chosen ways: what a worker runs instead of `search.cluster.worker.run_trial`.
 
 The number of a trial says what happens to it; a marker file in its folder says that it already
 has. Everything else is the real thing.
@@ -15,7 +15,7 @@ from unittest import mock
 import ray
 import torch
 
-from search.worker import run_trial
+from search.cluster.worker import run_trial
 from trainable.train import Trainer
 
 Fault = Callable[[Trainer, int, Path], object]

@@ -11,7 +11,7 @@ import pytest
 import ray
 import torch
 
-from search.cluster import connected
+from search.cluster.connect import connected
 from tests.clusters import ray_cluster
 from tests.faults import faulty
 from tests.faults.conftest import SmallSearch

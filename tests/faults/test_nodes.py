@@ -18,8 +18,8 @@ from ray._private import services
 from ray.cluster_utils import Cluster
 from upath import UPath
 
-from search.cluster import ClusterError, check_packages, check_storage, connected
-from search.study import Trial
+from search.cluster.connect import ClusterError, check_packages, check_storage, connected
+from search.study.study import Trial
 from tests.clusters import ray_cluster
 from tests.faults import faulty
 from tests.faults.conftest import SmallSearch

@@ -22,10 +22,10 @@ import pytest
 import sqlalchemy as sa
 from upath import UPath
 
-from search import lock
-from search.lock import only_driver
 from search.space import load_space
-from search.study import Study, StudyError, create_study, open_study
+from search.study import lock
+from search.study.lock import only_driver
+from search.study.study import Study, StudyError, create_study, open_study
 from tests.faults.chaos import SPACE
 from tests.search import test_resume
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from search.executor import MAX_RERUNS, SearchStoppedError
+from search.cluster.executor import MAX_RERUNS, SearchStoppedError
 from tests.faults import faulty
 from tests.faults.conftest import SmallSearch
 

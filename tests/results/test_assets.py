@@ -18,9 +18,9 @@ from results.load import load_record, run_folder, trial_folder, trials_frame
 from results.predict import main as predict
 from results.repeats import best_trial
 from results.report import print_tables, write_report
-from trainable import synthetic
-from trainable.calibration import choose_rule
 from trainable.classifier import Classifier, load_outputs, load_rule
+from trainable.data import synthetic
+from trainable.novelty.thresholds import choose_rule
 
 ASSETS = Path(__file__).parents[1] / "assets"
 

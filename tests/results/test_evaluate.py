@@ -15,12 +15,12 @@ from results.evaluation import Evaluation, evaluate, frequent
 from results.labels import UNLABELLED, Labels
 from tests.trainable.made_outputs import make_outputs
 from tests.trainable.tiny import tiny_config, write_weights
-from trainable.calibration import Outputs, choose_rule
 from trainable.classifier import Classifier
 from trainable.config import TrialConfig
-from trainable.data import load_data
-from trainable.metrics import MAIN, judge
-from trainable.splits import NOVEL, PSEUDO_NOVEL, SEEN
+from trainable.data.dataset import load_data
+from trainable.data.splits import NOVEL, PSEUDO_NOVEL, SEEN
+from trainable.novelty.metrics import MAIN, judge
+from trainable.novelty.thresholds import Outputs, choose_rule
 from trainable.train import train
 
 RULE = choose_rule(make_outputs(0), TrialConfig())

@@ -26,7 +26,7 @@ from results.load import (
     trials_frame,
 )
 from trainable.config import TrialConfig
-from trainable.metrics import METRICS
+from trainable.novelty.metrics import METRICS
 
 
 def record(**changes: Any) -> SearchRecord:

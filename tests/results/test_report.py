@@ -21,10 +21,10 @@ from upath import UPath
 from results import pictures, report
 from results.load import SearchRecord, study_url, trial_folder, trials_frame
 from tests.trainable.made_outputs import make_outputs
-from trainable.calibration import choose_rule
 from trainable.classifier import FORMAT, INFO_FILE, KEYS, save_outputs
 from trainable.config import TrialConfig
-from trainable.metrics import METRICS, hierarchy_area
+from trainable.novelty.metrics import METRICS, hierarchy_area
+from trainable.novelty.thresholds import choose_rule
 
 SPACE = {
     "lr": FloatDistribution(1e-4, 1e-1, log=True),

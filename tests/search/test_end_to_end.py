@@ -25,10 +25,10 @@ from upath import UPath
 
 from results.load import load_record, trials_frame
 from results.model import OUTPUTS
-from trainable.calibration import choose_rule
 from trainable.classifier import load_outputs
 from trainable.config import TrialConfig
-from trainable.novelty import Rule
+from trainable.novelty.rule import Rule
+from trainable.novelty.thresholds import choose_rule
 
 pytestmark = pytest.mark.slow
 

@@ -55,6 +55,18 @@ def test_training_knows_nothing_of_search_tools() -> None:
         assert imports.isdisjoint({"ray", "optuna", "mlflow"}), file
 
 
+@pytest.mark.parametrize(
+    ("room", "others"), [("model", {"data"}), ("novelty", {"data"}), ("data", set())]
+)
+def test_rooms_of_training_do_not_know_each_other(room: str, others: set[str]) -> None:
+    rooms = {"model", "novelty", "data"}
+    for file in (ROOT / "trainable" / room).glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("trainable."):
+                known = str(node.module).split(".")[1]
+                assert known in others | {room} or known not in rooms, file
+
+
 def test_only_search_imports_ray() -> None:
     importing = [
         file for package in PACKAGES for file, i in imports_by_file(package).items() if "ray" in i

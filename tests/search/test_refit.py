@@ -25,10 +25,10 @@ from tests.results.test_load import record
 from tests.results.test_report import Search
 from tests.trainable.tiny import tiny_config, write_weights
 from trainable.classifier import Classifier, save_classifier
-from trainable.data import load_data
-from trainable.metrics import MAIN
-from trainable.novelty import Rule
-from trainable.splits import make_refit_pools
+from trainable.data.dataset import load_data
+from trainable.data.splits import make_refit_pools
+from trainable.novelty.metrics import MAIN
+from trainable.novelty.rule import Rule
 from trainable.train import train
 
 

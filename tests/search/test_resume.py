@@ -18,10 +18,11 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 from upath import UPath
 
-from search import lock, space
-from search.lock import LeaseLostError, LockError, only_driver
+from search import space
 from search.space import SpaceError, load_space
-from search.study import StudyError, create_study, open_study, with_distributions
+from search.study import lock
+from search.study.lock import LeaseLostError, LockError, only_driver
+from search.study.study import StudyError, create_study, open_study, with_distributions
 
 
 @pytest.fixture

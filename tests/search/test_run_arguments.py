@@ -17,13 +17,13 @@ from upath import UPath
 from results.load import load_record
 from search.driver import ON_RESUME, Options, _job, _params, _plan, _resume_command, _summary
 from search.run import _parser, main
-from search.study import create_study
+from search.study.study import create_study
 from tests.trainable.factories import make_data
 from trainable.config import TrialConfig
-from trainable.data import load_data
+from trainable.data.dataset import load_data
+from trainable.data.splits import PROTOCOL
 from trainable.errors import UserError
-from trainable.metrics import METRICS
-from trainable.splits import PROTOCOL
+from trainable.novelty.metrics import METRICS
 
 ROOT = Path(__file__).parents[2]
 
@@ -322,7 +322,7 @@ def test_password_is_neither_kept_nor_sent(folder: Path, cache: Path) -> None:
 
 def test_ray_is_told_no_password_of_the_command_line() -> None:
     code = (
-        "import search.cluster, ray._private.utils as u; from ray._private import worker; "
+        "import search.cluster.connect, ray._private.utils as u; from ray._private import worker; "
         "print(worker.ray._private.utils.get_entrypoint_name())"
     )
     url = "postgresql://me:PLUGH@host/d"

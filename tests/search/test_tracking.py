@@ -21,10 +21,10 @@ from mlflow.entities import Param, Run
 from results.load import EXPERIMENT
 from results.mlflow_store import TrackingError
 from search import tracking
-from search.study import Trial
+from search.study.study import Trial
 from search.tracking import SearchInfo, Tracker
 from trainable.config import TrialConfig
-from trainable.data import Data
+from trainable.data.dataset import Data
 
 ROOT = Path(__file__).parents[2]
 DEADLINE_S = 180.0

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.trainable import tiny
-from trainable.data import Data, load_data
+from trainable.data.dataset import Data, load_data
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from trainable.data import Data
+from trainable.data.dataset import Data
 
 
 def make_data(

@@ -6,9 +6,9 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 
-from trainable.calibration import Fold, Outputs
 from trainable.config import FEATURE_SCORES, Task
-from trainable.splits import LEFT_OUT, NOVEL, PSEUDO_NOVEL, SECOND, SEEN
+from trainable.data.splits import LEFT_OUT, NOVEL, PSEUDO_NOVEL, SECOND, SEEN
+from trainable.novelty.thresholds import Fold, Outputs
 
 SUPER_OF_SUB = (0, 0, 1, 1, 2)  # novel subclass 4 belongs to novel superclass 2
 

@@ -14,8 +14,6 @@ import torch
 
 from tests.trainable.made_outputs import make_outputs, with_folds
 from tests.trainable.tiny import tiny_config, write_weights
-from trainable import backbones
-from trainable.calibration import available_scores, choose_rule
 from trainable.classifier import (
     INFO_FILE,
     MODEL_FILE,
@@ -28,12 +26,14 @@ from trainable.classifier import (
     save_outputs,
 )
 from trainable.config import NOVELTY_SCORES, TASKS, Task, TrialConfig
-from trainable.data import Data
+from trainable.data.dataset import Data
+from trainable.data.splits import Pools, make_pools, true_classes
 from trainable.errors import DataError, WeightsError
-from trainable.feature_scores import FeatureBank
-from trainable.models import BranchModel
-from trainable.novelty import Rule, decide
-from trainable.splits import Pools, make_pools, true_classes
+from trainable.model import backbones
+from trainable.model.branch import BranchModel
+from trainable.novelty.feature_scores import FeatureBank
+from trainable.novelty.rule import Rule, decide
+from trainable.novelty.thresholds import available_scores, choose_rule
 from trainable.train import train
 
 VARIED = {"novelty_score": "max_logit", "novel_images": 10, "lr": 3e-3, "epochs": 2}

@@ -10,12 +10,12 @@ import torch
 from tests.trainable.made_outputs import make_outputs
 from tests.trainable.tiny import tiny_config
 from trainable import out_of_fold
-from trainable.calibration import choose_rule
 from trainable.config import TrialConfig
-from trainable.data import Data
-from trainable.novelty import decide
+from trainable.data.dataset import Data
+from trainable.data.splits import SEEN
+from trainable.novelty.rule import decide
+from trainable.novelty.thresholds import choose_rule
 from trainable.out_of_fold import Rejected, carried_over, joined, moved
-from trainable.splits import SEEN
 
 
 def silent(line: str) -> None:

@@ -20,17 +20,18 @@ from upath import UPath
 import trainable.train as module
 from tests.trainable.factories import make_data
 from tests.trainable.tiny import BACKBONE, tiny_config
-from trainable import backbones, feature_scores
 from trainable import config as config_module
-from trainable.backbones import Backbone
-from trainable.calibration import PartRules
 from trainable.classifier import INFO_FILE, MODEL_FILE, OUTPUTS_FILE, TABLE_FILE, load_outputs
 from trainable.config import Branch, TrialConfig
-from trainable.data import Data
+from trainable.data.dataset import Data
+from trainable.data.splits import LEFT_OUT, Pools, make_pools, make_refit_pools
 from trainable.errors import ConfigError, TrialError
-from trainable.intervals import MAIN, interval_of
-from trainable.models import BranchModel
-from trainable.splits import LEFT_OUT, Pools, make_pools, make_refit_pools
+from trainable.model import backbones
+from trainable.model.backbones import Backbone
+from trainable.model.branch import BranchModel
+from trainable.novelty import feature_scores
+from trainable.novelty.intervals import MAIN, interval_of
+from trainable.novelty.thresholds import PartRules
 from trainable.train import (
     Metrics,
     Mixup,

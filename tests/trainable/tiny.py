@@ -8,11 +8,11 @@ import timm
 import torch
 from torch import nn
 
-from trainable import synthetic
-from trainable.augment import STRONG_OPERATIONS, Augmentation
-from trainable.backbones import Backbone
 from trainable.config import Branch, TrialConfig
-from trainable.data import Data
+from trainable.data import synthetic
+from trainable.data.dataset import Data
+from trainable.model.augment import STRONG_OPERATIONS, Augmentation
+from trainable.model.backbones import Backbone
 
 BACKBONE = "test_resnet"
 """Of timm: five stages, 470,000 parameters, batch norm."""

@@ -1,0 +1,1 @@
+"""Where trials run: Ray, from the connection to the processes that train."""

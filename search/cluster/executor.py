@@ -1,0 +1,357 @@
+"""Where and when trials run: Tune's adapters, resources per trial, and the fit."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs
+from upath import UPath
+
+from results.load import trial_folder
+from search.cluster.connect import Cluster, ClusterError, Node
+from search.cluster.worker import run_trial
+from search.study.lock import LeaseLostError
+from search.study.study import Study
+
+from ray import tune  # isort: skip  (after search.cluster.connect, which sets what Ray reads)
+from ray.exceptions import OutOfMemoryError  # isort: skip
+from ray.tune.schedulers import FIFOScheduler  # isort: skip
+from ray.tune.search import Searcher  # isort: skip
+
+MAX_RERUNS = 2
+"""How often a trial whose process died is run again, from its newest checkpoint."""
+MAX_FAILURES_IN_A_ROW = 10
+"""After as many, something is wrong with all of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slots:
+    """How a cluster is cut up."""
+
+    cpus_per_trial: float
+    gpus_per_trial: float
+    concurrency: int | None
+    """Trials at once; null: what fits, also on nodes that join later."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What every trial of a search is given beside its configuration."""
+
+    folder: UPath
+    """`trials/NNNNN` go here."""
+    data: str
+    novel: str
+    fingerprint: str
+    """Of the data that the driver checked: trials train on no other."""
+    cache: Path
+    """Of decoded images, and of frozen features where trials are fast."""
+    weights: Path | None
+    metric: str = "score"
+    """What a trial's best epoch is best by: the search's first metric."""
+    is_fast: bool = True
+    """False: no speed path that could change results (stored features, bf16, reused processes)."""
+    shipped: Any = None
+    """The data in Ray's object store, where a node does not see them: see `cluster.ship_data`."""
+
+    def task(self, number: int, config: dict[str, Any], slots: Slots) -> dict[str, Any]:
+        """Return what the worker of trial `number` needs, as plain values."""
+        return {
+            "number": number,
+            "config": config,
+            "folder": str(trial_folder(self.folder, number)),
+            "data": self.data,
+            "novel": self.novel,
+            "fingerprint": self.fingerprint,
+            "cache": str(self.cache),
+            "weights": str(self.weights) if self.weights else None,
+            "metric": self.metric,
+            "is_fast": self.is_fast,
+            "cpus": slots.cpus_per_trial,
+            "gpus": slots.gpus_per_trial,
+        }
+
+
+def make_slots(
+    cluster: Cluster,
+    *,
+    concurrency: int | None,
+    cpus_per_trial: float | None,
+    gpus_per_trial: float | None,
+    may_grow: bool = False,
+) -> Slots:
+    """Return how many trials run at once and what each gets; null means: choose.
+
+    By default a trial has a whole GPU where there are any, else one CPU. A cluster that may grow
+    is not limited to what fits now.
+
+    Raises:
+        ClusterError: No node of the cluster can hold one such trial.
+    """
+    gpus = gpus_per_trial if gpus_per_trial is not None else (1.0 if cluster.gpus else 0.0)
+    if not 0 <= gpus <= 1:
+        raise ClusterError(
+            f"--gpus-per-trial must be 0 to 1, as a trial trains on one GPU, but got {gpus:g}"
+        )
+    cpus = cpus_per_trial if cpus_per_trial is not None else 1.0
+    if not cpus > 0:
+        raise ClusterError(f"--cpus-per-trial must be above 0, but got {cpus:g}")
+    fit = sum(_fits(node, cpus, gpus) for node in cluster.nodes)
+    if fit < 1:
+        raise ClusterError(
+            f"a trial asks for {cpus:g} CPU and {gpus:g} GPU, but no node of the cluster has both: "
+            f"{cluster}"
+        )
+    if not may_grow:
+        concurrency = min(concurrency or fit, fit)
+    return Slots(cpus_per_trial=cpus, gpus_per_trial=gpus, concurrency=concurrency)
+
+
+class SearchStoppedError(Exception):
+    """The search ended itself: too many failures in a row. The message says why."""
+
+
+def run_trials(
+    study: Study,
+    job: Job,
+    slots: Slots,
+    *,
+    should_stop: Callable[[], bool],
+    note: Callable[[str], None],
+) -> None:
+    """Run trials until the study has no more, or `should_stop` says so.
+
+    Trials that were running then stay RUNNING in the study, to be resumed. When Ray's memory
+    monitor kills a trial, which ends Tune's experiment, the trials that were running go on one
+    at a time; a trial killed while alone fails. A trial for which its share of a GPU was too small
+    waits for the others, and then goes on alone with a whole one.
+
+    Raises:
+        SearchStoppedError: Ten trials in a row failed.
+        LeaseLostError: Another driver runs the search.
+    """
+    scheduler = _StudyScheduler(study, note)
+    alone = replace(slots, concurrency=1, gpus_per_trial=float(math.ceil(slots.gpus_per_trial)))
+    is_retrying = False
+    while True:
+        try:
+            if is_retrying:
+                _fit(study, job, alone, scheduler, should_stop, only_resumed=True)
+                is_retrying = False
+            _fit(study, job, slots, scheduler, should_stop)
+            if not scheduler.set_aside or should_stop() or scheduler.is_hopeless:
+                break
+        except Exception as error:
+            if (lost := _behind(error, LeaseLostError)) is not None:
+                raise lost from error
+            if _behind(error, OutOfMemoryError) is None:
+                raise
+            if is_retrying:
+                scheduler.fail(study.handed_out[-1], "out of host memory, even alone")
+            else:
+                note("the host is out of memory: the trials that ran go on one at a time")
+        scheduler.set_aside.clear()
+        study.hand_back()
+        is_retrying = True
+    if scheduler.is_hopeless:
+        raise SearchStoppedError(
+            f"{MAX_FAILURES_IN_A_ROW} trials in a row failed: {scheduler.commonest_reason}"
+        )
+
+
+def _fits(node: Node, cpus: float, gpus: float) -> int:
+    """Return how many trials a node holds; a share is of one device, what is left of it is lost."""
+    by_cpus = _times(cpus, node.cpus)
+    return min(by_cpus, int(node.gpus) * _times(gpus, 1.0)) if gpus else by_cpus
+
+
+def _times(share: float, whole: float) -> int:
+    """Return how often `share` fits into `whole`; 0.1 fits ten times into 1."""
+    return int(whole / share + 1e-9)
+
+
+def _behind(error: BaseException | None, kind: type[BaseException]) -> BaseException | None:
+    """Return the error of a `kind` that is behind `error`: Tune wraps them in its own."""
+    while error is not None and not isinstance(error, kind):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _fit(
+    study: Study,
+    job: Job,
+    slots: Slots,
+    scheduler: "_StudyScheduler",
+    should_stop: Callable[[], bool],
+    *,
+    only_resumed: bool = False,
+) -> None:
+    """Run one Tune experiment; what it leaves on the disk is not needed afterwards."""
+    trainable = run_trial
+    if job.shipped is not None:
+        trainable = tune.with_parameters(run_trial, shipped=(job.shipped,))
+    scratch = job.folder / ".tune"
+    is_local = isinstance(scratch, Path)
+    _remove(scratch)  # a killed driver leaves it behind
+    try:
+        tune.Tuner(
+            tune.with_resources(
+                trainable, {"cpu": slots.cpus_per_trial, "gpu": slots.gpus_per_trial}
+            ),
+            tune_config=tune.TuneConfig(
+                search_alg=_StudySearcher(study, job, slots, scheduler, only_resumed),
+                scheduler=scheduler,
+                num_samples=-1,
+                max_concurrent_trials=slots.concurrency,
+                reuse_actors=job.is_fast,
+                trial_name_creator=_number,
+                trial_dirname_creator=_number,
+            ),
+            run_config=tune.RunConfig(
+                name="tune",
+                storage_path=scratch.path,
+                storage_filesystem=None
+                if is_local
+                else pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(scratch.fs)),
+                stop=_Stopper(lambda: should_stop() or scheduler.is_hopeless),
+                failure_config=tune.FailureConfig(max_failures=MAX_RERUNS),
+                verbose=0,
+            ),
+        ).fit()
+    finally:
+        _remove(scratch)
+
+
+def _remove(folder: UPath) -> None:
+    if folder.exists():
+        folder.fs.rm(folder.path, recursive=True)
+
+
+def _number(trial: Any) -> str:
+    return f"{trial.config['number']:05d}"
+
+
+class _NotPickled:
+    """Tune pickles its parts for a restore of its own, which we never do: the study resumes."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class _StudySearcher(_NotPickled, Searcher):
+    """Hands the study's trials to Tune, one when a slot is free."""
+
+    def __init__(
+        self,
+        study: Study,
+        job: Job,
+        slots: Slots,
+        scheduler: "_StudyScheduler",
+        only_resumed: bool,
+    ) -> None:
+        super().__init__()
+        self._study, self._job, self._slots = study, job, slots
+        self._scheduler = scheduler
+        self._only_resumed = only_resumed
+
+    def suggest(self, trial_id: str) -> Any:
+        while True:
+            trial = self._study.next(only_resumed=self._only_resumed)
+            if trial is None or self._scheduler.is_hopeless:
+                return Searcher.FINISHED
+            if trial.config is not None:
+                break
+            self._scheduler.count_failure(trial.reason)  # the space failed it
+        return self._job.task(trial.number, trial.config.to_dict(), self._slots)
+
+    def on_trial_complete(self, trial_id: str, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: the scheduler told the study already."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Do nothing: the study is the memory."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Do nothing: the study is the memory."""
+
+
+class _StudyScheduler(_NotPickled, FIFOScheduler):
+    """Tells the study what workers report, and Tune what the study decides."""
+
+    def __init__(self, study: Study, note: Callable[[str], None]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._study, self._note = study, note
+        self._failures_in_a_row: list[str] = []
+        self.set_aside: set[int] = set()
+        """Trials for which a share of a GPU was too small."""
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        number = trial.config["number"]
+        if self._study.trials[number].is_finished:
+            return FIFOScheduler.CONTINUE  # Tune repeats the last report when a function returns
+        kind, content = result["event"]
+        if kind == "started":
+            self._study.start(number, **content)
+        elif kind == "epoch":
+            if self._study.report(number, content):
+                self._failures_in_a_row.clear()
+                return FIFOScheduler.STOP
+        elif kind == "result":
+            self._study.finish(number, content)
+            self._failures_in_a_row.clear()
+        elif kind == "failed" or (kind == "out_of_memory" and not 0 < trial.config["gpus"] < 1):
+            self.fail(number, content)
+        elif kind == "out_of_memory" and number not in self.set_aside:
+            self.set_aside.add(number)
+            self._note(f"trial {number:05d}  out of GPU memory; it is tried again alone at the end")
+        elif kind == "note":
+            self._note(f"trial {number:05d}  {content}")
+        return FIFOScheduler.CONTINUE
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        """Fail the trial, unless Tune calls this because it runs the trial again."""
+        number = trial.config["number"]
+        if trial.should_recover():
+            self._note(f"trial {number:05d}  its process died; it goes on from its checkpoint")
+        else:
+            self.fail(number, f"its worker process died {MAX_RERUNS + 1} times")
+
+    def fail(self, number: int, reason: str) -> None:
+        """Record a failure, and that it came after others."""
+        self._study.fail(number, reason)
+        self.count_failure(reason)
+
+    def count_failure(self, reason: str) -> None:
+        """Note that a trial failed after others; its failure is recorded already."""
+        self._failures_in_a_row.append(reason)
+
+    @property
+    def is_hopeless(self) -> bool:
+        return len(self._failures_in_a_row) >= MAX_FAILURES_IN_A_ROW
+
+    @property
+    def commonest_reason(self) -> str:
+        return max(self._failures_in_a_row, key=self._failures_in_a_row.count)
+
+
+class _Stopper(_NotPickled, tune.Stopper):
+    """Ends the experiment between two events of Tune's loop."""
+
+    def __init__(self, should_stop: Callable[[], bool]) -> None:
+        self._should_stop = should_stop
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self._should_stop()
+
+
+def deadline_after(budget_s: float | None) -> Callable[[], bool]:
+    """Return a function that says whether `budget_s` seconds from now have passed."""
+    if budget_s is None:
+        return lambda: False
+    end_s = time.monotonic() + budget_s
+    return lambda: time.monotonic() >= end_s

@@ -1,0 +1,122 @@
+"""What a worker process does with one trial: load the data once, train, report, never raise."""
+
+import contextlib
+import functools
+import gc
+import os
+import traceback
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray import tune
+from upath import UPath
+
+from trainable.checkpoint import write_atomically
+from trainable.config import TrialConfig
+from trainable.data.dataset import Data, find_data, load_data, store_data
+from trainable.errors import DataError, TrialError, UserError
+from trainable.memory import give_back_memory, keep_freed_memory
+from trainable.train import train
+
+CONTEXT_BYTES = 600 * 2**20
+"""What CUDA takes of a device for each process, beside what PyTorch counts."""
+
+
+@functools.lru_cache(maxsize=1)
+def node_data(source: str, novel: str, cache: Path, fingerprint: str, shipped: Any) -> Data:
+    """Map the data set once per process: actors serve many trials.
+
+    Raises:
+        DataError: This node has other data, or none.
+    """
+    data = find_data(source, novel, cache, fingerprint)
+    if data is None and shipped is not None:
+        labels, images = ray.get(shipped)
+        store_data(labels, images, cache)
+        data = find_data(source, novel, cache, fingerprint)
+    data = data or load_data(source, novel, cache, note=_no_note)
+    if data.fingerprint != fingerprint:
+        raise DataError(f"{source} or {novel} on {os.uname().nodename} is not what was checked")
+    return data
+
+
+def run_trial(task: dict[str, Any], shipped: tuple[Any, ...] = (None,)) -> None:
+    """Train the trial in `task`; send started, an epoch each, then the result or why it failed.
+
+    `shipped` holds a reference to the data for nodes without; inside a tuple Ray leaves it alone.
+    Only the death of this process reaches Tune as a failure, which it retries; a trial that
+    raises would raise again.
+    """
+    folder = UPath(task["folder"])
+    _prepare_process()
+    torch.set_num_threads(max(1, int(task["cpus"])))
+    if not task["gpus"]:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before CUDA starts; this process never gets one
+    elif torch.cuda.is_available():
+        torch.cuda.set_per_process_memory_fraction(_memory_fraction(task["gpus"]))
+    _send("started", {"host": os.uname().nodename, "device": _device()})
+    try:
+        # Only the metrics are kept: the models would outlive the cleaning below.
+        metrics = train(
+            TrialConfig.from_dict(task["config"]),
+            node_data(
+                task["data"], task["novel"], Path(task["cache"]), task["fingerprint"], *shipped
+            ),
+            lambda metrics: _send("epoch", metrics),
+            folder=folder,
+            cache=Path(task["cache"]) if task["is_fast"] else None,
+            weights=Path(task["weights"]) if task["weights"] else None,
+            full_precision=not task["is_fast"],
+            metric=task["metric"],
+            note=lambda line: _send("note", line),
+        ).metrics
+        last: tuple[str, Any] = ("result", metrics)
+    except torch.cuda.OutOfMemoryError as error:
+        last = ("out_of_memory", str(error))  # the driver may have a larger share for it
+    except (TrialError, UserError) as error:
+        last = ("failed", str(error))
+    except Exception as error:  # noqa: BLE001 (whatever it is, it is this trial's reason)
+        with contextlib.suppress(OSError):  # the disk may be what failed
+            write_atomically(folder / "error.txt", traceback.format_exc().encode())
+        last = ("failed", f"{type(error).__name__}: {error}")
+    finally:
+        # The process lives on for the next trial.
+        gc.collect()
+        give_back_memory()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    _send(*last)
+
+
+@functools.cache
+def _prepare_process() -> None:
+    """Keep freed memory, and spare what is imported from every later collection, which took longer
+    than an empty trial.
+
+    Not when this is imported, which the driver does too.
+    """
+    keep_freed_memory()
+    gc.freeze()
+
+
+def _memory_fraction(share: float) -> float:
+    """Return how much of its device a process with `share` of a GPU may allocate, 0 to 1."""
+    if share >= 1:
+        return 1.0
+    total_bytes = torch.cuda.get_device_properties().total_memory
+    return max(share / 2, share - CONTEXT_BYTES / total_bytes)
+
+
+def _send(kind: str, content: Any) -> None:
+    """Report to the driver; a list, because Tune flattens dicts."""
+    tune.report({"event": [kind, content]})
+
+
+def _device() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+
+
+def _no_note(_line: str) -> None:
+    """Drop lines for a person: the driver tells what a search shows."""

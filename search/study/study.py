@@ -1,0 +1,561 @@
+"""What was tried and what was learnt: every trial's true state, in Optuna's storage."""
+
+import copy
+import itertools
+import math
+import types
+import warnings
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, check_distribution_compatibility
+from optuna.trial import TrialState
+from sqlalchemy import make_url
+
+from results.load import Repeat, password_hint
+from search.space import Space, SpaceError
+from search.study.storage import STORAGE_ERRORS, Storage, patiently
+from trainable.config import TrialConfig
+from trainable.errors import UserError, reason_of
+from trainable.novelty.metrics import METRICS
+from trainable.rng import generator
+from trainable.train import best_epoch
+from trainable.urls import public
+
+REDUCTION_FACTOR = 3
+"""A third of the trials pass each rung of successive halving."""
+RUNG_FRACTION = 5
+"""The first rung is after a fifth of the epochs."""
+
+_RUNG = "completed_rung_"  # Optuna's name
+_PASSED = "passed_epoch"
+
+
+class StudyError(UserError):
+    """A study that cannot be created, opened or continued."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One trial as it stands. Its number is its identity everywhere."""
+
+    number: int
+    config: TrialConfig | None
+    """Null: the space gave none, and `reason` says why."""
+    state: str
+    """RUNNING, COMPLETE (all epochs), PRUNED, FAIL."""
+    is_baseline: bool
+    repeat_of: int | None = None
+    """Number of the trial whose configuration it has, with another seed; null: of none."""
+    epochs: tuple[dict[str, float], ...] = ()
+    """Metrics of each epoch, in order."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Of the best epoch."""
+    reason: str = ""
+    """Why it failed."""
+    host: str = ""
+    """Machine that ran it last."""
+    device: str = ""
+    """Name of the GPU, or cpu."""
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it will not run again."""
+        return self.state != "RUNNING"
+
+
+Observer = Callable[[Trial], None]
+
+
+class Study:
+    """The search's memory: written at every ask, report and tell, so nothing else is needed to
+    resume. One driver at a time.
+
+    Suggestions depend on the seed, the trial's number and the recorded history alone: the sampler
+    is made anew for every trial, so that a resumed search asks what an undisturbed one would.
+    Repeats are no part of that history: other seeds mean other validation images, and a point
+    that is there several times would crowd the others out of what the sampler takes for good.
+    So a search goes on after its repeats as if they had not been. Neither are trials without
+    parameters, such as baselines outside the space: there is nothing in them to learn from.
+    """
+
+    def __init__(
+        self,
+        study: optuna.Study,
+        space: Space,
+        *,
+        seed: int,
+        observers: list[Observer],
+        repeats: Sequence[Repeat] = (),
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Open the study as it is.
+
+        Args:
+            check: Called before anything is written; raises where this driver may not.
+        """
+        self._study, self._space, self._seed = study, space, seed
+        self._check = check
+        self._observers = observers
+        self._repeats = {repeat.number: repeat for repeat in repeats}
+        self._live: dict[int, optuna.Trial] = {}
+        self.trials: dict[int, Trial] = {
+            frozen.number: _trial(frozen)
+            for frozen in study.get_trials(deepcopy=False)
+            if "config" in frozen.user_attrs or frozen.state == TrialState.FAIL
+        }
+        self._to_resume = [
+            frozen.number
+            for frozen in study.get_trials(deepcopy=False)
+            if frozen.state == TrialState.RUNNING
+        ]
+
+    @property
+    def num_finished(self) -> int:
+        """How many trials will not run again."""
+        return sum(trial.is_finished for trial in self.trials.values())
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all that was asked for has ended: the search's trials and the repeats."""
+        ended = {trial.number for trial in self.trials.values() if trial.is_finished}
+        num_searched = len(ended - self._repeats.keys())
+        return ended >= self._repeats.keys() and num_searched >= self._space.num_trials
+
+    @property
+    def handed_out(self) -> list[int]:
+        """Trials that `next` returned and that have not ended, in that order."""
+        return list(self._live)
+
+    def hand_back(self) -> None:
+        """Have `next` return the trials handed out once more: what ran them is gone."""
+        self._to_resume += self._live
+        self._live.clear()
+
+    def next(self, *, only_resumed: bool = False) -> Trial | None:
+        """Return the trial to run next: one left running, else a new one; None when all are out.
+
+        One that the space gives no configuration is a FAIL already, with the reason.
+
+        Args:
+            only_resumed: Ask for no new one.
+        """
+        self._check()
+        if self._to_resume:
+            number = self._to_resume.pop(0)
+        elif only_resumed:
+            return None
+        else:
+            number = len(self._study.get_trials(deepcopy=False, states=_ASKED))
+            if number not in self._repeats:
+                if self._place(number) >= self._space.num_trials:
+                    return None
+                patiently(lambda: self._enqueue_baseline(self._place(number)))
+        trial = patiently(lambda: self._asked(number))
+        self._live[number] = trial
+        if number not in self.trials:
+            try:
+                self._publish(self._configured(number, trial))
+            except SpaceError as error:
+                running = Trial(number=number, config=None, state="RUNNING", is_baseline=False)
+                self._publish(running)
+                self.fail(number, str(error))
+        return self.trials[number]
+
+    def _asked(self, number: int) -> optuna.Trial:
+        """Ask for trial `number`, or take it if it is there: also by a try that was cut off."""
+        self._study.sampler = self._sampler(number)
+        trials = self._study.get_trials(deepcopy=False, states=_ASKED)
+        if len(trials) > number:
+            return optuna.Trial(self._study, trials[number]._trial_id)
+        return self._study.ask()
+
+    def _place(self, number: int) -> int:
+        """Return how many trials the search asked for before this one.
+
+        It names the trial's random streams and its baseline. Repeats do not count, as if they had
+        not been; baselines do, also those that the sampler is not shown.
+        """
+        return number - sum(repeat < number for repeat in self._repeats)
+
+    def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
+        return make_sampler(self._seed, self._place(number), hidden=self._repeats)
+
+    def _enqueue_baseline(self, place: int) -> None:
+        """Have the next ask take a baseline's parameters, if the space can give it."""
+        if place >= len(self._space.baselines):
+            return
+        parameters = self._space.parameters_of(self._space.baselines[place])
+        waiting = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        if parameters and not waiting:
+            self._study.enqueue_trial(parameters)
+
+    def _configured(self, number: int, trial: optuna.Trial) -> Trial:
+        if number in self._repeats:
+            return self._repeated(self._repeats[number], trial)
+        place = self._place(number)
+        is_baseline = place < len(self._space.baselines)
+        if is_baseline:
+            config = TrialConfig.from_dict(self._space.baselines[place])
+            if self._space.parameters_of(self._space.baselines[place]):
+                self._space.ask(trial)  # the space has it, so the sampler can learn from it
+        else:
+            config = self._space.ask(trial)
+        if is_baseline:
+            trial.set_user_attr("baseline", True)
+        trial.set_user_attr("config", config.to_dict())
+        return Trial(number=number, config=config, state="RUNNING", is_baseline=is_baseline)
+
+    def _repeated(self, repeat: Repeat, trial: optuna.Trial) -> Trial:
+        original = self.trials[repeat.trial].config
+        assert original is not None  # it is COMPLETE
+        config = replace(original, seed=repeat.seed)
+        trial.set_user_attr("repeat_of", repeat.trial)
+        trial.set_user_attr("config", config.to_dict())
+        return Trial(
+            number=repeat.number,
+            config=config,
+            state="RUNNING",
+            is_baseline=False,
+            repeat_of=repeat.trial,
+        )
+
+    def start(self, number: int, host: str, device: str) -> None:
+        """Record where the trial runs."""
+        self._check()
+        self._live[number].set_user_attr("host", host)
+        self._live[number].set_user_attr("device", device)
+        self._publish(replace(self.trials[number], host=host, device=device))
+
+    def report(self, number: int, metrics: dict[str, float]) -> bool:
+        """Record an epoch and return whether to prune the trial, which is then told PRUNED.
+
+        An epoch that is already recorded (a resumed trial repeats them) is not recorded twice.
+        """
+        self._check()
+        trial, epoch = self.trials[number], int(metrics["epoch"])
+        config = trial.config
+        assert config is not None
+        if epoch > len(trial.epochs):
+            self._report_to_optuna(self._live[number], metrics, epoch)
+            # This write makes the epoch a recorded one, so it comes last.
+            self._live[number].set_user_attr(f"epoch_{epoch:05d}", metrics)
+            trial = replace(trial, epochs=(*trial.epochs, metrics))
+            self._publish(trial)
+        is_last = epoch >= config.epochs
+        if epoch < len(trial.epochs) or is_last or not self._should_prune(trial, epoch):
+            return False
+        self._tell(
+            replace(
+                trial,
+                state="PRUNED",
+                metrics=best_epoch(list(trial.epochs), self._space.metrics[0]),
+            )
+        )
+        return True
+
+    def _report_to_optuna(self, live: optuna.Trial, metrics: dict[str, float], epoch: int) -> None:
+        name = self._space.metrics[0]
+        if self._is_single and name in metrics:
+            with warnings.catch_warnings():  # that the value is there: of a killed driver
+                warnings.simplefilter("ignore", UserWarning)
+                live.report(metrics[name], epoch)
+
+    def finish(self, number: int, metrics: dict[str, float]) -> None:
+        """Record that the trial ran all its epochs; values that are not finite make it a FAIL."""
+        values = [metrics.get(name, math.nan) for name in self._space.metrics]
+        if not all(map(math.isfinite, values)):
+            self.fail(number, f"{'/'.join(self._space.metrics)} is not finite: {values}")
+            return
+        self._tell(replace(self.trials[number], state="COMPLETE", metrics=metrics))
+
+    def fail(self, number: int, reason: str) -> None:
+        """Record that the trial failed, and why."""
+        self._tell(replace(self.trials[number], state="FAIL", reason=reason))
+
+    def _tell(self, trial: Trial) -> None:
+        if self.trials[trial.number].is_finished:
+            return  # a worker that died after its last report was run again
+        self._check()
+        live = self._live.pop(trial.number)
+        live.set_user_attr("metrics", trial.metrics)
+        if trial.reason or "reason" in live.user_attrs:  # a killed driver may have left one
+            live.set_user_attr("reason", trial.reason)
+        values = None
+        if trial.state == "COMPLETE":
+            values = [trial.metrics[name] for name in self._space.metrics]
+        self._study.tell(live, values, state=TrialState[trial.state])
+        self._publish(trial)
+
+    def _should_prune(self, trial: Trial, epoch: int) -> bool:
+        if not self._is_single or trial.repeat_of is not None:
+            return False
+        assert trial.config is not None
+        min_resource = max(1, trial.config.epochs // RUNG_FRACTION)
+        rung_epochs = {f"{_RUNG}{k}": min_resource * REDUCTION_FACTOR**k for k in range(64)}
+        live = self._live[trial.number]
+        if epoch not in rung_epochs.values() or live.user_attrs.get(_PASSED, 0) >= epoch:
+            return False
+        pruner = optuna.pruners.SuccessiveHalvingPruner(
+            min_resource=min_resource, reduction_factor=REDUCTION_FACTOR
+        )
+        # A driver killed between this rung's record and what follows from it left a rung that
+        # this epoch has still to decide: without it the same decision is taken again.
+        trials = list(self._study.get_trials(deepcopy=False))
+        frozen = copy.copy(trials[trial.number])
+        frozen.system_attrs = {
+            key: value
+            for key, value in frozen.system_attrs.items()
+            if rung_epochs.get(key, 0) < epoch
+        }
+        trials[trial.number] = frozen
+        view = types.SimpleNamespace(
+            get_trials=lambda deepcopy: trials,
+            direction=self._study.direction,
+            _storage=self._study._storage,
+        )
+        # Baselines are never pruned, but the others are measured against them.
+        if pruner.prune(view, frozen) and not trial.is_baseline:  # type: ignore[arg-type]
+            return True
+        live.set_user_attr(_PASSED, epoch)
+        return False
+
+    @property
+    def _is_single(self) -> bool:
+        return len(self._space.metrics) == 1
+
+    def _publish(self, trial: Trial) -> None:
+        self.trials[trial.number] = trial
+        for observer in self._observers:
+            observer(trial)
+
+
+_ASKED = (TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+
+
+class _Sampler(optuna.samplers.TPESampler):
+    """TPE that draws each parameter from a stream of its own, whatever was drawn before it.
+
+    A trial whose driver was killed between two suggestions thus gets the others as it would have.
+    It sees the study as `_Learnable` shows it.
+    """
+
+    def __init__(self, *purpose: str | int, hidden: Collection[int]) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            warnings.filterwarnings("ignore", "`warn_independent_sampling`", FutureWarning)
+            super().__init__(
+                seed=generator(*purpose).initial_seed() % 2**32,
+                multivariate=True,
+                group=True,
+                # Trials run at once: one that has no result yet counts as a bad one, so that those
+                # asked for meanwhile are not its near copies. Optuna's default, relied upon here.
+                constant_liar=True,
+                warn_independent_sampling=False,
+            )
+        self._purpose, self._hidden = purpose, hidden
+        self._seen: _Learnable | None = None
+
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: optuna.trial.FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        return super().infer_relative_search_space(self._view(study), trial)
+
+    def sample_relative(
+        self,
+        study: optuna.Study,
+        trial: optuna.trial.FrozenTrial,
+        search_space: dict[str, BaseDistribution],
+    ) -> dict[str, Any]:
+        return super().sample_relative(self._view(study), trial, search_space)
+
+    def sample_independent(
+        self,
+        study: optuna.Study,
+        trial: optuna.trial.FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        fresh = _Sampler(*self._purpose, param_name, hidden=self._hidden)
+        return super(_Sampler, fresh).sample_independent(
+            self._view(study), trial, param_name, param_distribution
+        )
+
+    def _view(self, study: optuna.Study) -> optuna.Study:
+        if self._seen is None:
+            self._seen = _Learnable(study, self._hidden)
+        return self._seen  # type: ignore[return-value]
+
+
+class _Learnable:
+    """A study as it is at the first look, with the trials alone that a sampler can learn from.
+
+    Left out are those in `hidden`, and those without parameters: baselines outside the space, and
+    what a resume with other choices left without any. TPE ranks all trials before it drops those
+    that lack a parameter, so these would stand for its good ones, and count as random starts.
+    """
+
+    def __init__(self, study: optuna.Study, hidden: Collection[int]) -> None:
+        self._study = study
+        self._trials = [
+            trial
+            for trial in study._get_trials(deepcopy=False)
+            if trial.params and trial.number not in hidden
+        ]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._study, name)
+
+    def _get_trials(
+        self, deepcopy: bool = True, states: Collection[TrialState] | None = None, **_: Any
+    ) -> list[optuna.trial.FrozenTrial]:
+        return [trial for trial in self._trials if states is None or trial.state in states]
+
+
+def make_sampler(
+    seed: int, place: int, *, hidden: Collection[int] = ()
+) -> optuna.samplers.BaseSampler:
+    """Return the sampler for one trial: multivariate TPE, which follows conditional spaces.
+
+    One for each trial: it looks at the study once.
+
+    Args:
+        seed: Of the search.
+        place: Of the trial among those that the search asks for.
+        hidden: Numbers of trials that it must not learn from, beside those without parameters.
+    """
+    return _Sampler("sampler", seed, place, hidden=hidden)
+
+
+def create_study(url: str, name: str, metrics: tuple[str, ...]) -> optuna.Study:
+    """Create the study in an Optuna storage; one without trials, of a killed start, is taken.
+
+    Raises:
+        StudyError: The storage cannot be used, or has a study of that name.
+    """
+    if url.startswith("sqlite") and make_url(url).database in (None, "", ":memory:"):
+        raise StudyError(f"{url} is forgotten with this process: name a file, sqlite:///FILE.db")
+    directions = [METRICS[metric] for metric in metrics]
+    storage = _storage(url)
+    try:
+        return optuna.create_study(storage=storage, study_name=name, directions=directions)
+    except optuna.exceptions.DuplicatedStudyError:
+        study = optuna.load_study(storage=storage, study_name=name)
+        wanted = [direction.upper() for direction in directions]
+        if study.trials or [direction.name for direction in study.directions] != wanted:
+            raise StudyError(
+                f"{url} already has a study named {name!r}: pass another --name"
+            ) from None
+        return study
+    except STORAGE_ERRORS as error:
+        raise _unreadable(url, error) from error
+
+
+def open_study(url: str, name: str) -> optuna.Study:
+    """Open the study of an earlier run.
+
+    Raises:
+        StudyError: The storage cannot be read, or has no study of that name.
+    """
+    if url.startswith("sqlite") and (file := make_url(url).database) and not Path(file).exists():
+        raise StudyError(f"{url}: there is no such file, so no study named {name!r}")
+    storage = _storage(url)
+    try:
+        return optuna.load_study(storage=storage, study_name=name)
+    except KeyError:
+        raise StudyError(f"{url} has no study named {name!r}") from None
+    except STORAGE_ERRORS as error:
+        raise _unreadable(url, error) from error
+
+
+def with_distributions(
+    study: optuna.Study, distributions: Mapping[str, BaseDistribution]
+) -> optuna.Study:
+    """Return `study`, or a copy of it under a new name if its parameters' choices have changed.
+
+    Optuna refuses a parameter whose choices differ from those of earlier trials, so a space with
+    a new choice needs the earlier trials told anew: same numbers, states and values, with the
+    new choices. A value that is no longer a choice is dropped from what the sampler learns from;
+    the trial's configuration keeps it.
+    """
+    trials = study.get_trials(deepcopy=False)
+    if all(
+        _is_compatible(trial.distributions[name], distribution)
+        for trial in trials
+        for name, distribution in distributions.items()
+        if name in trial.distributions
+    ):
+        return study
+    storage = study._storage
+    taken = {summary.study_name for summary in optuna.get_all_study_summaries(storage)}
+    base = study.study_name.partition("~")[0]
+    name = next(each for n in itertools.count(2) if (each := f"{base}~{n}") not in taken)
+    retold = optuna.create_study(storage=storage, study_name=name, directions=study.directions)
+    retold.add_trials([_retold(trial, distributions) for trial in trials])
+    return retold
+
+
+def _is_compatible(old: BaseDistribution, new: BaseDistribution) -> bool:
+    try:
+        check_distribution_compatibility(old, new)
+    except ValueError:
+        return False
+    return True
+
+
+def _retold(
+    trial: optuna.trial.FrozenTrial, distributions: Mapping[str, BaseDistribution]
+) -> optuna.trial.FrozenTrial:
+    now = {name: distributions.get(name, old) for name, old in trial.distributions.items()}
+    kept = {name: value for name, value in trial.params.items() if _is_choice(now[name], value)}
+    return optuna.trial.create_trial(
+        state=trial.state,
+        values=trial.values,
+        params=kept,
+        distributions={name: now[name] for name in kept},
+        user_attrs=trial.user_attrs,
+        system_attrs=trial.system_attrs,
+        intermediate_values=trial.intermediate_values,
+    )
+
+
+def _is_choice(distribution: BaseDistribution, value: Any) -> bool:
+    try:
+        return distribution._contains(distribution.to_internal_repr(value))
+    except ValueError:
+        return False
+
+
+def _storage(url: str) -> optuna.storages.BaseStorage:
+    try:
+        return Storage(url)
+    except (*STORAGE_ERRORS, ImportError) as error:
+        raise _unreadable(url, error) from error
+    except RuntimeError as error:  # an older or a newer schema
+        raise _unreadable(url, error) from error
+
+
+def _unreadable(url: str, error: Exception) -> StudyError:
+    reason = reason_of(error).replace("$STORAGE_URL", public(url)).rstrip(".")
+    return StudyError(
+        f"the study storage {url} cannot be used: {reason}. Nothing was changed{password_hint(url)}"
+    )
+
+
+def _trial(frozen: optuna.trial.FrozenTrial) -> Trial:
+    attributes = frozen.user_attrs
+    return Trial(
+        number=frozen.number,
+        config=TrialConfig.from_dict(attributes["config"]) if "config" in attributes else None,
+        state=frozen.state.name,
+        is_baseline=attributes.get("baseline", False),
+        repeat_of=attributes.get("repeat_of"),
+        epochs=tuple(attributes[key] for key in sorted(attributes) if key.startswith("epoch_")),
+        metrics=attributes.get("metrics", {}),
+        reason=attributes.get("reason", "") if frozen.state == TrialState.FAIL else "",
+        host=attributes.get("host", ""),
+        device=attributes.get("device", ""),
+    )

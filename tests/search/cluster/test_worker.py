@@ -1,0 +1,88 @@
+"""What a worker process says of a trial, and what it keeps of it."""
+
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from search.cluster import worker
+from trainable.config import TrialConfig
+from trainable.errors import TrialError
+
+MIB = 2**20
+
+
+@pytest.fixture
+def events(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
+    """What the worker sends, without Tune."""
+    sent: list[tuple[str, Any]] = []
+    monkeypatch.setattr(worker, "_send", lambda kind, content: sent.append((kind, content)))
+    monkeypatch.setattr(worker, "node_data", lambda *args: None)
+    monkeypatch.setattr(torch, "set_num_threads", lambda num: None)  # of this process
+    monkeypatch.setattr(worker, "_prepare_process", lambda: None)  # likewise
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    return sent
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> dict[str, Any]:
+    return {
+        "number": 0, "config": TrialConfig().to_dict(), "folder": str(tmp_path), "data": "",
+        "novel": "", "fingerprint": "", "cache": str(tmp_path), "weights": None, "is_fast": True,
+        "metric": "score", "cpus": 1.0, "gpus": 0.0,
+    }  # fmt: skip
+
+
+def fragmented() -> list[bytes]:
+    """Fill 200 MiB in small blocks and free all but the last, which keeps the heap from shrinking.
+
+    Beside torch's own tensors, these are what glibc does not give back by itself.
+    """
+    blocks = [bytes(bytearray(64 * 1024)) for _ in range(3200)]
+    return blocks[-1:]
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="of Linux's memory")
+def test_freed_memory_goes_back_to_the_system_after_each_trial(
+    events: list[tuple[str, Any]], task: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, used = [], []
+
+    def train(*_: Any, **__: Any) -> Any:
+        kept.append(fragmented())
+        used.append(psutil.Process().memory_info().rss)
+        return SimpleNamespace(metrics={"epoch": 1})
+
+    monkeypatch.setattr(worker, "train", train)
+    trial = threading.Thread(target=worker.run_trial, args=(task,))  # as Tune runs it
+    trial.start()
+    trial.join()
+    assert events[-1] == ("result", {"epoch": 1})
+    assert used[0] - psutil.Process().memory_info().rss > 150 * MIB
+
+
+@pytest.mark.parametrize(
+    ("error", "event"),
+    [
+        (torch.cuda.OutOfMemoryError("20 GiB"), ("out_of_memory", "20 GiB")),
+        (TrialError("the loss is nan"), ("failed", "the loss is nan")),
+        (ZeroDivisionError("by nothing"), ("failed", "ZeroDivisionError: by nothing")),
+    ],
+)
+def test_trial_that_raises_says_why(
+    events: list[tuple[str, Any]],
+    task: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    event: tuple[str, Any],
+) -> None:
+    def train(*_: Any, **__: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(worker, "train", train)
+    worker.run_trial(task)
+    assert events == [("started", events[0][1]), event]

@@ -1,0 +1,129 @@
+"""Do intervals resample classes, and do they agree with references?"""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from tests.trainable.made_outputs import make_outputs
+from trainable.config import TrialConfig
+from trainable.data.splits import NOVEL, SEEN
+from trainable.novelty.intervals import (
+    MAIN,
+    flat,
+    interval_of,
+    outputs_intervals,
+    percentiles,
+    rate_intervals,
+    resamples,
+)
+from trainable.novelty.metrics import accuracies
+from trainable.novelty.rule import decide
+from trainable.novelty.thresholds import Answers, Outputs, choose_rule
+
+
+def answers(outputs: Outputs, chosen_on: Outputs) -> Answers:
+    return Answers(*decide(outputs, choose_rule(chosen_on, TrialConfig())))
+
+
+def clustered(num_classes: int, images: int, seed: int = 0) -> tuple[np.ndarray, torch.Tensor]:
+    """Return the class of each image, and which are right: all or none of most classes."""
+    rng = np.random.default_rng(seed)
+    share = rng.beta(0.3, 0.3, num_classes)
+    right = rng.random((num_classes, images)) < share[:, None]
+    return np.repeat(np.arange(num_classes), images), torch.from_numpy(right.ravel())
+
+
+def rates(right: torch.Tensor, weights: np.ndarray) -> tuple[float, float]:
+    everything = torch.ones_like(right)
+    return rate_intervals({"rate": (everything, right)}, weights)["rate"]
+
+
+def test_interval_agrees_with_scipys_bootstrap_of_class_means() -> None:
+    classes, right = clustered(30, 12)
+    low, high = rates(right, resamples(np.zeros_like(classes), classes, num=4000))
+    means = right.reshape(30, 12).double().mean(1).numpy()
+    reference = stats.bootstrap(
+        (means,), np.mean, method="percentile", n_resamples=4000, rng=1
+    ).confidence_interval
+    assert (low, high) == pytest.approx((reference.low, reference.high), abs=0.015)
+
+
+def test_classes_that_err_alike_make_the_interval_wider_than_their_images() -> None:
+    classes, right = clustered(30, 12)
+    by_class = rates(right, resamples(np.zeros_like(classes), classes))
+    by_image = rates(right, resamples(np.zeros_like(classes), np.full_like(classes, -1)))
+    assert by_class[1] - by_class[0] > 2 * (by_image[1] - by_image[0])
+    share = right.double().mean().item()
+    half = 1.96 * math.sqrt(share * (1 - share) / len(right))
+    assert by_image == pytest.approx((share - half, share + half), abs=0.01)
+
+
+def test_whole_classes_are_drawn_and_each_stratum_keeps_how_many_it_has() -> None:
+    classes = np.repeat(np.arange(20), 3)
+    stratum = (classes >= 10).astype(int)
+    weights = resamples(stratum, classes, num=50)
+    by_class = weights.reshape(50, 20, 3)
+    assert (by_class == by_class[:, :, :1]).all()
+    assert (by_class[:, :10, 0].sum(1) == 10).all()
+    assert (by_class[:, 10:, 0].sum(1) == 10).all()
+    assert by_class.std() > 0
+
+
+def test_images_of_few_classes_are_resampled_too() -> None:
+    classes = np.repeat(np.arange(2), 40)
+    right = torch.from_numpy(np.arange(80) % 2 == 0)  # both classes alike, at one half
+    low, high = rates(right, resamples(np.zeros_like(classes), classes))
+    assert (low, high) == pytest.approx((0.5 - 0.11, 0.5 + 0.11), abs=0.02)
+
+
+def test_intervals_hold_the_metrics_themselves_and_are_the_same_every_time() -> None:
+    outputs = make_outputs(1, num=400)
+    given = answers(outputs, outputs)
+    found, again = outputs_intervals(outputs, given), outputs_intervals(outputs, given)
+    assert found == again
+    point = accuracies(outputs, given)
+    assert found.keys() == point.keys()
+    assert all(found[name][0] <= point[name] <= found[name][1] for name in point)
+    assert all(found[name][0] < found[name][1] for name in MAIN)
+
+
+def test_metric_without_images_has_no_interval() -> None:
+    outputs = make_outputs(1, kinds=[SEEN])
+    found = outputs_intervals(outputs, answers(outputs, make_outputs(1)))
+    assert "seen_super" in found
+    assert not {"unseen_super", "score", "unseen_sub_far"} & found.keys()
+    assert all(math.isnan(end) for end in percentiles([math.nan, math.nan]))
+
+
+def test_stored_interval_comes_back_and_an_old_trial_has_none() -> None:
+    outputs = make_outputs(2, kinds=[SEEN, NOVEL])
+    found = outputs_intervals(outputs, answers(outputs, outputs))
+    stored = flat(found)
+    assert interval_of(stored, "score") == found["score"]
+    assert interval_of({"score": 0.5}, "score") is None
+    assert len(stored) == 2 * len(MAIN)
+
+
+def test_mean_over_left_out_superclasses_is_as_sure_as_superclasses_are_alike() -> None:
+    classes = np.repeat(np.arange(30), 20)
+    weights = resamples(np.zeros_like(classes), classes)
+    of_fold = classes % 3
+    everything = torch.ones(len(classes), dtype=torch.bool)
+
+    def interval(shares: tuple[float, float, float]) -> tuple[float, float]:
+        # Each class has its superclass's share right, so that only superclasses differ.
+        right = torch.from_numpy(np.arange(len(classes)) % 20 < 20 * np.array(shares)[of_fold])
+        judged = {
+            f"unseen_super_left_out.{fold}": (torch.from_numpy(of_fold == fold), right)
+            for fold in range(3)
+        }
+        found = rate_intervals(judged | {"seen_super_seen": (everything, ~everything)}, weights)
+        assert not any(name.endswith((".0", ".1", ".2")) for name in found)
+        return found["unseen_super"]
+
+    assert interval((0.5, 0.5, 0.5)) == pytest.approx((0.5, 0.5))
+    # Of 27 draws of three, one is thrice the lowest: 3.7%, above the 2.5% of either end.
+    assert interval((0.2, 0.5, 0.8)) == pytest.approx((0.2, 0.8))

@@ -1,0 +1,1 @@
+"""Which images there are, what is in them, and which of them train and judge."""

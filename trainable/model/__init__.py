@@ -1,0 +1,1 @@
+"""What is trained: backbones, branches with their heads, and what they see."""

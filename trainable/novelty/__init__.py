@@ -1,0 +1,1 @@
+"""When an answer is "novel": scores, thresholds, rules, and how good they are."""
