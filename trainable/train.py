@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -447,7 +447,7 @@ class Trainer:
             all_scores: Score by features also where the config does not ask for it, of folds too
                 where they have no models of their own.
         """
-        pooled = [self._pooled_all(number, self.pools.val) for number in range(len(self.evaluated))]
+        pooled = [self._features(number, all_scores) for number in range(len(self.evaluated))]
         folds = []
         for superclass, pools in self.folds.items():
             exact: list[Task] = list(TASKS)
@@ -463,14 +463,21 @@ class Trainer:
             folds.append(Fold(**own, superclass=superclass, exact=tuple(exact)))
         return Outputs(**self._said(pooled, None, self.pools, all_scores), folds=tuple(folds))
 
+    def _features(self, number: int, all_scores: bool) -> _Features:
+        """Return what a branch makes of the images that `outputs` asks about."""
+        model, bank_ND = self.evaluated[number], None
+        if not model.is_frozen and (all_scores or self._needs_bank(model)):
+            bank_ND = self._pooled_of_bank(number, self._bank_rows()[0])
+        return _Features(self._pooled_all(number, self.pools.val), bank_ND)
+
     def _said(
-        self, pooled: Sequence[torch.Tensor], fold: int | None, pools: Pools, all_scores: bool
+        self, pooled: Sequence[_Features], fold: int | None, pools: Pools, all_scores: bool
     ) -> dict[str, Any]:
         """Return what the heads of the trial, or of a fold, say of pooled features: `Outputs`."""
         logits: dict[Task, torch.Tensor] = {}
         scores: dict[Task, torch.Tensor] = {}
         for number, model in enumerate(self.evaluated):
-            answers = model.classify(pooled[number], fold)
+            answers = model.classify(pooled[number].val_ND, fold)
             logits |= {task: each.cpu() for task, each in answers.items()}
             score = torch.full((len(pools.val), len(FEATURE_SCORES)), math.nan).double()
             if all_scores or self._needs_bank(model):
@@ -502,31 +509,51 @@ class Trainer:
         names = {self.config.of(task, "novelty_score") for task in model.branch.tasks}
         return not names.isdisjoint((*FEATURE_SCORES, BEST))
 
-    def _feature_scores(
-        self, number: int, pooled_ND: torch.Tensor, fold: int | None
-    ) -> torch.Tensor:
+    def _feature_scores(self, number: int, pooled: _Features, fold: int | None) -> torch.Tensor:
         """Return the scores of the validation images, whose pooled features are given."""
         if not self.evaluated[number].is_frozen:
-            return self._bank(number, fold).scores(pooled_ND).cpu()
+            return self._bank(number, fold, pooled.bank_ND).scores(pooled.val_ND).cpu()
         if (number, fold) not in self._frozen_scores:
             inputs = self.inputs[number]
             assert isinstance(inputs, FeatureInputs)
             self._frozen_scores[number, fold] = inputs.once(
                 formula(),
                 (*self._bank_rows(fold), self.pools.val),
-                lambda: self._bank(number, fold).scores(pooled_ND).cpu(),
+                lambda: self._bank(number, fold).scores(pooled.val_ND).cpu(),
             )
         return self._frozen_scores[number, fold]
 
-    def _bank(self, number: int, fold: int | None = None) -> FeatureBank:
-        """Return the bank of a branch as its weights are now, or that of a fold."""
+    def _bank(
+        self, number: int, fold: int | None = None, whole_ND: torch.Tensor | None = None
+    ) -> FeatureBank:
+        """Return the bank of a branch as its weights are now, or that of a fold.
+
+        Args:
+            number: Of the branch.
+            fold: By what it leaves out.
+            whole_ND: The features of the whole bank, of which a fold's are some; null: they are
+                computed.
+        """
         if (number, fold) in self._frozen_banks:
             return self._frozen_banks[number, fold]
         rows, target = self._bank_rows(fold)
-        bank = FeatureBank.fit(self._pooled_all(number, rows), target.to(self.device))
+        if whole_ND is None:
+            features_ND = self._pooled_of_bank(number, rows)
+        else:
+            features_ND = whole_ND[torch.isin(self._bank_rows()[0], rows).to(self.device)]
+        bank = FeatureBank.fit(features_ND, target.to(self.device))
         if self.evaluated[number].is_frozen:
             self._frozen_banks[number, fold] = bank
         return bank
+
+    def _pooled_of_bank(self, number: int, rows: torch.Tensor) -> torch.Tensor:
+        """Return what `_pooled_all` does, with bits that do not depend on which rows are asked for.
+
+        A pass of fewer images rounds otherwise.
+        """
+        filling = -len(rows) % FORWARD_BATCH[self.device.type]
+        padded = torch.cat([rows, rows[-1:].expand(filling)])
+        return self._pooled_all(number, padded)[: len(rows)]
 
     def _pooled_all(self, number: int, rows: torch.Tensor) -> torch.Tensor:
         """Return the whole backbone's output for images as they are, (N, D)."""
@@ -608,6 +635,15 @@ class Trainer:
 def _num_classes(pools: Pools) -> dict[Task, int]:
     """Return how many outputs each head has, novel included."""
     return {"super": pools.super_of_sub[-1] + 1, "sub": len(pools.subclasses) + 1}
+
+
+class _Features(NamedTuple):
+    """Pooled features of one branch."""
+
+    val_ND: torch.Tensor
+    """Of the validation images."""
+    bank_ND: torch.Tensor | None
+    """Of the whole bank, in the order of its rows; null: nobody asks, or they are cached."""
 
 
 @dataclass(frozen=True)

@@ -539,6 +539,28 @@ def test_a_left_out_superclass_reaches_nothing_of_its_fold(
     assert PartRules.choose(said[0], config) == PartRules.choose(said[1], config)
 
 
+@pytest.mark.parametrize("architecture", ["two_heads", "two_models"])
+def test_a_tuned_branch_passes_each_image_once_for_all_folds(
+    trainer: Make, architecture: str
+) -> None:
+    """Scores of folds are the same bits as by banks whose images pass for each of them."""
+    ours = trainer(tiny_config(architecture=architecture, novelty_score="knn"))
+    ours.train_epoch(1)
+    passed: list[int] = []
+    for model in dict.fromkeys(ours.evaluated):
+        model.tuned.register_forward_hook(lambda _, given, __: passed.append(len(given[0])))
+    outputs = ours.outputs(all_scores=True)
+    num_of_bank = 32 * math.ceil(len(ours._bank_rows()[0]) / 32)
+    assert sum(passed) == (len(ours.pools.val) + num_of_bank) * len(ours.evaluated)
+    assert len(outputs.folds) == 3
+    last = len(ours.evaluated) - 1
+    for fold in outputs.folds:
+        with torch.inference_mode():
+            bank = ours._bank(last, fold.superclass)
+            scores = bank.scores(ours._pooled_all(last, ours.pools.val))
+        assert torch.equal(fold.sub_feature_scores, scores)
+
+
 @pytest.mark.parametrize("fine_tune", ["full", "last_1", "frozen"])
 @pytest.mark.parametrize("changes", [{}, EVERY_OPTION], ids=["plain", "every option"])
 def test_folds_leave_what_is_trained_as_it_is_without_them(
