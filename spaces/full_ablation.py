@@ -21,8 +21,8 @@ from typing import Any
 
 import optuna
 
-NUM_TRIALS = 20
-EPOCHS = 4
+NUM_TRIALS = 16
+EPOCHS = 3
 METRIC = "score"
 
 BASELINES: list[dict[str, Any]] = [
