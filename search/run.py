@@ -22,7 +22,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         # Imported late: --help and mistakes in the arguments should not wait for Ray and MLflow.
         options = _options(args)
-        from search.driver import Options, run_search
+        from search.plan import Options
+        from search.session import run_search
 
         return run_search(Options(**options))
     except UserError as error:
@@ -81,7 +82,7 @@ def _parser() -> Parser:
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the arguments as `search.driver.Options` takes them.
+    """Return the arguments as `search.plan.Options` takes them.
 
     Raises:
         UserError: A value that cannot be meant.

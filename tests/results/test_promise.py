@@ -13,7 +13,7 @@ from upath import UPath
 from results import report
 from results.promise import intervals_of, nested_choice, promise_of_trials, rates_text
 from results.terminal import plain_console
-from search.driver import _summary
+from search.outcome import summary
 from tests.results.test_report import Search
 
 
@@ -68,7 +68,7 @@ def test_tables_and_json_say_how_sure_the_best_is_and_what_choosing_added(search
     assert "score 0.790 (0.700-0.900), seen_super 0.500" in printed
     assert "best of 3 trials: promised score 0.790; by nested choice" in printed
     assert "the other judges) 0.550" in printed
-    best = _summary(search.record, UPath(search.folder), search.trials, 1.0)["best_trial"]
+    best = summary(search.record, UPath(search.folder), search.trials, 1.0)["best_trial"]
     assert best["intervals"] == {"score": pytest.approx([0.7, 0.9])}
     assert best["nested_choice"] == pytest.approx(0.55)
     search.write()

@@ -14,9 +14,13 @@ import optuna
 import pytest
 from upath import UPath
 
-from results.load import load_record
-from search.driver import ON_RESUME, Options, _job, _params, _plan, _resume_command, _summary
+from results.load import SearchRecord, load_record
+from results.mlflow_store import default_uri
+from search.outcome import resume_command, summary
+from search.plan import ON_RESUME, Options, plan
 from search.run import _parser, main
+from search.session import _job, _params
+from search.space import Space
 from search.study.study import create_study
 from tests.trainable.factories import make_data
 from trainable.config import TrialConfig
@@ -61,6 +65,11 @@ def mistake(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     (line,) = captured.err.splitlines()
     assert line.startswith("error: ")
     return line.removeprefix("error: ")
+
+
+def asked_of(options: Options) -> tuple[SearchRecord, Space, UPath]:
+    """Return the plan that a session makes of a command line."""
+    return plan(options, default_uri())
 
 
 def files_in(folder: Path) -> dict[str, bytes]:
@@ -164,7 +173,7 @@ def test_name_that_is_no_folder_name_is_refused(
 def test_mistakes_in_arguments_do_not_wait_for_ray_and_mlflow(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("ray", "mlflow", "search.driver"):
+    for module in ("ray", "mlflow", "search.session"):
         monkeypatch.setitem(sys.modules, module, None)  # importing it raises
     assert "--trials must be 1" in mistake(capsys, "--space", "asked.py", "--trials", "0")
 
@@ -249,15 +258,15 @@ def test_experiment_is_as_typed_or_of_the_environment_and_a_resume_keeps_it(
 ) -> None:
     for key, value in environment.items():
         monkeypatch.setenv(key, value)
-    record, _, kept = _plan(Options(space=UPath("asked.py"), fixed={}, experiment=typed))
+    record, _, kept = asked_of(Options(space=UPath("asked.py"), fixed={}, experiment=typed))
     assert (record.experiment, record.experiment_id) == expected
     kept.mkdir(parents=True)
     (kept / "space.py").write_text(SPACE)
     record.save(kept)
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "of another day")
-    resumed, _, _ = _plan(Options(name=record.name, resume=True, fixed={}))
+    resumed, _, _ = asked_of(Options(name=record.name, resume=True, fixed={}))
     assert (resumed.experiment, resumed.experiment_id) == expected
-    resumed, _, _ = _plan(Options(name=record.name, resume=True, fixed={}, experiment="moved"))
+    resumed, _, _ = asked_of(Options(name=record.name, resume=True, fixed={}, experiment="moved"))
     assert (resumed.experiment, resumed.experiment_id) == ("moved", None)
 
 
@@ -265,7 +274,7 @@ def test_relative_sqlite_files_are_kept_as_absolute_ones(folder: Path) -> None:
     asked = Options(
         space=UPath("asked.py"), fixed={}, study="sqlite:///study.db", tracking_uri="sqlite:///m.db"
     )
-    record, _, _ = _plan(asked)
+    record, _, _ = asked_of(asked)
     assert record.study == f"sqlite:///{folder / 'study.db'}"
     assert record.tracking_uri == f"sqlite:///{folder / 'm.db'}"
 
@@ -308,14 +317,14 @@ def test_mistake_in_a_url_shows_no_password(
 def test_password_is_neither_kept_nor_sent(folder: Path, cache: Path) -> None:
     study, uri = "postgresql://me:PLUGH@host/d", "http://me:PLUGH@host:5000"
     asked = Options(space=UPath("asked.py"), fixed={}, study=study, tracking_uri=uri)
-    record, _, _ = _plan(asked)
+    record, _, _ = asked_of(asked)
     assert (record.study, record.tracking_uri) == (study, uri)
     record.save(UPath(folder))
     assert "PLUGH" not in (folder / "search.json").read_text()
     kept = load_record(UPath(folder))
     assert (kept.study, kept.tracking_uri) == ("postgresql://me@host/d", "http://host:5000")
     data = make_data()
-    sent = (_params(record, data), _summary(record, UPath(folder), None, 0.0),
+    sent = (_params(record, data), summary(record, UPath(folder), None, 0.0),
             _job(record, UPath(folder), cache, None))  # fmt: skip
     assert "PLUGH" not in str(sent)
 
@@ -337,14 +346,14 @@ def test_resume_with_other_credentials_is_the_same_search(
     stores = {"study": "postgresql://me@host/d", "tracking_uri": "http://host:5000"}
     kept_search(folder, "first", **stores)
     resumed = Options(fixed={}, name="first", resume=True)
-    record, _, _ = _plan(resumed)
+    record, _, _ = asked_of(resumed)
     assert (record.study, record.tracking_uri) == (stores["study"], stores["tracking_uri"])
-    assert "\n" not in _resume_command(resumed, record)
+    assert "\n" not in resume_command(resumed, record)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://you:PLUGH@host:5000")
     typed = replace(resumed, study="postgresql://you:PLUGH@host/d")
-    record, _, _ = _plan(typed)
+    record, _, _ = asked_of(typed)
     assert (record.study, record.tracking_uri) == (typed.study, "http://you:PLUGH@host:5000")
-    note, command = _resume_command(typed, record).splitlines()
+    note, command = resume_command(typed, record).splitlines()
     assert note == (
         "passwords are not stored: add --study URL with its password, or PGPASSWORD; "
         "--tracking-uri URI with its password, or MLFLOW_TRACKING_USERNAME and _PASSWORD"
@@ -695,7 +704,7 @@ def test_resume_with_a_space_that_judges_otherwise_is_refused(
 def test_resume_may_repeat_the_metric_of_a_first_start_over_the_files(folder: Path) -> None:
     kept_search(folder, "first", metrics=["ce_sub"], said=SAID, protocol=PROTOCOL)
     options = Options(resume=True, name="first", fixed={}, space=UPath("asked.py"))
-    record, space, _ = _plan(options)
+    record, space, _ = asked_of(options)
     assert (record.metrics, space.metrics) == (["ce_sub"], ("ce_sub",))
 
 
@@ -704,12 +713,12 @@ def test_another_number_of_trials_in_the_file_holds_unless_the_command_line_says
 ) -> None:
     kept_search(folder, "first", num_trials=9, said=SAID, protocol=PROTOCOL)
     options = Options(resume=True, name="first", fixed={}, space=UPath("asked.py"))
-    assert _plan(options)[0].num_trials == 9, "the first start's --trials"
+    assert asked_of(options)[0].num_trials == 9, "the first start's --trials"
     text = (folder / "asked.py").read_text()
     assert "NUM_TRIALS = 3" in text
     (folder / "asked.py").write_text(text.replace("NUM_TRIALS = 3", "NUM_TRIALS = 12"))
-    assert _plan(options)[0].num_trials == 12
-    assert _plan(replace(options, trials=10))[0].num_trials == 10
+    assert asked_of(options)[0].num_trials == 12
+    assert asked_of(replace(options, trials=10))[0].num_trials == 10
 
 
 # --- A start that fails --------------------------------------------------------------------------
@@ -731,7 +740,7 @@ def test_start_that_fails_before_its_first_trial_leaves_nothing_and_can_be_corre
         assert (folder / "runs/again/search.json").exists()
         raise UserError("no Ray cluster answers there")
 
-    monkeypatch.setattr("search.driver._run", broken)
+    monkeypatch.setattr("search.session._run", broken)
     for _ in range(2):
         assert main(command) == 2
         assert capsys.readouterr().err == "error: no Ray cluster answers there\n"
@@ -753,7 +762,7 @@ def test_start_that_fails_can_be_corrected_in_a_folder_that_was_there(
     def broken(*args: object, **kwargs: object) -> str:
         raise UserError("no Ray cluster answers there")
 
-    monkeypatch.setattr("search.driver._run", broken)
+    monkeypatch.setattr("search.session._run", broken)
     for _ in range(2):
         assert main(["--space", "asked.py", "--name", "again", *sources]) == 2
         assert capsys.readouterr().err == "error: no Ray cluster answers there\n"
@@ -769,7 +778,7 @@ def test_start_that_fails_leaves_the_study_that_another_made_meanwhile_in_the_sa
         create_study("sqlite:///mine.db", "other", ("score",)).ask()
         raise UserError("no Ray cluster answers there")
 
-    monkeypatch.setattr("search.driver._run", broken)
+    monkeypatch.setattr("search.session._run", broken)
     command = ["--space", "asked.py", "--name", "again", "--study", "sqlite:///mine.db", *sources]
     assert main(command) == 2
     assert (folder / "mine.db").exists()
@@ -791,7 +800,7 @@ def test_start_that_fails_leaves_other_searches_and_an_older_database(
     def broken(*args: object, **kwargs: object) -> str:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("search.driver._run", broken)
+    monkeypatch.setattr("search.session._run", broken)
     command = ["--space", "asked.py", "--name", "again", "--study", "sqlite:///mine.db", *sources]
     assert main(command) == 130
     assert {*files_in(folder)} == before
@@ -807,7 +816,7 @@ def test_failure_after_a_trial_was_asked_for_keeps_the_search(
         study.ask()
         raise UserError("the power is out")
 
-    monkeypatch.setattr("search.driver._run", broken)
+    monkeypatch.setattr("search.session._run", broken)
     assert main(["--space", "asked.py", "--name", "again", *sources]) == 2
     assert {"runs/again/search.json", "runs/again/space.py", "runs/again/study.db"} <= {
         *files_in(folder)
@@ -833,7 +842,7 @@ def test_commands_that_are_printed_can_be_typed_where_the_storage_has_a_space(
         study.tell(trial, 0.5)
         return "FINISHED"
 
-    monkeypatch.setattr("search.driver._run", done)
+    monkeypatch.setattr("search.session._run", done)
     assert main(["--space", "asked.py", "--storage", "my runs", *sources]) == 0
     lines = capsys.readouterr().out.splitlines()
     (report,) = (line for line in lines if "results.report" in line)

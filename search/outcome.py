@@ -1,0 +1,142 @@
+"""What a person or a script is told: what would run, what came of it, what to do next."""
+
+import json
+import shlex
+import sys
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+from rich.text import Text
+from upath import UPath
+
+from results.load import SearchRecord, study_url, trials_frame
+from results.mlflow_store import default_uri
+from results.promise import intervals_of, nested_choice
+from results.repeats import best_trial
+from results.report import print_tables
+from results.terminal import plain_console
+from search.cluster.executor import Slots
+from search.interrupts import INTERRUPTED
+from search.plan import Options
+from search.space import Space, describe
+from trainable.config import TrialConfig
+from trainable.data.dataset import Data
+from trainable.novelty.metrics import METRICS
+from trainable.urls import public
+
+
+def introduce(console: Console, record: SearchRecord, space: Space, data: Data) -> None:
+    console.print(Text.assemble((record.name, "bold"), f": {space.question}"))
+    borrowed = len(data.images) - data.num_known
+    classes = f" in {len(data.borrowed_classes)} classes" if data.borrowed_classes else ""
+    console.print(
+        f"{data.num_known:,} images in {len(data.superclasses)} superclasses and "
+        f"{len(data.subclasses)} subclasses; {borrowed:,} borrowed{classes}"
+    )
+    console.print(f"images from {record.data}; borrowed from {record.novel}")
+
+
+def describe_plan(console: Console, space: Space) -> None:
+    """Say what would run."""
+    console.print(f"{space.num_trials} trials by {', '.join(space.metrics)}")
+    for number, baseline in enumerate(space.baselines[: space.num_trials]):
+        console.print(f"baseline {number}: {TrialConfig.from_dict(baseline).describe()}")
+    for name, distribution in space.distributions.items():
+        console.print(f"{name}: {describe(distribution)}")
+    for name, value in space.fixed.items():
+        console.print(f"{name}: fixed to {value}")
+
+
+def describe_repeats(console: Console, record: SearchRecord, folder: UPath) -> None:
+    if not record.repeats:
+        return
+    trials = trials_frame(folder, record)
+    configs = dict(zip(trials["number"], trials["config"], strict=True))
+    states = dict(zip(trials["number"], trials["state"], strict=True))
+    for repeat in record.repeats:
+        console.print(
+            f"repeat {repeat.number}: trial {repeat.trial} with seed {repeat.seed} "
+            f"({states.get(repeat.number, 'to run')}), {configs[repeat.trial].describe()}"
+        )
+
+
+def slots_line(slots: Slots) -> str:
+    gpus = f" and {slots.gpus_per_trial:g} GPU" if slots.gpus_per_trial else ""
+    if slots.concurrency is None:
+        at_once = "as many trials as fit"
+    else:
+        at_once = "one trial" if slots.concurrency == 1 else f"{slots.concurrency} trials"
+    return f"{at_once} at a time, each with {slots.cpus_per_trial:g} CPU{gpus}"
+
+
+def finish(
+    options: Options, record: SearchRecord, folder: UPath, status: str, wall_s: float
+) -> int:
+    """Print the tables and what to do next; return the exit code."""
+    console = plain_console()
+    trials = trials_frame(folder, record)
+    best = best_trial(trials, record.metrics)
+    if not options.json or not options.quiet:
+        print_tables(console, trials, record)
+    resume = resume_command(options, record)
+    where = f" --storage {shlex.quote(str(options.storage))}" if options.storage else ""
+    uri = public(record.tracking_uri)
+    is_default = record.tracking_uri == default_uri()
+    store = "" if is_default else f" --backend-store-uri {shlex.quote(uri)}"
+    if status == "FINISHED" and best is not None and not options.quiet:
+        console.print(
+            "Next:\n"
+            f"  python -m results.report --name {record.name}{where}\n"
+            f"  python -m search.refit --name {record.name}{where}\n"
+            + (f"  {uri} in a browser" if uri.startswith("http") else f"  mlflow ui{store}"),
+        )
+        if record.passwords_to_type:
+            console.print(record.passwords_to_type)
+    if options.json:
+        print(json.dumps(summary(record, folder, trials, wall_s)), flush=True)
+    if status == "KILLED":
+        print(resume, file=sys.stderr if options.json else sys.stdout, flush=True)
+        return INTERRUPTED
+    return 0 if best is not None and status == "FINISHED" else 1
+
+
+def summary(
+    record: SearchRecord, folder: UPath, trials: pd.DataFrame | None, wall_s: float
+) -> dict[str, Any]:
+    """Return what --json prints; without trials, what a search would be."""
+    best = None if trials is None else best_trial(trials, record.metrics)
+    counts: dict[Any, int] = {} if trials is None else dict(trials["state"].value_counts())
+    described = (
+        best
+        if best is None
+        else {
+            "number": int(best["number"]),
+            "config": best["config"].to_dict(),
+            "metrics": {name: best[name] for name in METRICS if best[name] == best[name]},
+            "intervals": {name: list(ends) for name, ends in intervals_of(best).items()},
+            "nested_choice": None if trials is None else nested_choice(trials, record.metrics[0]),
+        }
+    )
+    return {
+        "name": record.name,
+        "trials": {str(state): int(count) for state, count in counts.items()},
+        "best_trial": described,
+        "paths": {
+            "run": str(folder),
+            "trials": str(folder / "trials.csv"),
+            "study": public(study_url(folder, record)),
+            "tracking_uri": public(record.tracking_uri),
+        },
+        "wall_s": round(wall_s, 1),
+    }
+
+
+def resume_command(options: Options, record: SearchRecord) -> str:
+    """Return the command that goes on with the search as it was run now, as the last line."""
+    command = ["python", "-m", "search.run", "--resume", "--name", record.name]
+    for flag in ("storage", "address", "concurrency", "cpus_per_trial", "gpus_per_trial"):
+        if (value := getattr(options, flag)) is not None:
+            value = value.absolute() if flag == "storage" else value
+            command += [f"--{flag.replace('_', '-')}", str(value)]
+    return "\n".join(filter(None, [record.passwords_to_type, shlex.join(command)]))

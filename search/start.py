@@ -1,0 +1,74 @@
+"""What a start makes, and takes back where it fails before its first trial."""
+
+import contextlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
+
+import optuna
+from sqlalchemy import make_url
+from upath import UPath
+
+from results.load import RECORD_FILE
+from search.study.lock import LeaseLostError
+from search.study.storage import STORAGE_ERRORS
+
+
+@dataclass(frozen=True, kw_only=True)
+class New:
+    """What a start makes; null: it was there before."""
+
+    database: Path | None
+    folder: UPath
+    is_folder_new: bool
+    searches: UPath | None
+    """Folder of all searches."""
+
+    @classmethod
+    def of(cls, folder: UPath, url: str) -> Self:
+        """Look before the start."""
+        file = make_url(url).database if url.startswith("sqlite") else None
+        return cls(
+            database=Path(file) if file and not Path(file).exists() else None,
+            folder=folder,
+            is_folder_new=not folder.exists(),
+            searches=None if folder.parent.exists() else folder.parent,
+        )
+
+    def remove(self, *, only_empty: bool = False) -> None:
+        """Remove it, or what of it holds nothing."""
+        with contextlib.suppress(OSError):
+            if self.database and not (only_empty and self.database.stat().st_size):
+                self.database.unlink()
+        with contextlib.suppress(OSError):
+            if not self.is_folder_new:
+                if not only_empty:
+                    (self.folder / RECORD_FILE).unlink(missing_ok=True)
+            elif only_empty:
+                self.folder.rmdir()
+            else:
+                self.folder.fs.rm(self.folder.path, recursive=True)
+        with contextlib.suppress(OSError):
+            if self.searches:
+                self.searches.rmdir()  # unless others are there by now
+
+
+@contextmanager
+def taken_back(study: optuna.Study, new: New | None) -> Iterator[None]:
+    """Have a start that fails before its first trial leave nothing: the corrected command is then
+    a new search. A resume makes nothing new.
+    """
+    try:
+        yield
+    except LeaseLostError:
+        raise
+    except BaseException:
+        with contextlib.suppress(*STORAGE_ERRORS):
+            if new and not study.get_trials(deepcopy=False):
+                optuna.delete_study(study_name=study.study_name, storage=study._storage)
+                if optuna.get_all_study_names(study._storage):  # of a start beside this one
+                    new = replace(new, database=None)
+                new.remove()
+        raise
