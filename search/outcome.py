@@ -14,7 +14,7 @@ from results.load import SearchRecord, study_url, trials_frame
 from results.mlflow_store import default_uri
 from results.promise import intervals_of, nested_choice
 from results.repeats import best_trial
-from results.report import print_tables
+from results.report.tables import print_tables
 from results.terminal import plain_console
 from search.cluster.executor import Slots
 from search.interrupts import INTERRUPTED

@@ -18,7 +18,7 @@ from upath import UPath
 
 from results.load import RECORD_FILE, SearchRecord, study_url, trial_folder, trials_frame
 from results.mlflow_store import default_uri
-from results.report import write_tables
+from results.report.tables import write_tables
 from results.terminal import plain_console
 from search.cluster.connect import (
     Cluster,

@@ -17,7 +17,8 @@ from results.evaluate import main as evaluate
 from results.load import load_record, run_folder, trial_folder, trials_frame
 from results.predict import main as predict
 from results.repeats import best_trial
-from results.report import print_tables, write_report
+from results.report.__main__ import write_report
+from results.report.tables import print_tables
 from trainable.classifier import Classifier, load_outputs, load_rule
 from trainable.data import synthetic
 from trainable.novelty.thresholds import choose_rule

@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 from upath import UPath
 
-from results import report
 from results.promise import intervals_of, nested_choice, promise_of_trials, rates_text
+from results.report.tables import print_promise, print_tables
 from results.terminal import plain_console
 from search.outcome import summary
 from tests.results.test_report import Search
@@ -79,7 +79,7 @@ def test_tables_and_json_say_how_sure_the_best_is_and_what_choosing_added(search
 
 def test_promise_is_printed_in_whole_words_within_the_terminal(search: Search) -> None:
     file = io.StringIO()
-    report.print_tables(plain_console(file=file, width=80), search.trials, search.record)
+    print_tables(plain_console(file=file, width=80), search.trials, search.record)
     best, *promise = file.getvalue().rpartition("Best: ")[2].splitlines()
     assert max(map(len, (best, *promise))) <= 80
     assert [line[:2] for line in promise if "nested choice" in line or "judges)" in line] == [
@@ -91,7 +91,7 @@ def test_search_of_before_is_reported_without_intervals(tmp_path: Path) -> None:
     search = Search(tmp_path)
     search.tell(score=0.7)
     console = Console(file=io.StringIO(), width=200)
-    report.print_promise(console, search.trials, search.trials.iloc[0], "score")
+    print_promise(console, search.trials, search.trials.iloc[0], "score")
     assert isinstance(console.file, io.StringIO)
     assert console.file.getvalue() == ""
 

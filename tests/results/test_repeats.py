@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy import stats
 
-from results import report
 from results.repeats import (
     RESAMPLES,
     best_repeated,
@@ -20,6 +19,7 @@ from results.repeats import (
     repeats_frame,
     whole,
 )
+from results.report import __main__ as report
 from tests.results.test_report import Search, row_of
 
 DIFFERENCES = st.lists(st.floats(-1, 1, allow_subnormal=False), min_size=2, max_size=12)

@@ -18,8 +18,10 @@ from PIL import Image
 from rich.console import Console
 from upath import UPath
 
-from results import pictures, report
 from results.load import SearchRecord, study_url, trial_folder, trials_frame
+from results.report import __main__ as report
+from results.report import pictures
+from results.report.tables import print_tables, write_tables
 from tests.trainable.made_outputs import make_outputs
 from trainable.classifier import FORMAT, INFO_FILE, KEYS, save_outputs
 from trainable.config import TrialConfig
@@ -100,7 +102,7 @@ class Search:
     def tables(self) -> str:
         """Return the tables as printed, 200 columns wide."""
         console = Console(file=io.StringIO(), width=200, highlight=False)
-        report.print_tables(console, self.trials, self.record)
+        print_tables(console, self.trials, self.record)
         assert isinstance(console.file, io.StringIO)
         return console.file.getvalue()
 
@@ -245,7 +247,7 @@ def test_report_can_be_written_again(search: Search) -> None:
 def test_trials_table_holds_configuration_and_metrics(search: Search) -> None:
     search.tell(baseline=True, score=0.2)
     search.tell(lr=0.01, score=0.4)
-    report.write_tables(search.folder, search.trials, search.record)
+    write_tables(search.folder, search.trials, search.record)
     table = pd.read_csv(search.folder / "trials.csv")
     assert [*table["number"]] == [0, 1]
     assert [*table["lr"]] == [1e-3, 0.01]

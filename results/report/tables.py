@@ -1,6 +1,5 @@
-"""python -m results.report: a search as tables on the terminal, and as pictures in its folder."""
+"""A search as tables: on the terminal, and as CSV in its folder."""
 
-import sys
 from typing import Any
 
 import pandas as pd
@@ -13,45 +12,18 @@ from upath import UPath
 from results.load import (
     SearchRecord,
     best_row,
-    load_record,
     pareto_rows,
     ranking_metric,
-    run_folder,
     searched,
-    trials_frame,
 )
-from results.options import add_stores, check_stores
 from results.promise import intervals_of, nested_choice, rates_text
 from results.repeats import best_repeated, repeated, repeats_frame
-from results.terminal import plain_console
 from trainable.checkpoint import write_atomically
-from trainable.errors import Parser, UserError
 from trainable.novelty.metrics import METRICS
 
 SHOWN = (
     "score", "seen_super", "unseen_super", "seen_sub", "unseen_sub", "auroc_super", "auroc_sub",
 )  # fmt: skip
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Print a search's tables and write its pictures; return the exit code."""
-    parser = Parser(prog="python -m results.report", description=main.__doc__)
-    parser.add_argument("--name", required=True, help="of the search")
-    add_stores(parser.add_argument)
-    args = parser.parse_args(argv)
-    console = plain_console()
-    try:
-        check_stores(args.storage, args.study, args.tracking_uri)
-        folder = run_folder(args.name, args.storage)
-        record = load_record(folder).reached(args.study, args.tracking_uri)
-        trials = trials_frame(folder, record)
-        print_tables(console, trials, record)
-        for file in write_report(folder, trials, record):
-            console.print(f"wrote {file}")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
 
 
 def print_tables(console: Console, trials: pd.DataFrame, record: SearchRecord) -> None:
@@ -167,14 +139,6 @@ def _print_rows(
     console.print(table, soft_wrap=False)
 
 
-def write_report(folder: UPath, trials: pd.DataFrame, record: SearchRecord) -> list[UPath]:
-    """Write the tables and the pictures of a search; return the files."""
-    # Imported late: a search prints tables, and should not wait for matplotlib.
-    from results.pictures import write_pictures
-
-    return write_tables(folder, trials, record) + write_pictures(folder, trials, record)
-
-
 def write_tables(folder: UPath, trials: pd.DataFrame, record: SearchRecord) -> list[UPath]:
     """Write one row per trial as `trials.csv` and, where there are repeats, `repeats.csv`."""
     tables = {"trials.csv": trials.drop(columns="config")}
@@ -183,7 +147,3 @@ def write_tables(folder: UPath, trials: pd.DataFrame, record: SearchRecord) -> l
     for name, table in tables.items():
         write_atomically(folder / name, table.to_csv(index=False).encode())
     return [folder / name for name in tables]
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What a search found, as people look at it: tables, pictures."""
