@@ -18,7 +18,7 @@ from mlflow.entities import Experiment
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 
-from results.load import absolute_url
+from results.record import absolute_url
 from trainable.errors import UserError, reason_of
 from trainable.urls import public
 

@@ -12,18 +12,12 @@ import mlflow
 import pandas as pd
 from upath import UPath
 
-from results.load import (
-    RECORD_FILE,
-    absolute_url,
-    load_record,
-    run_folder,
-    trial_folder,
-    trials_frame,
-)
+from results.history import trials_frame
 from results.mlflow_store import connect, default_uri, explained
 from results.model import answers
 from results.options import add_stores, check_stores
-from results.repeats import best_trial
+from results.ranking import best_trial
+from results.record import RECORD_FILE, absolute_url, load_record, run_folder, trial_folder
 from trainable.checkpoint import write_atomically
 from trainable.classifier import INFO_FILE, Classifier
 from trainable.data.dataset import image_blocks

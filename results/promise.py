@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from results.load import INTERVALS, searched
+from results.history import INTERVALS, searched
 from trainable.novelty.intervals import Interval, interval_of
 from trainable.novelty.metrics import MAIN, METRICS
 
@@ -14,7 +14,7 @@ def promise_of_trials(rows: pd.DataFrame) -> dict[str, float]:
     """Return the metrics and interval ends of one configuration: means over its trials, by name.
 
     Args:
-        rows: Of `results.load.trials_frame`, one for each seed.
+        rows: Of `results.history.trials_frame`, one for each seed.
     """
     names = [name for name in (*METRICS, *INTERVALS) if name in rows]
     means = rows[names].astype(float).mean()
@@ -50,7 +50,7 @@ def nested_choice(trials: pd.DataFrame, metric: str) -> float | None:
     searches under protocol 1, which had no parts.
 
     Args:
-        trials: As `results.load.trials_frame` gives them.
+        trials: As `results.history.trials_frame` gives them.
         metric: That the search maximises, or minimises.
     """
     columns = [f"part_a.{metric}", f"part_b.{metric}"]

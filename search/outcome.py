@@ -10,10 +10,11 @@ from rich.console import Console
 from rich.text import Text
 from upath import UPath
 
-from results.load import SearchRecord, study_url, trials_frame
+from results.history import trials_frame
 from results.mlflow_store import default_uri
 from results.promise import intervals_of, nested_choice
-from results.repeats import best_trial
+from results.ranking import best_trial
+from results.record import SearchRecord, study_url
 from results.report.tables import print_tables
 from results.terminal import plain_console
 from search.cluster.executor import Slots

@@ -10,14 +10,14 @@ from typing import Any, Literal
 
 from upath import UPath
 
-from results.load import (
+from results.history import trials_frame
+from results.record import (
     EXPERIMENT,
     RECORD_FILE,
     SearchRecord,
     absolute_url,
     load_record,
     run_folder,
-    trials_frame,
 )
 from search.repeats import planned
 from search.space import Space, load_space

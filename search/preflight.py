@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from results.load import SearchRecord
+from results.record import SearchRecord
 from search.plan import PROTOCOL_KEYS, SearchError, incomparable
 from search.space import NEEDS, Space
 from trainable.data.dataset import Data, same_data

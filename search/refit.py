@@ -23,20 +23,12 @@ from upath import UPath
 
 from results import model as pyfunc
 from results.evaluate import evaluate_images, promise_lines, write
-from results.load import (
-    SearchRecord,
-    best_row,
-    load_record,
-    ranking_metric,
-    run_folder,
-    searched,
-    trial_folder,
-    trials_frame,
-)
+from results.history import searched, trials_frame
 from results.mlflow_store import TrackingError, connect, default_uri, experiment_id, explained
 from results.options import add_experiment, add_stores, check_stores
 from results.promise import intervals_of, promise_of_trials, rates_text
-from results.repeats import best_repeated, repeated
+from results.ranking import best_repeated, best_row, ranking_metric, repeated
+from results.record import SearchRecord, load_record, run_folder, trial_folder
 from results.terminal import plain_console
 from search.tracking import local_copies
 from trainable.checkpoint import write_atomically

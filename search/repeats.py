@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pandas as pd
 
-from results.load import Repeat, SearchRecord, ranking_metric
+from results.ranking import ranking_metric
+from results.record import Repeat, SearchRecord
 from trainable.config import TrialConfig
 from trainable.errors import UserError
 from trainable.novelty.metrics import METRICS
@@ -23,7 +24,7 @@ def planned(
     seed by seed, so that whatever is done of it compares as many configurations as it can.
 
     Args:
-        trials: Of the search, as `results.load.trials_frame` gives them.
+        trials: Of the search, as `results.history.trials_frame` gives them.
         record: Of the search.
         num_seeds: How many each configuration shall have, those it has included.
         top: How many configurations, the best of the search first; null: all that are complete.

@@ -16,8 +16,9 @@ import optuna
 from rich.console import Console
 from upath import UPath
 
-from results.load import RECORD_FILE, SearchRecord, study_url, trial_folder, trials_frame
+from results.history import trials_frame
 from results.mlflow_store import default_uri
+from results.record import RECORD_FILE, SearchRecord, study_url, trial_folder
 from results.report.tables import write_tables
 from results.terminal import plain_console
 from search.cluster.connect import (

@@ -11,7 +11,7 @@ import optuna
 from sqlalchemy import make_url
 from upath import UPath
 
-from results.load import RECORD_FILE
+from results.record import RECORD_FILE
 from search.study.lock import LeaseLostError
 from search.study.storage import STORAGE_ERRORS
 

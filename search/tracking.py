@@ -14,8 +14,9 @@ from typing import Any
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from upath import UPath
 
-from results.load import EXPERIMENT, INTERVALS, trial_folder
+from results.history import INTERVALS
 from results.mlflow_store import connect, experiment_id, explained
+from results.record import EXPERIMENT, trial_folder
 from search.study.study import Trial
 from trainable.classifier import INFO_FILE, MODEL_FILE, OUTPUTS_FILE, TABLE_FILE
 from trainable.data.dataset import Data

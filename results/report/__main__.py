@@ -5,8 +5,9 @@ import sys
 import pandas as pd
 from upath import UPath
 
-from results.load import SearchRecord, load_record, run_folder, trials_frame
+from results.history import trials_frame
 from results.options import add_stores, check_stores
+from results.record import SearchRecord, load_record, run_folder
 from results.report.tables import print_tables, write_tables
 from results.terminal import plain_console
 from trainable.errors import Parser, UserError

@@ -15,8 +15,9 @@ import torch
 from matplotlib.figure import Figure
 from upath import UPath
 
-from results.load import SearchRecord, best_row, ranking_metric, searched, study_url, trial_folder
-from results.repeats import repeated, repeats_frame
+from results.history import searched
+from results.ranking import best_row, ranking_metric, repeated, repeats_frame
+from results.record import SearchRecord, study_url, trial_folder
 from trainable.checkpoint import write_atomically
 from trainable.classifier import OUTPUTS_FILE, load_outputs, load_rule
 from trainable.novelty.metrics import METRICS, both_right, hierarchy_curve

@@ -9,15 +9,17 @@ from rich.table import Table
 from rich.text import Text
 from upath import UPath
 
-from results.load import (
-    SearchRecord,
+from results.history import searched
+from results.promise import intervals_of, nested_choice, rates_text
+from results.ranking import (
+    best_repeated,
     best_row,
     pareto_rows,
     ranking_metric,
-    searched,
+    repeated,
+    repeats_frame,
 )
-from results.promise import intervals_of, nested_choice, rates_text
-from results.repeats import best_repeated, repeated, repeats_frame
+from results.record import SearchRecord
 from trainable.checkpoint import write_atomically
 from trainable.novelty.metrics import METRICS
 

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow.fs
 from upath import UPath
 
-from results.load import trial_folder
+from results.record import trial_folder
 from search.cluster.connect import Cluster, ClusterError, Node
 from search.cluster.worker import run_trial
 from search.study.lock import LeaseLostError

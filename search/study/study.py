@@ -15,7 +15,7 @@ from optuna.distributions import BaseDistribution, check_distribution_compatibil
 from optuna.trial import TrialState
 from sqlalchemy import make_url
 
-from results.load import Repeat, password_hint
+from results.record import Repeat, password_hint
 from search.space import Space, SpaceError
 from search.study.storage import STORAGE_ERRORS, Storage, patiently
 from trainable.config import TrialConfig

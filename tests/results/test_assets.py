@@ -14,9 +14,10 @@ from rich.console import Console
 from upath import UPath
 
 from results.evaluate import main as evaluate
-from results.load import load_record, run_folder, trial_folder, trials_frame
+from results.history import trials_frame
 from results.predict import main as predict
-from results.repeats import best_trial
+from results.ranking import best_trial
+from results.record import load_record, run_folder, trial_folder
 from results.report.__main__ import write_report
 from results.report.tables import print_tables
 from trainable.classifier import Classifier, load_outputs, load_rule

@@ -18,7 +18,8 @@ from PIL import Image
 from rich.console import Console
 from upath import UPath
 
-from results.load import SearchRecord, study_url, trial_folder, trials_frame
+from results.history import trials_frame
+from results.record import SearchRecord, study_url, trial_folder
 from results.report import __main__ as report
 from results.report import pictures
 from results.report.tables import print_tables, write_tables

@@ -23,8 +23,9 @@ from mlflow.entities import Run
 from PIL import Image
 from upath import UPath
 
-from results.load import load_record, trials_frame
+from results.history import trials_frame
 from results.model import OUTPUTS
+from results.record import load_record
 from trainable.classifier import load_outputs
 from trainable.config import TrialConfig
 from trainable.novelty.rule import Rule

@@ -18,8 +18,9 @@ from rich.console import Console
 from upath import UPath
 
 from results.evaluate import promise_of
-from results.load import INTERVALS, SearchRecord, load_record, study_url, trial_folder
+from results.history import INTERVALS
 from results.predict import main as predict
+from results.record import SearchRecord, load_record, study_url, trial_folder
 from search.refit import RefitError, _chosen, _evaluate_built_in, common_rule, main
 from tests.results.test_load import record
 from tests.results.test_report import Search

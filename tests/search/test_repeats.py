@@ -5,7 +5,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from results.load import Repeat, SearchRecord
+from results.record import Repeat, SearchRecord
 from search.repeats import RepeatError, planned
 from trainable.config import TrialConfig
 from trainable.errors import ConfigError

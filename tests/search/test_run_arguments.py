@@ -14,8 +14,8 @@ import optuna
 import pytest
 from upath import UPath
 
-from results.load import SearchRecord, load_record
 from results.mlflow_store import default_uri
+from results.record import SearchRecord, load_record
 from search.outcome import resume_command, summary
 from search.plan import ON_RESUME, Options, plan
 from search.run import _parser, main

@@ -18,8 +18,8 @@ import torch
 from mlflow import MlflowClient
 from mlflow.entities import Param, Run
 
-from results.load import EXPERIMENT
 from results.mlflow_store import TrackingError
+from results.record import EXPERIMENT
 from search import tracking
 from search.study.study import Trial
 from search.tracking import SearchInfo, Tracker

@@ -16,7 +16,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from results.load import Repeat
+from results.record import Repeat
 from search.space import Space, load_space
 from search.study.lock import LeaseLostError
 from search.study.storage import Storage

@@ -1,6 +1,7 @@
-"""Means over seeds are compared at the same seeds, and an interval says what few seeds can."""
+"""The best by the metric, on a front and by means over the same seeds; what few seeds can say."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,11 +11,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy import stats
 
-from results.repeats import (
+from results.ranking import (
     RESAMPLES,
     best_repeated,
+    best_row,
     best_trial,
     interval,
+    pareto_rows,
     repeated,
     repeats_frame,
     whole,
@@ -23,6 +26,81 @@ from results.report import __main__ as report
 from tests.results.test_report import Search, row_of
 
 DIFFERENCES = st.lists(st.floats(-1, 1, allow_subnormal=False), min_size=2, max_size=12)
+
+
+def frame(**columns: list[Any]) -> pd.DataFrame:
+    """Return a table of trials that are COMPLETE unless `state` says otherwise."""
+    size = len(next(iter(columns.values())))
+    return pd.DataFrame({"number": range(size), "state": ["COMPLETE"] * size} | columns)
+
+
+# --- The best ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("metric", "number"), [("score", 2), ("seen_sub", 2), ("ce_sub", 1)])
+def test_best_row_follows_the_direction_of_the_metric(metric: str, number: int) -> None:
+    best = best_row(frame(**{metric: [0.5, 0.1, 0.9]}), [metric])
+    assert best is not None
+    assert best["number"] == number
+
+
+def test_best_row_is_the_first_of_equals() -> None:
+    best = best_row(frame(score=[0.1, 0.9, 0.9]), ["score"])
+    assert best is not None
+    assert best["number"] == 1
+
+
+def test_best_row_is_complete() -> None:
+    trials = frame(score=[0.9, 0.2, 0.1], state=["PRUNED", "FAIL", "COMPLETE"])
+    best = best_row(trials, ["score"])
+    assert best is not None
+    assert best["number"] == 2
+
+
+def test_best_row_of_a_front_is_by_score() -> None:
+    trials = frame(score=[0.1, 0.9, 0.5], seen_sub=[0.9, 0.5, 0.1], unseen_sub=[0.1, 0.5, 0.9])
+    best = best_row(trials, ["seen_sub", "unseen_sub"])
+    assert best is not None
+    assert best["number"] == 1
+
+
+@pytest.mark.parametrize("trials", [pd.DataFrame([]), frame(score=[0.9], state=["PRUNED"])])
+def test_there_is_no_best_row_without_a_complete_trial(trials: pd.DataFrame) -> None:
+    assert best_row(trials, ["score"]) is None
+
+
+def is_dominated(row: np.ndarray, rows: np.ndarray) -> bool:
+    """Say by pairs whether another row is no worse in every column and better in one."""
+    for other in rows:
+        no_worse = [other[k] >= row[k] for k in range(len(row))]
+        better = [other[k] > row[k] for k in range(len(row))]
+        if all(no_worse) and any(better):
+            return True
+    return False
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    st.lists(
+        st.tuples(*[st.integers(0, 3)] * 3, st.sampled_from(["COMPLETE", "PRUNED", "FAIL"])),
+        min_size=1,
+        max_size=12,
+    )
+)
+def test_pareto_rows_are_those_that_no_other_one_beats(
+    rows: list[tuple[int, int, int, str]],
+) -> None:
+    trials = frame(
+        seen_sub=[row[0] / 3 for row in rows],
+        unseen_sub=[row[1] / 3 for row in rows],
+        ce_sub=[float(row[2]) for row in rows],
+        state=[row[3] for row in rows],
+    )
+    complete = {n: (r[0], r[1], -r[2]) for n, r in enumerate(rows) if r[3] == "COMPLETE"}
+    values = np.array([*complete.values()])
+    expected = [n for n, row in complete.items() if not is_dominated(np.array(row), values)]
+    front = pareto_rows(trials, ["seen_sub", "unseen_sub", "ce_sub"])
+    assert [*front["number"]] == expected
 
 
 # --- The interval --------------------------------------------------------------------------------

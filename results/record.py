@@ -1,4 +1,4 @@
-"""A finished or running search as tables: its record, its study, its trials."""
+"""What was asked of a search: its record, and where everything that it leaves lies."""
 
 import json
 import os
@@ -7,21 +7,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import optuna
-import pandas as pd
 from upath import UPath
 
 from trainable.checkpoint import write_atomically
-from trainable.config import TrialConfig
-from trainable.errors import UserError, reason_of
-from trainable.novelty.metrics import MAIN, METRICS
+from trainable.errors import UserError
 from trainable.urls import public
 
 RECORD_FILE = "search.json"
-INTERVALS = tuple(f"interval.{name}.{end}" for name in MAIN for end in ("low", "high"))
-"""Ends of the main rates' 95% intervals; trials of before version 0.2 have none."""
-PARTS = tuple(f"{part}.{name}" for part in ("part_a", "part_b") for name in MAIN)
-"""The main rates of either part of the validation images, since protocol 2."""
 DEFAULT_STORAGE = UPath("runs")
 EXPERIMENT = "noveltune"
 """Of MLflow, unless told otherwise."""
@@ -190,81 +182,3 @@ def load_record(folder: UPath) -> SearchRecord:
         raise RunError(
             f"{file} is damaged ({error}); nothing was changed. Restore it, or start a new search"
         ) from error
-
-
-def trials_frame(folder: UPath, record: SearchRecord) -> pd.DataFrame:
-    """Return one row per trial, by number: state, configuration, metrics of its best epoch.
-
-    Columns: number, state, reason, baseline, repeat_of (a trial's number, or null),
-    epochs_trained, host, device; `config`, the TrialConfig itself; every config key; best_epoch;
-    every metric of `METRICS`; those of `INTERVALS` and `PARTS`; then novel_images_used, train_loss
-    and the thresholds used (used_tau_super, used_tau_sub).
-
-    Raises:
-        RunError: The study cannot be read.
-    """
-    url = study_url(folder, record)
-    try:
-        study = optuna.load_study(study_name=record.study_name, storage=url)
-    except Exception as error:  # storage drivers raise their own types
-        raise RunError(
-            f"the study {url} cannot be read: {reason_of(error)}{password_hint(url)}"
-        ) from error
-    rows = [_row(trial) for trial in study.get_trials(deepcopy=False)]
-    frame = pd.DataFrame(rows, columns=[*_row(optuna.trial.create_trial(value=0.0))])
-    return frame.astype({"repeat_of": "Int64"})
-
-
-def searched(trials: pd.DataFrame) -> pd.DataFrame:
-    """Return the trials that the search itself asked for: all but the repeats."""
-    return trials[trials["repeat_of"].isna()]
-
-
-def _row(trial: optuna.trial.FrozenTrial) -> dict[str, Any]:
-    attributes = trial.user_attrs
-    metrics, config = attributes.get("metrics", {}), attributes.get("config", {})
-    return {
-        "number": trial.number,
-        "state": trial.state.name,
-        "reason": attributes.get("reason", ""),
-        "baseline": bool(attributes.get("baseline", False)),
-        "repeat_of": attributes.get("repeat_of"),
-        "epochs_trained": sum(key.startswith("epoch_") for key in attributes),
-        "host": attributes.get("host", ""),
-        "device": attributes.get("device", ""),
-        "config": TrialConfig.from_dict(config) if config else None,
-        **{key: config.get(key) for key in TrialConfig().to_dict()},
-        "best_epoch": metrics.get("epoch"),
-        **{name: metrics.get(name) for name in METRICS},
-        **{name: metrics.get(name) for name in (*INTERVALS, *PARTS)},
-        **{k: metrics.get(k) for k in ("novel_images_used", "train_loss")},
-        "used_tau_super": metrics.get("tau_super"),
-        "used_tau_sub": metrics.get("tau_sub"),
-    }
-
-
-def ranking_metric(metrics: list[str]) -> str:
-    """Return what orders the trials of a search: its one metric, or `score` for a Pareto front."""
-    return metrics[0] if len(metrics) == 1 else "score"
-
-
-def best_row(trials: pd.DataFrame, metrics: list[str]) -> "pd.Series[Any] | None":
-    """Return the best complete trial: by the one metric, or by `score` on a Pareto front."""
-    complete = trials[trials["state"] == "COMPLETE"] if len(trials) else trials
-    if not len(complete):
-        return None
-    metric = ranking_metric(metrics)
-    order = complete[metric].astype(float).to_numpy()
-    place = order.argmax() if METRICS[metric] == "maximize" else order.argmin()
-    return complete.iloc[int(place)]
-
-
-def pareto_rows(trials: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:
-    """Return the complete trials that no other one beats in every metric."""
-    complete = trials[trials["state"] == "COMPLETE"]
-    signs = [1.0 if METRICS[name] == "maximize" else -1.0 for name in metrics]
-    values = complete[metrics].astype(float).to_numpy() * signs
-    keep = [
-        not any((other >= row).all() and (other > row).any() for other in values) for row in values
-    ]
-    return complete[pd.Series(keep, index=complete.index, dtype=bool)]

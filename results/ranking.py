@@ -1,4 +1,4 @@
-"""What luck does to a configuration: its results over several seeds, and fair comparisons.
+"""Which trial is best: alone, on a Pareto front, and by the mean over several seeds.
 
 Trials that differ in nothing but the seed are one configuration, however they came to be run:
 by `--repeat`, or by a space file that lists its baselines with several seeds. The seed draws the
@@ -14,12 +14,39 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from results.load import best_row, ranking_metric, searched
+from results.history import searched
 from trainable.config import TrialConfig
 from trainable.novelty.metrics import METRICS
 
 RESAMPLES = 9999
 CONFIDENCE = 0.95
+
+
+def ranking_metric(metrics: list[str]) -> str:
+    """Return what orders the trials of a search: its one metric, or `score` for a Pareto front."""
+    return metrics[0] if len(metrics) == 1 else "score"
+
+
+def best_row(trials: pd.DataFrame, metrics: list[str]) -> "pd.Series[Any] | None":
+    """Return the best complete trial: by the one metric, or by `score` on a Pareto front."""
+    complete = trials[trials["state"] == "COMPLETE"] if len(trials) else trials
+    if not len(complete):
+        return None
+    metric = ranking_metric(metrics)
+    order = complete[metric].astype(float).to_numpy()
+    place = order.argmax() if METRICS[metric] == "maximize" else order.argmin()
+    return complete.iloc[int(place)]
+
+
+def pareto_rows(trials: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:
+    """Return the complete trials that no other one beats in every metric."""
+    complete = trials[trials["state"] == "COMPLETE"]
+    signs = [1.0 if METRICS[name] == "maximize" else -1.0 for name in metrics]
+    values = complete[metrics].astype(float).to_numpy() * signs
+    keep = [
+        not any((other >= row).all() and (other > row).any() for other in values) for row in values
+    ]
+    return complete[pd.Series(keep, index=complete.index, dtype=bool)]
 
 
 @dataclass(frozen=True, kw_only=True)

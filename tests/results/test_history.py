@@ -1,0 +1,59 @@
+"""A search on disk becomes a table: one row per trial."""
+
+from pathlib import Path
+
+import optuna
+import pytest
+
+from results.history import trials_frame
+from results.record import (
+    RunError,
+    study_url,
+)
+from tests.results.test_record import record
+from trainable.config import TrialConfig
+from trainable.novelty.metrics import METRICS
+
+
+def test_rows_show_state_config_and_metrics_of_every_trial(tmp_path: Path) -> None:
+    study = optuna.create_study(
+        storage=study_url(tmp_path, record()), study_name="asked", direction="maximize"
+    )
+    config = TrialConfig(alpha=0.5, architecture="two_models")
+    metrics = dict.fromkeys(METRICS, 0.25) | {"epoch": 2, "tau_super": 0.9, "tau_sub": 0.1}
+    complete = study.ask()
+    complete.set_user_attr("config", config.to_dict())
+    complete.set_user_attr("baseline", True)
+    complete.set_user_attr("host", "node")
+    complete.set_user_attr("epoch_00001", {})
+    complete.set_user_attr("epoch_00002", {})
+    complete.set_user_attr("metrics", metrics)
+    study.tell(complete, 0.25)
+    failed = study.ask()
+    failed.set_user_attr("config", TrialConfig().to_dict())
+    failed.set_user_attr("baseline", False)
+    failed.set_user_attr("reason", "out of memory")
+    study.tell(failed, state=optuna.trial.TrialState.FAIL)
+    study.ask()  # its driver was killed before it had a configuration
+    trials = trials_frame(tmp_path, record())
+    assert [*trials["number"]] == [0, 1, 2]
+    assert [*trials["state"]] == ["COMPLETE", "FAIL", "RUNNING"]
+    assert [*trials["baseline"]] == [True, False, False]
+    assert [*trials["epochs_trained"]] == [2, 0, 0]
+    assert [*trials["reason"]] == ["", "out of memory", ""]
+    first = trials.iloc[0]
+    assert (first["config"], first["alpha"], first["host"]) == (config, 0.5, "node")
+    assert (first["best_epoch"], first["used_tau_super"], first["used_tau_sub"]) == (2, 0.9, 0.1)
+    assert all(first[name] == 0.25 for name in METRICS)
+    assert trials.iloc[2]["config"] is None
+
+
+def test_study_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "study.db").write_bytes(b"no database, but long enough to be looked at" * 100)
+    with pytest.raises(RunError, match=r"the study sqlite:///.*study\.db cannot be read"):
+        trials_frame(tmp_path, record())
+
+
+def test_study_that_is_missing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"the study sqlite:///.*study\.db cannot be read"):
+        trials_frame(tmp_path, record())
