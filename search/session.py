@@ -48,7 +48,8 @@ from search.progress import Progress
 from search.space import Space
 from search.start import New, taken_back
 from search.study.lock import Check, LeaseLostError, only_driver
-from search.study.study import Study, StudyError, create_study, open_study, with_distributions
+from search.study.storage import StudyError, create_study, open_study, with_distributions
+from search.study.study import Study
 from search.tracking import SearchInfo, Tracker
 from trainable.checkpoint import drop_checkpoints
 from trainable.data.dataset import Data, folder_for_images, load_data

@@ -1,14 +1,23 @@
-"""Optuna's storage in a database, over connections that may be cut."""
+"""Optuna's storage in a database, over connections that may be cut; studies in it."""
 
+import itertools
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import optuna
+from optuna.distributions import BaseDistribution, check_distribution_compatibility
 from optuna.trial import TrialState
+from sqlalchemy import make_url
 from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
+
+from results.record import password_hint
+from trainable.errors import UserError, reason_of
+from trainable.novelty.metrics import METRICS
+from trainable.urls import public
 
 RETRY_S = (0.1, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
 """Waits between the tries of one call: half a minute, in which a server can restart."""
@@ -17,6 +26,10 @@ STORAGE_ERRORS = (SQLAlchemyError, optuna.exceptions.StorageInternalError)
 """What a database that is away, full or damaged raises."""
 
 T = TypeVar("T")
+
+
+class StudyError(UserError):
+    """A study that cannot be created, opened or continued."""
 
 
 class Storage(optuna.storages.RDBStorage):
@@ -93,3 +106,118 @@ def is_cut(error: BaseException | None) -> bool:
     is_refused = isinstance(error, OperationalError) and code is None
     # 08: connection exceptions; 57P: the server shuts down, has crashed or starts.
     return error.connection_invalidated or is_refused or str(code).startswith(("08", "57P"))
+
+
+def create_study(url: str, name: str, metrics: tuple[str, ...]) -> optuna.Study:
+    """Create the study in an Optuna storage; one without trials, of a killed start, is taken.
+
+    Raises:
+        StudyError: The storage cannot be used, or has a study of that name.
+    """
+    if url.startswith("sqlite") and make_url(url).database in (None, "", ":memory:"):
+        raise StudyError(f"{url} is forgotten with this process: name a file, sqlite:///FILE.db")
+    directions = [METRICS[metric] for metric in metrics]
+    storage = _storage(url)
+    try:
+        return optuna.create_study(storage=storage, study_name=name, directions=directions)
+    except optuna.exceptions.DuplicatedStudyError:
+        study = optuna.load_study(storage=storage, study_name=name)
+        wanted = [direction.upper() for direction in directions]
+        if study.trials or [direction.name for direction in study.directions] != wanted:
+            raise StudyError(
+                f"{url} already has a study named {name!r}: pass another --name"
+            ) from None
+        return study
+    except STORAGE_ERRORS as error:
+        raise _unreadable(url, error) from error
+
+
+def open_study(url: str, name: str) -> optuna.Study:
+    """Open the study of an earlier run.
+
+    Raises:
+        StudyError: The storage cannot be read, or has no study of that name.
+    """
+    if url.startswith("sqlite") and (file := make_url(url).database) and not Path(file).exists():
+        raise StudyError(f"{url}: there is no such file, so no study named {name!r}")
+    storage = _storage(url)
+    try:
+        return optuna.load_study(storage=storage, study_name=name)
+    except KeyError:
+        raise StudyError(f"{url} has no study named {name!r}") from None
+    except STORAGE_ERRORS as error:
+        raise _unreadable(url, error) from error
+
+
+def with_distributions(
+    study: optuna.Study, distributions: Mapping[str, BaseDistribution]
+) -> optuna.Study:
+    """Return `study`, or a copy of it under a new name if its parameters' choices have changed.
+
+    Optuna refuses a parameter whose choices differ from those of earlier trials, so a space with
+    a new choice needs the earlier trials told anew: same numbers, states and values, with the
+    new choices. A value that is no longer a choice is dropped from what the sampler learns from;
+    the trial's configuration keeps it.
+    """
+    trials = study.get_trials(deepcopy=False)
+    if all(
+        _is_compatible(trial.distributions[name], distribution)
+        for trial in trials
+        for name, distribution in distributions.items()
+        if name in trial.distributions
+    ):
+        return study
+    storage = study._storage
+    taken = {summary.study_name for summary in optuna.get_all_study_summaries(storage)}
+    base = study.study_name.partition("~")[0]
+    name = next(each for n in itertools.count(2) if (each := f"{base}~{n}") not in taken)
+    retold = optuna.create_study(storage=storage, study_name=name, directions=study.directions)
+    retold.add_trials([_retold(trial, distributions) for trial in trials])
+    return retold
+
+
+def _is_compatible(old: BaseDistribution, new: BaseDistribution) -> bool:
+    try:
+        check_distribution_compatibility(old, new)
+    except ValueError:
+        return False
+    return True
+
+
+def _retold(
+    trial: optuna.trial.FrozenTrial, distributions: Mapping[str, BaseDistribution]
+) -> optuna.trial.FrozenTrial:
+    now = {name: distributions.get(name, old) for name, old in trial.distributions.items()}
+    kept = {name: value for name, value in trial.params.items() if _is_choice(now[name], value)}
+    return optuna.trial.create_trial(
+        state=trial.state,
+        values=trial.values,
+        params=kept,
+        distributions={name: now[name] for name in kept},
+        user_attrs=trial.user_attrs,
+        system_attrs=trial.system_attrs,
+        intermediate_values=trial.intermediate_values,
+    )
+
+
+def _is_choice(distribution: BaseDistribution, value: Any) -> bool:
+    try:
+        return distribution._contains(distribution.to_internal_repr(value))
+    except ValueError:
+        return False
+
+
+def _storage(url: str) -> optuna.storages.BaseStorage:
+    try:
+        return Storage(url)
+    except (*STORAGE_ERRORS, ImportError) as error:
+        raise _unreadable(url, error) from error
+    except RuntimeError as error:  # an older or a newer schema
+        raise _unreadable(url, error) from error
+
+
+def _unreadable(url: str, error: Exception) -> StudyError:
+    reason = reason_of(error).replace("$STORAGE_URL", public(url)).rstrip(".")
+    return StudyError(
+        f"the study storage {url} cannot be used: {reason}. Nothing was changed{password_hint(url)}"
+    )

@@ -1,29 +1,21 @@
 """What was tried and what was learnt: every trial's true state, in Optuna's storage."""
 
 import copy
-import itertools
 import math
 import types
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, check_distribution_compatibility
 from optuna.trial import TrialState
-from sqlalchemy import make_url
 
-from results.record import Repeat, password_hint
+from results.record import Repeat
 from search.space import Space, SpaceError
-from search.study.storage import STORAGE_ERRORS, Storage, patiently
+from search.study.sampler import make_sampler
+from search.study.storage import patiently
 from trainable.config import TrialConfig
-from trainable.errors import UserError, reason_of
-from trainable.novelty.metrics import METRICS
-from trainable.rng import generator
 from trainable.train import best_epoch
-from trainable.urls import public
 
 REDUCTION_FACTOR = 3
 """A third of the trials pass each rung of successive halving."""
@@ -32,10 +24,6 @@ RUNG_FRACTION = 5
 
 _RUNG = "completed_rung_"  # Optuna's name
 _PASSED = "passed_epoch"
-
-
-class StudyError(UserError):
-    """A study that cannot be created, opened or continued."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -334,215 +322,6 @@ class Study:
 
 
 _ASKED = (TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-
-
-class _Sampler(optuna.samplers.TPESampler):
-    """TPE that draws each parameter from a stream of its own, whatever was drawn before it.
-
-    A trial whose driver was killed between two suggestions thus gets the others as it would have.
-    It sees the study as `_Learnable` shows it.
-    """
-
-    def __init__(self, *purpose: str | int, hidden: Collection[int]) -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            warnings.filterwarnings("ignore", "`warn_independent_sampling`", FutureWarning)
-            super().__init__(
-                seed=generator(*purpose).initial_seed() % 2**32,
-                multivariate=True,
-                group=True,
-                # Trials run at once: one that has no result yet counts as a bad one, so that those
-                # asked for meanwhile are not its near copies. Optuna's default, relied upon here.
-                constant_liar=True,
-                warn_independent_sampling=False,
-            )
-        self._purpose, self._hidden = purpose, hidden
-        self._seen: _Learnable | None = None
-
-    def infer_relative_search_space(
-        self, study: optuna.Study, trial: optuna.trial.FrozenTrial
-    ) -> dict[str, BaseDistribution]:
-        return super().infer_relative_search_space(self._view(study), trial)
-
-    def sample_relative(
-        self,
-        study: optuna.Study,
-        trial: optuna.trial.FrozenTrial,
-        search_space: dict[str, BaseDistribution],
-    ) -> dict[str, Any]:
-        return super().sample_relative(self._view(study), trial, search_space)
-
-    def sample_independent(
-        self,
-        study: optuna.Study,
-        trial: optuna.trial.FrozenTrial,
-        param_name: str,
-        param_distribution: BaseDistribution,
-    ) -> Any:
-        fresh = _Sampler(*self._purpose, param_name, hidden=self._hidden)
-        return super(_Sampler, fresh).sample_independent(
-            self._view(study), trial, param_name, param_distribution
-        )
-
-    def _view(self, study: optuna.Study) -> optuna.Study:
-        if self._seen is None:
-            self._seen = _Learnable(study, self._hidden)
-        return self._seen  # type: ignore[return-value]
-
-
-class _Learnable:
-    """A study as it is at the first look, with the trials alone that a sampler can learn from.
-
-    Left out are those in `hidden`, and those without parameters: baselines outside the space, and
-    what a resume with other choices left without any. TPE ranks all trials before it drops those
-    that lack a parameter, so these would stand for its good ones, and count as random starts.
-    """
-
-    def __init__(self, study: optuna.Study, hidden: Collection[int]) -> None:
-        self._study = study
-        self._trials = [
-            trial
-            for trial in study._get_trials(deepcopy=False)
-            if trial.params and trial.number not in hidden
-        ]
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._study, name)
-
-    def _get_trials(
-        self, deepcopy: bool = True, states: Collection[TrialState] | None = None, **_: Any
-    ) -> list[optuna.trial.FrozenTrial]:
-        return [trial for trial in self._trials if states is None or trial.state in states]
-
-
-def make_sampler(
-    seed: int, place: int, *, hidden: Collection[int] = ()
-) -> optuna.samplers.BaseSampler:
-    """Return the sampler for one trial: multivariate TPE, which follows conditional spaces.
-
-    One for each trial: it looks at the study once.
-
-    Args:
-        seed: Of the search.
-        place: Of the trial among those that the search asks for.
-        hidden: Numbers of trials that it must not learn from, beside those without parameters.
-    """
-    return _Sampler("sampler", seed, place, hidden=hidden)
-
-
-def create_study(url: str, name: str, metrics: tuple[str, ...]) -> optuna.Study:
-    """Create the study in an Optuna storage; one without trials, of a killed start, is taken.
-
-    Raises:
-        StudyError: The storage cannot be used, or has a study of that name.
-    """
-    if url.startswith("sqlite") and make_url(url).database in (None, "", ":memory:"):
-        raise StudyError(f"{url} is forgotten with this process: name a file, sqlite:///FILE.db")
-    directions = [METRICS[metric] for metric in metrics]
-    storage = _storage(url)
-    try:
-        return optuna.create_study(storage=storage, study_name=name, directions=directions)
-    except optuna.exceptions.DuplicatedStudyError:
-        study = optuna.load_study(storage=storage, study_name=name)
-        wanted = [direction.upper() for direction in directions]
-        if study.trials or [direction.name for direction in study.directions] != wanted:
-            raise StudyError(
-                f"{url} already has a study named {name!r}: pass another --name"
-            ) from None
-        return study
-    except STORAGE_ERRORS as error:
-        raise _unreadable(url, error) from error
-
-
-def open_study(url: str, name: str) -> optuna.Study:
-    """Open the study of an earlier run.
-
-    Raises:
-        StudyError: The storage cannot be read, or has no study of that name.
-    """
-    if url.startswith("sqlite") and (file := make_url(url).database) and not Path(file).exists():
-        raise StudyError(f"{url}: there is no such file, so no study named {name!r}")
-    storage = _storage(url)
-    try:
-        return optuna.load_study(storage=storage, study_name=name)
-    except KeyError:
-        raise StudyError(f"{url} has no study named {name!r}") from None
-    except STORAGE_ERRORS as error:
-        raise _unreadable(url, error) from error
-
-
-def with_distributions(
-    study: optuna.Study, distributions: Mapping[str, BaseDistribution]
-) -> optuna.Study:
-    """Return `study`, or a copy of it under a new name if its parameters' choices have changed.
-
-    Optuna refuses a parameter whose choices differ from those of earlier trials, so a space with
-    a new choice needs the earlier trials told anew: same numbers, states and values, with the
-    new choices. A value that is no longer a choice is dropped from what the sampler learns from;
-    the trial's configuration keeps it.
-    """
-    trials = study.get_trials(deepcopy=False)
-    if all(
-        _is_compatible(trial.distributions[name], distribution)
-        for trial in trials
-        for name, distribution in distributions.items()
-        if name in trial.distributions
-    ):
-        return study
-    storage = study._storage
-    taken = {summary.study_name for summary in optuna.get_all_study_summaries(storage)}
-    base = study.study_name.partition("~")[0]
-    name = next(each for n in itertools.count(2) if (each := f"{base}~{n}") not in taken)
-    retold = optuna.create_study(storage=storage, study_name=name, directions=study.directions)
-    retold.add_trials([_retold(trial, distributions) for trial in trials])
-    return retold
-
-
-def _is_compatible(old: BaseDistribution, new: BaseDistribution) -> bool:
-    try:
-        check_distribution_compatibility(old, new)
-    except ValueError:
-        return False
-    return True
-
-
-def _retold(
-    trial: optuna.trial.FrozenTrial, distributions: Mapping[str, BaseDistribution]
-) -> optuna.trial.FrozenTrial:
-    now = {name: distributions.get(name, old) for name, old in trial.distributions.items()}
-    kept = {name: value for name, value in trial.params.items() if _is_choice(now[name], value)}
-    return optuna.trial.create_trial(
-        state=trial.state,
-        values=trial.values,
-        params=kept,
-        distributions={name: now[name] for name in kept},
-        user_attrs=trial.user_attrs,
-        system_attrs=trial.system_attrs,
-        intermediate_values=trial.intermediate_values,
-    )
-
-
-def _is_choice(distribution: BaseDistribution, value: Any) -> bool:
-    try:
-        return distribution._contains(distribution.to_internal_repr(value))
-    except ValueError:
-        return False
-
-
-def _storage(url: str) -> optuna.storages.BaseStorage:
-    try:
-        return Storage(url)
-    except (*STORAGE_ERRORS, ImportError) as error:
-        raise _unreadable(url, error) from error
-    except RuntimeError as error:  # an older or a newer schema
-        raise _unreadable(url, error) from error
-
-
-def _unreadable(url: str, error: Exception) -> StudyError:
-    reason = reason_of(error).replace("$STORAGE_URL", public(url)).rstrip(".")
-    return StudyError(
-        f"the study storage {url} cannot be used: {reason}. Nothing was changed{password_hint(url)}"
-    )
 
 
 def _trial(frozen: optuna.trial.FrozenTrial) -> Trial:

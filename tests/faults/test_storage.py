@@ -25,7 +25,8 @@ from upath import UPath
 from search.space import load_space
 from search.study import lock
 from search.study.lock import only_driver
-from search.study.study import Study, StudyError, create_study, open_study
+from search.study.storage import StudyError, create_study, open_study
+from search.study.study import Study
 from tests.faults.chaos import SPACE
 from tests.search import test_resume
 

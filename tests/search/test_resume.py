@@ -22,7 +22,7 @@ from search import space
 from search.space import SpaceError, load_space
 from search.study import lock
 from search.study.lock import LeaseLostError, LockError, only_driver
-from search.study.study import StudyError, create_study, open_study, with_distributions
+from search.study.storage import StudyError, create_study, open_study, with_distributions
 
 
 @pytest.fixture

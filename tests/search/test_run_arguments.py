@@ -21,7 +21,7 @@ from search.plan import ON_RESUME, Options, plan
 from search.run import _parser, main
 from search.session import _job, _params
 from search.space import Space
-from search.study.study import create_study
+from search.study.storage import create_study
 from tests.trainable.factories import make_data
 from trainable.config import TrialConfig
 from trainable.data.dataset import load_data

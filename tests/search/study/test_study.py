@@ -19,17 +19,9 @@ from optuna.trial import TrialState
 from results.record import Repeat
 from search.space import Space, load_space
 from search.study.lock import LeaseLostError
-from search.study.storage import Storage
-from search.study.study import (
-    RUNG_FRACTION,
-    Study,
-    StudyError,
-    Trial,
-    _Learnable,
-    create_study,
-    open_study,
-    with_distributions,
-)
+from search.study.sampler import _Learnable
+from search.study.storage import Storage, StudyError, create_study, open_study, with_distributions
+from search.study.study import RUNG_FRACTION, Study, Trial
 from trainable.config import TrialConfig
 
 EPOCHS = 6
