@@ -20,7 +20,7 @@ from upath import UPath
 from results import model
 from results.model import OUTPUTS, requirements
 from search.refit import _Registry
-from tests.results.test_load import record
+from tests.results.test_record import record
 from tests.trainable.factories import make_data
 from tests.trainable.test_classifier import save_by_hand
 from tests.trainable.tiny import tiny_config

@@ -22,7 +22,7 @@ from results.history import INTERVALS
 from results.predict import main as predict
 from results.record import SearchRecord, load_record, study_url, trial_folder
 from search.refit import RefitError, _chosen, _evaluate_built_in, common_rule, main
-from tests.results.test_load import record
+from tests.results.test_record import record
 from tests.results.test_report import Search
 from tests.trainable.tiny import tiny_config, write_weights
 from trainable.classifier import Classifier, save_classifier
