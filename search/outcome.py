@@ -20,7 +20,8 @@ from results.terminal import plain_console
 from search.cluster.executor import Slots
 from search.interrupts import INTERRUPTED
 from search.plan import Options
-from search.space import Space, describe
+from search.space.space import Space
+from search.space.suggestions import describe
 from trainable.config import TrialConfig
 from trainable.data.dataset import Data
 from trainable.novelty.metrics import METRICS

@@ -20,7 +20,7 @@ from results.record import (
     run_folder,
 )
 from search.repeats import planned
-from search.space import Space, load_space
+from search.space.space import Space, load_space
 from trainable.data.dataset import default_cache
 from trainable.data.sources import source_path
 from trainable.data.splits import PROTOCOL

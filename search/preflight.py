@@ -6,7 +6,7 @@ from pathlib import Path
 
 from results.record import SearchRecord
 from search.plan import PROTOCOL_KEYS, SearchError, incomparable
-from search.space import NEEDS, Space
+from search.space.space import NEEDS, Space
 from trainable.data.dataset import Data, same_data
 from trainable.data.splits import PSEUDO_NOVEL, SECOND, make_pools
 from trainable.model import backbones

@@ -45,7 +45,7 @@ from search.outcome import (
 from search.plan import Options, SearchError, check_free, plan, with_repeats
 from search.preflight import check_data, check_samples
 from search.progress import Progress
-from search.space import Space
+from search.space.space import Space
 from search.start import New, taken_back
 from search.study.lock import Check, LeaseLostError, only_driver
 from search.study.storage import StudyError, create_study, open_study, with_distributions

@@ -11,7 +11,8 @@ import optuna
 from optuna.trial import TrialState
 
 from results.record import Repeat
-from search.space import Space, SpaceError
+from search.space.file import SpaceError
+from search.space.space import Space
 from search.study.sampler import make_sampler
 from search.study.storage import patiently
 from trainable.config import TrialConfig

@@ -20,7 +20,7 @@ from statistics import mean
 
 import optuna
 
-from search.space import Space, load_space
+from search.space.space import Space, load_space
 from search.study.study import Study
 from tests.benchmarks.common import finish, say
 from trainable.config import TrialConfig

@@ -12,7 +12,7 @@ from upath import UPath
 from search.cluster import executor
 from search.cluster.connect import connected, ship_data
 from search.cluster.executor import Job, Slots, run_trials
-from search.space import load_space
+from search.space.space import load_space
 from search.study.storage import create_study, open_study
 from search.study.study import Observer, Study
 from tests.faults.faulty import Fault, with_faults

@@ -22,7 +22,7 @@ import pytest
 import sqlalchemy as sa
 from upath import UPath
 
-from search.space import load_space
+from search.space.space import load_space
 from search.study import lock
 from search.study.lock import only_driver
 from search.study.storage import StudyError, create_study, open_study

@@ -19,7 +19,8 @@ from optuna.trial import TrialState
 from upath import UPath
 
 from search import space
-from search.space import SpaceError, load_space
+from search.space.file import SpaceError
+from search.space.space import load_space
 from search.study import lock
 from search.study.lock import LeaseLostError, LockError, only_driver
 from search.study.storage import StudyError, create_study, open_study, with_distributions

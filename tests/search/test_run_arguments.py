@@ -20,7 +20,7 @@ from search.outcome import resume_command, summary
 from search.plan import ON_RESUME, Options, plan
 from search.run import _parser, main
 from search.session import _job, _params
-from search.space import Space
+from search.space.space import Space
 from search.study.storage import create_study
 from tests.trainable.factories import make_data
 from trainable.config import TrialConfig

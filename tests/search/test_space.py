@@ -9,8 +9,10 @@ from typing import Any
 import optuna
 import pytest
 
-import search.space
-from search.space import DRY_TRIALS, Space, SpaceError, describe, load_space
+import search.space.file
+from search.space.file import DRY_TRIALS, SpaceError
+from search.space.space import Space, load_space
+from search.space.suggestions import describe
 from trainable.config import FEATURE_SCORES, TrialConfig
 
 SPACES = Path(__file__).parents[2] / "spaces"
@@ -217,7 +219,7 @@ def test_space_that_prunes_is_refused(asked: Path) -> None:
 def test_file_that_loops_is_stopped(
     asked: Path, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
-    monkeypatch.setattr(search.space, "TIME_LIMIT_S", 0.2)
+    monkeypatch.setattr(search.space.file, "TIME_LIMIT_S", 0.2)
     with pytest.raises(
         SpaceError, match=r"asked\.py: running it and 40 dry trials took over 0\.2 s"
     ):

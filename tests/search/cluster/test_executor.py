@@ -17,7 +17,7 @@ from search.cluster.executor import (
     deadline_after,
     make_slots,
 )
-from search.space import load_space
+from search.space.space import load_space
 from search.study.study import Study
 
 

@@ -17,7 +17,7 @@ import pytest
 from optuna.trial import TrialState
 
 from results.record import Repeat
-from search.space import Space, load_space
+from search.space.space import Space, load_space
 from search.study.lock import LeaseLostError
 from search.study.sampler import _Learnable
 from search.study.storage import Storage, StudyError, create_study, open_study, with_distributions
@@ -949,7 +949,7 @@ def space(trial):
 
 
 def rare(load: Loader, monkeypatch: pytest.MonkeyPatch, text: str = RARE) -> Space:
-    monkeypatch.setattr("search.space.DRY_TRIALS", 2)
+    monkeypatch.setattr("search.space.dry_trials.DRY_TRIALS", 2)
     return load(text)
 
 
@@ -981,7 +981,7 @@ def test_space_that_loops_when_asked_fails_its_own_trial(
 ) -> None:
     text = RARE.replace('raise KeyError("rare")', "while True: pass")
     space = rare(load, monkeypatch, text)
-    monkeypatch.setattr("search.space.TIME_LIMIT_S", 0.2)
+    monkeypatch.setattr("search.space.file.TIME_LIMIT_S", 0.2)
     study = Memory(space, None).open()
     trials = [study.next() for _ in range(4)]
     assert [trial.state for trial in trials if trial] == ["RUNNING"] * 2 + ["FAIL", "RUNNING"]
@@ -999,7 +999,7 @@ def test_time_of_a_database_that_is_away_is_not_that_of_the_space_file(
         write(*args)
 
     monkeypatch.setattr(Storage, "_set_trial_param", late)
-    monkeypatch.setattr("search.space.TIME_LIMIT_S", 0.7)
+    monkeypatch.setattr("search.space.file.TIME_LIMIT_S", 0.7)
     study = memory.open()
     trials = [study.next() for _ in range(3)]
     assert [(trial.state, trial.reason) for trial in trials if trial] == [("RUNNING", "")] * 3

@@ -1,0 +1,1 @@
+"""What to try: a user's space file, read, checked, and asked for one configuration a trial."""
