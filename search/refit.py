@@ -53,7 +53,7 @@ from trainable.errors import Parser, TrialError, UserError
 from trainable.memory import keep_freed_memory
 from trainable.novelty.rule import Rule, for_num_classes
 from trainable.novelty.thresholds import choose_rule
-from trainable.out_of_fold import Rejected, carried_over
+from trainable.out_of_fold import Rejected, carried_over, pools_of_shares
 from trainable.train import Metrics, train
 from trainable.urls import public
 
@@ -244,6 +244,12 @@ def _refit(
     )
     pools = make_refit_pools(data, config)
     best_epoch = int(row["best_epoch"])
+    shares = pools_of_shares(data, config) if best_epoch else []
+    if shares:
+        console.print(
+            f"thresholds: by {len(shares)} further heads for each frozen one, each trained without "
+            "a share of the known images and asked about it"
+        )
 
     def report(metrics: Metrics) -> None:
         if best_epoch == 0:
@@ -262,17 +268,10 @@ def _refit(
         full_precision=record.cache is None,
         weights=Path(record.weights) if record.weights else None,
         stop_after=best_epoch,
+        shares=shares,
         note=console.print,
     )
-    if best_epoch:
-        rule = carried_over(
-            rule, rejected, config, data,
-            epochs=best_epoch,
-            cache=Path(record.cache) if record.cache else None,
-            weights=Path(record.weights) if record.weights else None,
-            full_precision=record.cache is None,
-            note=console.print,
-        )  # fmt: skip
+    rule = carried_over(rule, rejected, config, result.shares)
     save_classifier(
         target,
         config,

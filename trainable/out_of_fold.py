@@ -2,13 +2,12 @@
 
 A refit trains on more images of more classes, and its scores lie elsewhere. Where the backbone is
 frozen, heads trained on four fifths of the known images and scored on the last one, in turn, say
-where: as good as for nothing on stored features. What is tuned keeps the trial's thresholds.
+where. They train in step with the refit, on the features that it reads anyway. What is tuned keeps
+the trial's thresholds.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -18,7 +17,6 @@ from trainable.data.splits import SEEN, Pools, make_refit_pools
 from trainable.novelty.rule import Rule, acceptance, conformal_threshold
 from trainable.novelty.thresholds import Outputs
 from trainable.rng import generator
-from trainable.train import Trainer
 
 SHARES = 5
 """Each known image is scored by a model that was trained on the others of these."""
@@ -48,17 +46,7 @@ class Rejected:
 
 
 def carried_over(
-    rule: Rule,
-    rejected: Rejected,
-    config: TrialConfig,
-    data: Data,
-    *,
-    epochs: int,
-    cache: Path | None,
-    weights: Path | None,
-    full_precision: bool,
-    note: Callable[[str], None],
-    shares: Sequence[Pools] | None = None,
+    rule: Rule, rejected: Rejected, config: TrialConfig, shares: Sequence[Outputs]
 ) -> Rule:
     """Return `rule` with thresholds that reject as many known images in a refit as in its trial.
 
@@ -66,33 +54,10 @@ def carried_over(
         rule: Of the trial.
         rejected: By it, in the trial.
         config: What is refitted. Fixed thresholds, and those of a tuned branch, stay.
-        data: Its images.
-        epochs: How many the refit trains.
-        cache: See `train`, as the others.
-        weights: Of the backbone.
-        full_precision: On a GPU.
-        note: Called with lines for a person.
-        shares: Which images train and are scored, in turn; null: as `config.seed` fixes them.
+        shares: What the refit's further heads say of the images that they did not train on, see
+            `trainable.train.train`; none where all thresholds stay.
     """
-    tasks = _frozen_tasks(config)
-    if not tasks:
-        return rule
-    config = _without_tuned_branch(replace(config, left_out="none"))
-    scored = []
-    shares = shares or pools_of_shares(data, config)
-    for number, pools in enumerate(shares, start=1):
-        note(
-            f"thresholds {number}/{len(shares)}: {len(pools.val):,} known images are scored by "
-            f"heads that train on the others for {epochs} epochs"
-        )
-        trainer = Trainer(
-            config, data, pools,
-            cache=cache, weights=weights, full_precision=full_precision, note=note,
-        )  # fmt: skip
-        for epoch in range(1, epochs + 1):
-            trainer.train_epoch(epoch)
-        scored.append(trainer.outputs())
-    return moved(rule, rejected, joined(scored), tasks)
+    return moved(rule, rejected, joined(shares), _frozen_tasks(config)) if shares else rule
 
 
 def _frozen_tasks(config: TrialConfig) -> list[Task]:
@@ -111,25 +76,13 @@ def _frozen_tasks(config: TrialConfig) -> list[Task]:
     return [task for task in frozen if getattr(config, f"tau_{task}") is None]
 
 
-def _without_tuned_branch(config: TrialConfig) -> TrialConfig:
-    """Return `config` with a branch like the frozen one in place of a tuned one.
-
-    Branches do not depend on each other, and nobody asks what that one answers: to tune it once
-    for each share would take as many times as long as the refit.
-    """
-    by_task = {task: branch for branch in config.branches() for task in branch.tasks}
-    changes: dict[str, Any] = {}
-    for task, branch in by_task.items():
-        if branch.fine_tune != "frozen":
-            other = next(each for each in by_task if each != task)
-            keys = ("backbone", "image_size", "fine_tune")
-            changes |= {f"{task}_{key}": config.of(other, key) for key in keys}
-            changes[f"{task}_novelty_score"] = "msp"
-    return replace(config, **changes)
-
-
 def pools_of_shares(data: Data, config: TrialConfig) -> list[Pools]:
-    """Return the pools of a refit, each with a share of every subclass kept from training."""
+    """Return the pools of a refit, each with a share of every subclass kept from training.
+
+    None where no threshold can be found anew.
+    """
+    if not _frozen_tasks(config):
+        return []
     pools = make_refit_pools(data, config)
     share = torch.full((len(data.images),), -1)
     known = torch.arange(data.num_known)
@@ -140,12 +93,14 @@ def pools_of_shares(data: Data, config: TrialConfig) -> list[Pools]:
             share[rows[order]] = (torch.arange(len(rows)) + subclass) % SHARES
     result = []
     for each in range(SHARES):
-        rows = (share == each).nonzero()[:, 0]
+        is_out = share == each
+        rows = is_out.nonzero()[:, 0]
         if len(rows):
             result.append(
                 replace(
                     pools,
-                    train=pools.train[share[pools.train] != each],
+                    train=pools.train[~is_out[pools.train]],
+                    left_out=is_out,
                     val=rows,
                     val_kind=torch.full_like(rows, SEEN),
                     val_in_part_a=torch.zeros_like(rows, dtype=torch.bool),

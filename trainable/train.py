@@ -63,6 +63,8 @@ class TrialResult:
     """The models: of the best epoch where it was kept in a folder, else of the last one."""
     banks: tuple[FeatureBank | None, ...]
     """Of each branch whose novelty score is of features."""
+    shares: tuple[Outputs, ...] = ()
+    """What heads that did not train on a share of the images say about it, see `train`."""
 
 
 def train(
@@ -77,6 +79,7 @@ def train(
     full_precision: bool = False,
     stop_after: int | None = None,
     metric: str = "score",
+    shares: Sequence[Pools] = (),
     note: Callable[[str], None] = print,
 ) -> TrialResult:
     """Train one configuration and return the metrics of its best epoch.
@@ -96,6 +99,9 @@ def train(
         full_precision: float32 also on a GPU: neither bf16 autocast nor TF32.
         stop_after: End after this many epochs, on the schedule of `config.epochs`.
         metric: What the best epoch is best by, see `best_epoch`.
+        shares: Pools like `pools` that leave images out: further heads on the same features train
+            in step without those, and say at the end what they make of them, see
+            `TrialResult.shares`.
         note: Called with lines for a person.
 
     Raises:
@@ -105,7 +111,7 @@ def train(
     pools = pools or make_pools(data, config)
     trainer = Trainer(
         config, data, pools,
-        cache=cache, weights=weights, full_precision=full_precision, note=note,
+        cache=cache, weights=weights, full_precision=full_precision, shares=shares, note=note,
     )  # fmt: skip
     history: list[Metrics] = []
     if folder is not None and (state := load_checkpoint(folder, note)):
@@ -151,6 +157,7 @@ def train(
         metrics=result,
         branches=tuple(trainer.evaluated),
         banks=tuple(trainer.banks()),
+        shares=trainer.outputs_of_shares() if shares else (),
     )
 
 
@@ -210,10 +217,11 @@ class Trainer:
         cache: Path | None,
         weights: Path | None,
         full_precision: bool = False,
+        shares: Sequence[Pools] = (),
         note: Callable[[str], None],
     ) -> None:
         self.config, self.pools = config, pools
-        self.true_class = true_classes(data)[pools.val]
+        self.true_class = true_classes(data)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         # bf16 is slower than float32 on the CPUs measured, so only GPUs get it.
         self.is_autocast = self.device.type == "cuda" and not full_precision
@@ -236,9 +244,11 @@ class Trainer:
         self.steps_per_epoch = max(
             1, min(math.ceil(len(pools.train) / config.batch_size), len(pools.train) // 2)
         )
-        self.folds = make_folds(pools, config)
-        """Pools of the folds in which a superclass is left out, by its number."""
-        self.fold_trainers = self._fold_trainers(data, cache, weights, full_precision, note)
+        self.folds = dict(enumerate(shares)) or make_folds(pools, config)
+        """Pools of the folds in which a superclass is left out, by its number; or the shares."""
+        self.fold_trainers = {}
+        if not shares:
+            self.fold_trainers = self._fold_trainers(data, cache, weights, full_precision, note)
         if not self.fold_trainers:
             for model in self.branches:
                 for superclass, fold in self.folds.items():
@@ -463,6 +473,20 @@ class Trainer:
             folds.append(Fold(**own, superclass=superclass, exact=tuple(exact)))
         return Outputs(**self._said(pooled, None, self.pools, all_scores), folds=tuple(folds))
 
+    @torch.inference_mode()
+    def outputs_of_shares(self) -> tuple[Outputs, ...]:
+        """Return what the heads of each share say about its images; those of a tuned branch, whose
+        features saw them, say NaN.
+        """
+        found = []
+        for share, pools in self.folds.items():
+            pooled = [
+                _Features(self._pooled_all(number, pools.val), None) if model.is_frozen else None
+                for number, model in enumerate(self.evaluated)
+            ]
+            found.append(Outputs(**self._said(pooled, share, pools, all_scores=False)))
+        return tuple(found)
+
     def _features(self, number: int, all_scores: bool) -> _Features:
         """Return what a branch makes of the images that `outputs` asks about."""
         model, bank_ND = self.evaluated[number], None
@@ -471,17 +495,27 @@ class Trainer:
         return _Features(self._pooled_all(number, self.pools.val), bank_ND)
 
     def _said(
-        self, pooled: Sequence[_Features], fold: int | None, pools: Pools, all_scores: bool
+        self, pooled: Sequence[_Features | None], fold: int | None, pools: Pools, all_scores: bool
     ) -> dict[str, Any]:
-        """Return what the heads of the trial, or of a fold, say of pooled features: `Outputs`."""
+        """Return what the heads of the trial, or of a fold, say of pooled features: `Outputs`.
+
+        Without features a branch says NaN.
+        """
         logits: dict[Task, torch.Tensor] = {}
         scores: dict[Task, torch.Tensor] = {}
         for number, model in enumerate(self.evaluated):
-            answers = model.classify(pooled[number].val_ND, fold)
-            logits |= {task: each.cpu() for task, each in answers.items()}
             score = torch.full((len(pools.val), len(FEATURE_SCORES)), math.nan).double()
-            if all_scores or self._needs_bank(model):
-                score = self._feature_scores(number, pooled[number], fold)
+            if (features := pooled[number]) is None:
+                sizes = _num_classes(pools)
+                answers = {
+                    task: torch.full((len(pools.val), sizes[task]), math.nan)
+                    for task in model.branch.tasks
+                }
+            else:
+                answers = model.classify(features.val_ND, fold)
+                if all_scores or self._needs_bank(model):
+                    score = self._feature_scores(number, features, fold, pools.val)
+            logits |= {task: each.cpu() for task, each in answers.items()}
             scores |= dict.fromkeys(model.branch.tasks, score)
         return {
             "super_logits": logits["super"],
@@ -494,7 +528,7 @@ class Trainer:
             "kind": pools.val_kind,
             "in_part_a": pools.val_in_part_a,
             "rows": pools.val,
-            "true_class": self.true_class,
+            "true_class": self.true_class[pools.val],
         }
 
     @torch.inference_mode()
@@ -509,8 +543,10 @@ class Trainer:
         names = {self.config.of(task, "novelty_score") for task in model.branch.tasks}
         return not names.isdisjoint((*FEATURE_SCORES, BEST))
 
-    def _feature_scores(self, number: int, pooled: _Features, fold: int | None) -> torch.Tensor:
-        """Return the scores of the validation images, whose pooled features are given."""
+    def _feature_scores(
+        self, number: int, pooled: _Features, fold: int | None, rows: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the scores of the images `rows`, whose pooled features are given."""
         if not self.evaluated[number].is_frozen:
             return self._bank(number, fold, pooled.bank_ND).scores(pooled.val_ND).cpu()
         if (number, fold) not in self._frozen_scores:
@@ -518,7 +554,7 @@ class Trainer:
             assert isinstance(inputs, FeatureInputs)
             self._frozen_scores[number, fold] = inputs.once(
                 formula(),
-                (*self._bank_rows(fold), self.pools.val),
+                (*self._bank_rows(fold), rows),
                 lambda: self._bank(number, fold).scores(pooled.val_ND).cpu(),
             )
         return self._frozen_scores[number, fold]

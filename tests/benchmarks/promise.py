@@ -124,8 +124,13 @@ def in_whole(pools: Pools, split: Split) -> Pools:
         everywhere[split.rows] = target
         return everywhere
 
+    left_out = pools.left_out
+    if left_out is not None:
+        left_out = torch.zeros(len(split.data.images), dtype=torch.bool)
+        left_out[split.rows] = pools.left_out
     return replace(
         pools,
+        left_out=left_out,
         train=split.rows[pools.train],
         val=split.rows[pools.val],
         super_target=spread(pools.super_target),
@@ -254,16 +259,13 @@ def run_split(
     _, config, promised, (rule, rejected) = best
     config = replace(config, super_novelty_score=rule.super_score, sub_novelty_score=rule.sub_score)
     pools = in_whole(make_refit_pools(split.searched, config), split)
-    result = train(
-        config, split.data, _nothing, pools=pools, cache=cache,
-        stop_after=int(promised["epoch"]), note=_nothing,
-    )  # fmt: skip
     # By the images that the search has: the shares of all of them would train on the test.
     shares = [in_whole(each, split) for each in pools_of_shares(split.searched, config)]
-    rule = carried_over(
-        rule, rejected, config, split.data, epochs=int(promised["epoch"]), shares=shares,
-        cache=cache, weights=None, full_precision=False, note=_nothing,
+    result = train(
+        config, split.data, _nothing, pools=pools, cache=cache,
+        stop_after=int(promised["epoch"]), shares=shares, note=_nothing,
     )  # fmt: skip
+    rule = carried_over(rule, rejected, config, result.shares)
     found = judge(answered(split, pools, result, pooled, judged=False), rule)
     yield from rows_of(number, configs.index(best[1]), "refit", promised, found)
 

@@ -9,16 +9,16 @@ import torch
 
 from tests.trainable.made_outputs import make_outputs
 from tests.trainable.tiny import tiny_config
-from trainable import out_of_fold
 from trainable.config import TrialConfig
 from trainable.data.dataset import Data
-from trainable.data.splits import SEEN
+from trainable.data.splits import SEEN, make_refit_pools
 from trainable.novelty.rule import decide
 from trainable.novelty.thresholds import choose_rule
-from trainable.out_of_fold import Rejected, carried_over, joined, moved
+from trainable.out_of_fold import Rejected, carried_over, joined, moved, pools_of_shares
+from trainable.train import train
 
 
-def silent(line: str) -> None:
+def silent(_: Any) -> None:
     pass
 
 
@@ -66,75 +66,103 @@ def test_moved_thresholds_reject_as_many_of_images_whose_scores_lie_elsewhere(
     assert (kept.tau_sub, kept.tau_super != rule.tau_super) == (rule.tau_sub, True)
 
 
-def test_every_known_image_is_scored_by_heads_that_were_not_trained_on_it(
-    tiny_data: Data, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = tiny_config(fine_tune="frozen", novel_images=0, lr=1e-2)
-    trained, scored = [], []
-
-    class Noting(out_of_fold.Trainer):
-        def outputs(self, *, all_scores: bool = False) -> Any:
-            trained.append(set(self.pools.train.tolist()))
-            scored.append(super().outputs(all_scores=all_scores))
-            return scored[-1]
-
-    monkeypatch.setattr(out_of_fold, "Trainer", Noting)
-    rule = choose_rule(make_outputs(), config)
-    rejected = Rejected(0.1, (0.1,) * 3)
-    rule = replace(rule, tau_sub=(0.3,) * 3)
-    found = carried_over(
-        rule, rejected, config, tiny_data,
-        epochs=1, cache=None, weights=tiny_weights, full_precision=False, note=silent,
+def refitted(data: Data, weights: Path, config: TrialConfig, cache: Path | None = None) -> Any:
+    return train(
+        config, data, silent, pools=make_refit_pools(data, config), weights=weights, cache=cache,
+        shares=pools_of_shares(data, config), note=silent,
     )  # fmt: skip
-    known = joined(scored)
+
+
+@pytest.mark.parametrize("architecture", ["two_heads", "two_models"])
+def test_every_known_image_is_scored_by_heads_that_were_not_trained_on_it(
+    tiny_data: Data, tiny_weights: Path, architecture: str
+) -> None:
+    config = tiny_config(
+        fine_tune="frozen", novel_images=0, lr=1e-2, architecture=architecture,
+        novelty_score="knn", couple_novel=True,
+    )  # fmt: skip
+    result = refitted(tiny_data, tiny_weights, config)
+    known = joined(result.shares)
     assert sorted(known.rows.tolist()) == list(range(tiny_data.num_known))
-    for rows, outputs in zip(trained, scored, strict=True):
-        assert not rows & set(outputs.rows.tolist())
-    assert 0.0 < Rejected.by(found, known).super <= 0.1
-    assert found.tau_super == moved(rule, rejected, known, ("super", "sub")).tau_super
     assert torch.equal(known.sub_target, tiny_data.subclass[known.rows])
+    # What it was not trained on is not in its bank either: no image is its own neighbour.
+    assert (known.score("sub", "knn") < -1e-3).all()
+    rule = choose_rule(replace(make_outputs(), super_of_sub=known.super_of_sub), config)
+    rule, rejected = replace(rule, tau_sub=(0.3,) * 3), Rejected(0.1, (0.1,) * 3)
+    found = carried_over(rule, rejected, config, result.shares)
+    assert 0.0 < Rejected.by(found, known).super <= 0.1
+    assert found == moved(rule, rejected, known, ("super", "sub"))
+
+
+def with_noise(data: Data, rows: torch.Tensor) -> Data:
+    images = data.images.clone()
+    noise = torch.randint(256, images.shape, dtype=torch.uint8, generator=torch.manual_seed(3))
+    images[rows] = noise[rows]
+    return replace(data, images=images, fingerprint="noise")
+
+
+@pytest.mark.parametrize("changes", [{}, {"mixup": 0.4, "ema": 0.9, "label_smoothing": 0.1}])
+def test_images_of_a_share_reach_nothing_that_scores_it(
+    tiny_data: Data, tiny_weights: Path, changes: dict[str, Any]
+) -> None:
+    """With other pictures in their place, its heads say the same bits of any image."""
+    config = tiny_config(fine_tune="frozen", novelty_score="knn", lr=1e-2, **changes)
+    shares = pools_of_shares(tiny_data, config)
+    asked = torch.cat([each.val for each in shares[1:]])
+    shares[0] = replace(shares[0], val=asked, val_kind=torch.full_like(asked, SEEN))
+    said = [
+        train(
+            config, data, silent, pools=make_refit_pools(data, config), weights=tiny_weights,
+            shares=shares, note=silent,
+        ).shares[0]
+        for data in (tiny_data, with_noise(tiny_data, shares[0].left_out.nonzero()[:, 0]))
+    ]  # fmt: skip
+    for name in ("super_logits", "sub_logits", "super_feature_scores", "sub_feature_scores"):
+        assert torch.equal(*(getattr(each, name) for each in said))
+
+
+def test_heads_of_shares_leave_the_refit_as_it_is(tiny_data: Data, tiny_weights: Path) -> None:
+    config = tiny_config(fine_tune="frozen", epochs=2, mixup=0.4)
+    alone = train(
+        config, tiny_data, silent, pools=make_refit_pools(tiny_data, config), weights=tiny_weights,
+        note=silent,
+    )  # fmt: skip
+    heads = [
+        each.branches[0].heads.state_dict()
+        for each in (alone, refitted(tiny_data, tiny_weights, config))
+    ]
+    assert all(torch.equal(each, heads[1][name]) for name, each in heads[0].items())
+    assert alone.shares == ()
 
 
 @pytest.mark.parametrize("changes", [{}, {"fine_tune": "frozen", "tau_super": 0.9, "tau_sub": 0.8}])
 def test_thresholds_of_a_tuned_branch_and_fixed_ones_stay(
     tiny_data: Data, changes: dict[str, Any]
 ) -> None:
+    config = tiny_config(**changes)
+    assert pools_of_shares(tiny_data, config) == []
     rule = choose_rule(make_outputs(), TrialConfig())
-    found = carried_over(
-        rule, Rejected(0.1, (0.1, 0.1)), tiny_config(**changes), tiny_data,
-        epochs=1, cache=None, weights=None, full_precision=False, note=silent,
-    )  # fmt: skip
-    assert found == rule
+    assert carried_over(rule, Rejected(0.1, (0.1, 0.1)), config, ()) == rule
 
 
-def test_a_tuned_branch_beside_a_frozen_one_is_not_tuned_for_every_share(
-    tiny_data: Data, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_tuned_branch_beside_a_frozen_one_is_asked_nothing(
+    tiny_data: Data, tiny_weights: Path
 ) -> None:
     config = tiny_config(
         architecture="two_models", super_fine_tune="frozen", sub_fine_tune="full",
         novel_images=0, super_lr=1e-2, couple_novel=True,
     )  # fmt: skip
-    alone = replace(config, sub_fine_tune="frozen")
-    scored = []
-
-    class Noting(out_of_fold.Trainer):
-        def outputs(self, *, all_scores: bool = False) -> Any:
-            assert all(model.is_frozen for model in self.branches)
-            scored.append(super().outputs(all_scores=all_scores))
-            return scored[-1]
-
-    monkeypatch.setattr(out_of_fold, "Trainer", Noting)
     rule = replace(choose_rule(make_outputs(), config), tau_sub=(0.3,) * 3)
+    configs = config, replace(config, sub_fine_tune="frozen")
+    mixed, frozen = (refitted(tiny_data, tiny_weights, each).shares for each in configs)
     found = [
-        carried_over(
-            rule, Rejected(0.1, (0.1,) * 3), each, tiny_data,
-            epochs=1, cache=None, weights=tiny_weights, full_precision=False, note=silent,
-        )
-        for each in (config, alone)
-    ]  # fmt: skip
+        carried_over(rule, Rejected(0.1, (0.1,) * 3), each, shares)
+        for each, shares in zip(configs, (mixed, frozen), strict=True)
+    ]
     assert found[0].tau_super == found[1].tau_super != rule.tau_super
     assert found[0].tau_sub == rule.tau_sub
-    assert torch.equal(scored[0].super_logits, scored[5].super_logits)
+    assert torch.equal(joined(mixed).super_logits, joined(frozen).super_logits)
+    assert joined(mixed).sub_logits.isnan().all()
 
 
 @pytest.mark.parametrize("option", ["couple_novel", "restrict_sub"])
@@ -144,9 +172,4 @@ def test_a_subclass_that_follows_from_a_tuned_superclass_keeps_its_thresholds(
     config = tiny_config(
         architecture="two_models", super_fine_tune="full", sub_fine_tune="frozen", **{option: True}
     )
-    rule = choose_rule(make_outputs(), config)
-    found = carried_over(
-        rule, Rejected(0.1, (0.1, 0.1)), config, tiny_data,
-        epochs=1, cache=None, weights=None, full_precision=False, note=silent,
-    )  # fmt: skip
-    assert found == rule
+    assert pools_of_shares(tiny_data, config) == []
