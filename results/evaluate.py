@@ -14,7 +14,7 @@ from upath import UPath
 from results.evaluation import Evaluation, evaluate, frequent
 from results.labels import Labels, matched, read_labels
 from results.predict import add_model, is_registered, load_model, model_folder
-from results.promise import intervals_of, range_text, rates_text
+from results.promise import comparable, intervals_of, range_text, rates_text
 from results.terminal import plain_console
 from trainable.checkpoint import write_atomically
 from trainable.classifier import Classifier
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
         out = args.out or _beside(args.model, args.storage)
         classifier = load_model(args)
         found = evaluate_images(classifier, args.images, args.labels, console.print)
-        promise = promise_of(classifier.info)
+        promise, told = comparable(promise_of(classifier.info), found.counts)
         files = write(out, found, promise)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -58,6 +58,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: --out {out}: {error.strerror or error}", file=sys.stderr)
         return 2
     print_tables(console, found, promise)
+    if told:
+        console.print(f"\n{told}", markup=False)
     console.print(f"wrote {out}: {', '.join(file.name for file in files)}")
     if args.json:
         print(json.dumps(summary(found, promise) | {"out": str(out)}), flush=True)

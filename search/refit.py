@@ -26,7 +26,7 @@ from results.evaluate import evaluate_images, promise_lines, write
 from results.history import searched, trials_frame
 from results.mlflow_store import TrackingError, connect, default_uri, experiment_id, explained
 from results.options import add_experiment, add_stores, check_stores
-from results.promise import intervals_of, promise_of_trials, rates_text
+from results.promise import comparable, intervals_of, promise_of_trials, rates_text
 from results.ranking import best_repeated, best_row, ranking_metric, repeated
 from results.record import SearchRecord, load_record, run_folder, trial_folder
 from results.terminal import plain_console
@@ -297,9 +297,11 @@ def _evaluate_built_in(
         found = evaluate_images(
             Classifier.load(target), str(folder), folder / TEST_CSV, console.print
         )
+    promise, told = comparable(promise, found.counts)
     write(target / "evaluation", found, promise)
-    for line in promise_lines(found, promise):
-        console.print(line, markup=False)
+    for line in (*promise_lines(found, promise), told):
+        if line:
+            console.print(line, markup=False)
 
 
 class _Registry:

@@ -13,6 +13,7 @@ from upath import UPath
 from results.evaluate import main, promise_lines, promise_of
 from results.evaluation import Evaluation, evaluate, frequent
 from results.labels import UNLABELLED, Labels
+from results.promise import comparable
 from tests.trainable.made_outputs import make_outputs
 from tests.trainable.tiny import tiny_config, write_weights
 from trainable.classifier import Classifier
@@ -108,6 +109,65 @@ def test_labels_of_one_kind_give_what_they_allow(classifier: Classifier) -> None
     assert {"seen_super", "seen_sub", "known_rejected_sub", "ce_sub"} <= found.metrics.keys()
     assert not {"unseen_super", "unseen_sub", "score", "auroc_sub"} & found.metrics.keys()
     assert found.intervals.keys() == found.metrics.keys()
+
+
+PROMISED = {
+    "seen_super_seen": 0.9, "seen_super_held_out": 0.7, "seen_super": 0.8,
+    "known_rejected_super_seen": 0.05, "known_rejected_super_held_out": 0.15,
+    "known_rejected_super": 0.1, "unseen_super_left_out": 0.8, "unseen_super_borrowed": 1.0,
+    "unseen_super": 0.8, "hmean_super": 0.8, "seen_sub": 0.6, "known_rejected_sub": 0.2,
+    "unseen_sub_near": 0.3, "unseen_sub_far": 0.9, "unseen_sub_left_out": 0.9, "unseen_sub": 0.6,
+    "hmean_sub": 0.6, "score": 0.7, "auroc_sub": 0.8, "ce_super": 0.5,
+    "interval.unseen_sub.low": 0.5, "interval.unseen_sub.high": 0.7,
+    "interval.seen_sub.low": 0.5, "interval.seen_sub.high": 0.7,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kinds", "expected", "gone"),
+    [
+        ([SEEN, PSEUDO_NOVEL, NOVEL], {}, []),
+        (
+            [SEEN, PSEUDO_NOVEL],  # what is of near ones alone is compared with near ones
+            {"unseen_sub": 0.3, "hmean_sub": 0.4},
+            ["unseen_super", "score", "auroc_sub", "ce_super"],
+        ),
+        (
+            [SEEN, NOVEL],
+            {"seen_super": 0.9, "known_rejected_super": 0.05, "unseen_sub": 0.9}
+            | {"hmean_super": 2 * 0.9 * 0.8 / 1.7, "hmean_sub": 0.72},
+            ["auroc_sub", "ce_super", "unseen_sub_near"],
+        ),
+        ([SEEN], {"seen_super": 0.9}, ["unseen_sub", "score", "hmean_sub"]),
+    ],
+)
+def test_promise_is_over_the_groups_that_the_labels_have(
+    classifier: Classifier, kinds: list[int], expected: dict[str, float], gone: list[str]
+) -> None:
+    found = evaluated(classifier, make_outputs(9, num=200, kinds=kinds))
+    promise, told = comparable(PROMISED, found.counts)
+    assert bool(told) == (len(kinds) < 3)
+    assert {name: promise[name] for name in expected} == pytest.approx(expected)
+    assert not {*gone} & promise.keys()
+    # What is of one group is as it was, with its interval; a mean over others has none.
+    assert (promise["seen_sub"], promise["interval.seen_sub.low"]) == (0.6, 0.5)
+    assert ("interval.unseen_sub.low" in promise) == (len(kinds) == 3)
+    if not gone:
+        assert promise == PROMISED
+
+
+def test_nothing_is_promised_of_superclasses_whose_group_nobody_knows(
+    classifier: Classifier,
+) -> None:
+    outputs = make_outputs(7, num=300)
+    labels = labels_of(outputs)
+    bare = labels.subclass.masked_fill(torch.arange(300) % 3 == 0, UNLABELLED)
+    found = evaluated(classifier, outputs, replace(labels, subclass=bare))
+    promise, told = comparable(PROMISED, found.counts)
+    assert not {"seen_super", "seen_super_seen", "known_rejected_super", "ce_super"} & {*promise}
+    kept = ("unseen_super", "seen_sub", "unseen_sub", "score", "auroc_sub")
+    assert [promise[name] for name in kept] == [PROMISED[name] for name in kept]
+    assert told.startswith("the labels have images without a subclass; nothing comparable was ")
 
 
 def test_confusions_and_wrong_answers_agree_with_the_metrics(classifier: Classifier) -> None:
