@@ -1,5 +1,6 @@
 """A search's history as a table: its study read, a row for each trial."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import optuna
@@ -10,11 +11,22 @@ from results.record import RunError, SearchRecord, password_hint, study_url
 from trainable.config import TrialConfig
 from trainable.errors import reason_of
 from trainable.novelty.metrics import MAIN, METRICS
+from trainable.schema import CONFIG_STEPS, Step, schema_of, upgraded
 
 INTERVALS = tuple(f"interval.{name}.{end}" for name in MAIN for end in ("low", "high"))
 """Ends of the main rates' 95% intervals; trials of before version 0.2 have none."""
 PARTS = tuple(f"{part}.{name}" for part in ("part_a", "part_b") for name in MAIN)
 """The main rates of either part of the validation images, since protocol 2."""
+
+
+def _trial_to_2(attributes: dict[str, Any]) -> dict[str, Any]:
+    if "config" not in attributes:
+        return attributes
+    return attributes | {"config": upgraded(attributes["config"], 1, CONFIG_STEPS[:1])}
+
+
+TRIAL_STEPS: tuple[Step, ...] = (_trial_to_2,)
+"""Of a trial's attributes in the study."""
 
 
 def trials_frame(folder: UPath, record: SearchRecord) -> pd.DataFrame:
@@ -27,6 +39,7 @@ def trials_frame(folder: UPath, record: SearchRecord) -> pd.DataFrame:
 
     Raises:
         RunError: The study cannot be read.
+        SchemaError: A later version wrote it.
     """
     url = study_url(folder, record)
     try:
@@ -35,8 +48,12 @@ def trials_frame(folder: UPath, record: SearchRecord) -> pd.DataFrame:
         raise RunError(
             f"the study {url} cannot be read: {reason_of(error)}{password_hint(url)}"
         ) from error
-    rows = [_row(trial) for trial in study.get_trials(deepcopy=False)]
-    frame = pd.DataFrame(rows, columns=[*_row(optuna.trial.create_trial(value=0.0))])
+    schema = schema_of(study.user_attrs, f"the study {url}")
+    rows = [
+        _row(trial, upgraded(trial.user_attrs, schema, TRIAL_STEPS))
+        for trial in study.get_trials(deepcopy=False)
+    ]
+    frame = pd.DataFrame(rows, columns=[*_row(optuna.trial.create_trial(value=0.0), {})])
     return frame.astype({"repeat_of": "Int64"})
 
 
@@ -45,8 +62,7 @@ def searched(trials: pd.DataFrame) -> pd.DataFrame:
     return trials[trials["repeat_of"].isna()]
 
 
-def _row(trial: optuna.trial.FrozenTrial) -> dict[str, Any]:
-    attributes = trial.user_attrs
+def _row(trial: optuna.trial.FrozenTrial, attributes: Mapping[str, Any]) -> dict[str, Any]:
     metrics, config = attributes.get("metrics", {}), attributes.get("config", {})
     return {
         "number": trial.number,

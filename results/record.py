@@ -11,6 +11,7 @@ from upath import UPath
 
 from trainable.checkpoint import write_atomically
 from trainable.errors import UserError
+from trainable.schema import SCHEMA, schema_of, upgraded
 from trainable.urls import public
 
 RECORD_FILE = "search.json"
@@ -71,6 +72,8 @@ class SearchRecord:
     """In the order of their numbers."""
     protocol: int = 1
     """Which images judge, see `trainable.data.splits.PROTOCOL`; version 0.1 wrote none."""
+    schema: int = SCHEMA
+    """How this is stored, see `trainable.schema.SCHEMA`."""
     experiment: str = EXPERIMENT
     """Of MLflow, by name."""
     experiment_id: str | None = None
@@ -164,15 +167,28 @@ def password_hint(url: str) -> str:
     return f". Passwords are not stored: pass --study URL with it{environment}"
 
 
+def _to_2(values: dict[str, Any]) -> dict[str, Any]:
+    added = {"protocol": 1, "said": {}, "repeats": [], "experiment": EXPERIMENT}
+    return added | {"experiment_id": None} | values | {"schema": 2}
+
+
+_STEPS = (_to_2,)
+
+
 def load_record(folder: UPath) -> SearchRecord:
     """Return the record in `folder`.
 
     Raises:
         RunError: There is none, or it is damaged.
+        SchemaError: A later version wrote it.
     """
     file = folder / RECORD_FILE
     try:
-        record = SearchRecord(**json.loads(file.read_text()))
+        stored = json.loads(file.read_text())
+        if not isinstance(stored, dict):
+            raise TypeError(f"expected an object, but got {stored!r:.80}")
+        values = upgraded(stored, schema_of(stored, str(file)), _STEPS)
+        record = SearchRecord(**values)
         return replace(record, repeats=[Repeat(**each) for each in record.repeats])  # type: ignore[arg-type]
     except FileNotFoundError:
         others = sorted(path.parent.name for path in folder.parent.glob(f"*/{RECORD_FILE}"))

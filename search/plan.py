@@ -4,7 +4,6 @@ import os
 import re
 import uuid
 from dataclasses import dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +24,7 @@ from trainable.data.dataset import default_cache
 from trainable.data.sources import source_path
 from trainable.data.splits import PROTOCOL
 from trainable.errors import UserError
+from trainable.schema import version
 from trainable.train import default_novel
 
 PROTOCOL_KEYS = (
@@ -171,7 +171,7 @@ def _new_record(options: Options, name: str, tracking_uri: str) -> SearchRecord:
         tracking_uri=absolute_url(options.tracking_uri or tracking_uri),
         experiment=options.experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT,
         experiment_id=_experiment_id(options),
-        version=metadata.version("noveltune"),
+        version=version(),
         protocol=PROTOCOL,
     )
 

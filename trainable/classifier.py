@@ -24,13 +24,13 @@ from trainable.novelty.feature_scores import FeatureBank
 from trainable.novelty.metrics import score_table
 from trainable.novelty.rule import Response, Rule, decide
 from trainable.novelty.thresholds import Fold, Outputs
+from trainable.schema import CONFIG_STEPS, schema_of, stamp, upgraded
 
 if TYPE_CHECKING:
     from upath import UPath
 
 MODEL_FILE, INFO_FILE = "model.safetensors", "model.json"
 OUTPUTS_FILE, TABLE_FILE = "outputs.safetensors", "scores.csv"
-FORMAT = 2
 KEYS = (
     "config", "superclasses", "subclasses", "subclass_of_output", "super_of_output", "stored_size",
     "rule", "self_contained", "frozen_fingerprints",
@@ -77,7 +77,7 @@ def save_classifier(
             state |= {f"{_BANK}{key}": tensor for key, tensor in bank.tensors().items()}
         tensors |= {f"{number}.{key}": t.detach().contiguous() for key, t in state.items()}
     info = {
-        "format": FORMAT,
+        **stamp(),
         "config": config.to_dict(),
         "superclasses": data.superclasses,
         "subclasses": data.subclasses,
@@ -337,6 +337,16 @@ def _rule(info: dict[str, Any]) -> Rule:
     return Rule(**info["rule"] | {"tau_sub": tuple(info["rule"]["tau_sub"])})
 
 
+def _info_to_2(info: dict[str, Any]) -> dict[str, Any]:
+    if (form := info.pop("format", None)) != 2:
+        raise ValueError(f"expected `schema`, or of version 0.1 `format` 2, but got {form!r}")
+    config = upgraded(info.get("config", {}), 1, CONFIG_STEPS[:1])
+    return {"promise": {}} | info | {"config": config}
+
+
+_INFO_STEPS = (_info_to_2,)
+
+
 def _read_info(folder: UPath) -> dict[str, Any]:
     file = folder / INFO_FILE
     try:
@@ -349,8 +359,10 @@ def _read_info(folder: UPath) -> dict[str, Any]:
         raise DataError(f"{file} is damaged: {error}") from error
     if not isinstance(info, dict):
         raise DataError(f"{file} is damaged: expected an object, but got {info!r:.80}")
-    if info.get("format") != FORMAT:
-        raise DataError(f"{file}: expected format {FORMAT}, but got {info.get('format')!r}")
+    try:
+        info = upgraded(info, schema_of(info, str(file)), _INFO_STEPS)
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{file} is damaged: {error}") from error
     if missing := [key for key in KEYS if key not in info]:
         raise DataError(f"{file} is damaged: it lacks {', '.join(missing)}")
     return info

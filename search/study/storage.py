@@ -14,9 +14,11 @@ from optuna.trial import TrialState
 from sqlalchemy import make_url
 from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 
+from results.history import TRIAL_STEPS
 from results.record import password_hint
 from trainable.errors import UserError, reason_of
 from trainable.novelty.metrics import METRICS
+from trainable.schema import SCHEMA, schema_of, stamp, upgraded
 from trainable.urls import public
 
 RETRY_S = (0.1, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
@@ -119,7 +121,7 @@ def create_study(url: str, name: str, metrics: tuple[str, ...]) -> optuna.Study:
     directions = [METRICS[metric] for metric in metrics]
     storage = _storage(url)
     try:
-        return optuna.create_study(storage=storage, study_name=name, directions=directions)
+        study = optuna.create_study(storage=storage, study_name=name, directions=directions)
     except optuna.exceptions.DuplicatedStudyError:
         study = optuna.load_study(storage=storage, study_name=name)
         wanted = [direction.upper() for direction in directions]
@@ -127,9 +129,15 @@ def create_study(url: str, name: str, metrics: tuple[str, ...]) -> optuna.Study:
             raise StudyError(
                 f"{url} already has a study named {name!r}: pass another --name"
             ) from None
-        return study
     except STORAGE_ERRORS as error:
         raise _unreadable(url, error) from error
+    return _stamped(study)
+
+
+def _stamped(study: optuna.Study) -> optuna.Study:
+    for key, value in stamp().items():
+        study.set_user_attr(key, value)
+    return study
 
 
 def open_study(url: str, name: str) -> optuna.Study:
@@ -137,22 +145,26 @@ def open_study(url: str, name: str) -> optuna.Study:
 
     Raises:
         StudyError: The storage cannot be read, or has no study of that name.
+        SchemaError: A later version made it.
     """
     if url.startswith("sqlite") and (file := make_url(url).database) and not Path(file).exists():
         raise StudyError(f"{url}: there is no such file, so no study named {name!r}")
     storage = _storage(url)
     try:
-        return optuna.load_study(storage=storage, study_name=name)
+        study = optuna.load_study(storage=storage, study_name=name)
+        schema_of(study.user_attrs, f"the study {name} in {url}")
     except KeyError:
         raise StudyError(f"{url} has no study named {name!r}") from None
     except STORAGE_ERRORS as error:
         raise _unreadable(url, error) from error
+    return study
 
 
 def with_distributions(
     study: optuna.Study, distributions: Mapping[str, BaseDistribution]
 ) -> optuna.Study:
-    """Return `study`, or a copy of it under a new name if its parameters' choices have changed.
+    """Return `study`, or a copy of it under a new name if its parameters' choices have changed or
+    an earlier version stored its trials in another form.
 
     Optuna refuses a parameter whose choices differ from those of earlier trials, so a space with
     a new choice needs the earlier trials told anew: same numbers, states and values, with the
@@ -160,7 +172,8 @@ def with_distributions(
     the trial's configuration keeps it.
     """
     trials = study.get_trials(deepcopy=False)
-    if all(
+    schema = schema_of(study.user_attrs, f"the study {study.study_name}")
+    if schema == SCHEMA and all(
         _is_compatible(trial.distributions[name], distribution)
         for trial in trials
         for name, distribution in distributions.items()
@@ -172,8 +185,8 @@ def with_distributions(
     base = study.study_name.partition("~")[0]
     name = next(each for n in itertools.count(2) if (each := f"{base}~{n}") not in taken)
     retold = optuna.create_study(storage=storage, study_name=name, directions=study.directions)
-    retold.add_trials([_retold(trial, distributions) for trial in trials])
-    return retold
+    retold.add_trials([_retold(trial, distributions, schema) for trial in trials])
+    return _stamped(retold)
 
 
 def _is_compatible(old: BaseDistribution, new: BaseDistribution) -> bool:
@@ -185,7 +198,7 @@ def _is_compatible(old: BaseDistribution, new: BaseDistribution) -> bool:
 
 
 def _retold(
-    trial: optuna.trial.FrozenTrial, distributions: Mapping[str, BaseDistribution]
+    trial: optuna.trial.FrozenTrial, distributions: Mapping[str, BaseDistribution], schema: int
 ) -> optuna.trial.FrozenTrial:
     now = {name: distributions.get(name, old) for name, old in trial.distributions.items()}
     kept = {name: value for name, value in trial.params.items() if _is_choice(now[name], value)}
@@ -194,7 +207,7 @@ def _retold(
         values=trial.values,
         params=kept,
         distributions={name: now[name] for name in kept},
-        user_attrs=trial.user_attrs,
+        user_attrs=upgraded(trial.user_attrs, schema, TRIAL_STEPS),
         system_attrs=trial.system_attrs,
         intermediate_values=trial.intermediate_values,
     )

@@ -4,18 +4,21 @@ import copy
 import math
 import types
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import optuna
 from optuna.trial import TrialState
 
+from results.history import TRIAL_STEPS
 from results.record import Repeat
 from search.space.file import SpaceError
 from search.space.space import Space
 from search.study.sampler import make_sampler
 from search.study.storage import patiently
 from trainable.config import TrialConfig
+from trainable.schema import schema_of, upgraded
 from trainable.train import best_epoch
 
 REDUCTION_FACTOR = 3
@@ -91,8 +94,9 @@ class Study:
         self._observers = observers
         self._repeats = {repeat.number: repeat for repeat in repeats}
         self._live: dict[int, optuna.Trial] = {}
+        schema = schema_of(study.user_attrs, f"the study {study.study_name}")
         self.trials: dict[int, Trial] = {
-            frozen.number: _trial(frozen)
+            frozen.number: _trial(frozen, upgraded(frozen.user_attrs, schema, TRIAL_STEPS))
             for frozen in study.get_trials(deepcopy=False)
             if "config" in frozen.user_attrs or frozen.state == TrialState.FAIL
         }
@@ -325,8 +329,7 @@ class Study:
 _ASKED = (TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 
-def _trial(frozen: optuna.trial.FrozenTrial) -> Trial:
-    attributes = frozen.user_attrs
+def _trial(frozen: optuna.trial.FrozenTrial, attributes: Mapping[str, Any]) -> Trial:
     return Trial(
         number=frozen.number,
         config=TrialConfig.from_dict(attributes["config"]) if "config" in attributes else None,

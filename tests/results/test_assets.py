@@ -1,4 +1,4 @@
-"""Searches that released versions left are opened, listed, reported and predicted with for ever.
+"""What released versions left is opened, listed, reported, refitted and predicted with for ever.
 
 `tests/assets/v0_1` was written by version 0.1.0: three trials on the built-in data of which the
 second failed, a repeat of the first, and a fourth that was interrupted before its first epoch.
@@ -20,9 +20,12 @@ from results.ranking import best_trial
 from results.record import load_record, run_folder, trial_folder
 from results.report.__main__ import write_report
 from results.report.tables import print_tables
+from search.refit import main as refit
+from search.run import main as run
 from trainable.classifier import Classifier, load_outputs, load_rule
 from trainable.data import synthetic
 from trainable.novelty.thresholds import choose_rule
+from trainable.schema import SCHEMA
 
 ASSETS = Path(__file__).parents[1] / "assets"
 
@@ -41,6 +44,8 @@ def test_trials_of_version_0_1_are_listed_with_their_states_and_results(v0_1: UP
     assert trials["state"].tolist() == ["COMPLETE", "FAIL", "PRUNED", "COMPLETE", "RUNNING"]
     assert trials["epochs_trained"].tolist() == [2, 0, 1, 2, 0]
     assert trials["repeat_of"].fillna(-1).tolist() == [-1, -1, -1, 0, -1]
+    assert trials["left_out"].tolist() == ["none"] * 5, "that version left no superclass out"
+    assert [config.left_out for config in trials["config"]] == ["none"] * 5
     assert trials["score"][0] == pytest.approx(0.297278, abs=1e-6)
     assert trials["score"][3] == pytest.approx(0.396776, abs=1e-6)
     assert "FileExistsError" in trials["reason"][1]
@@ -92,3 +97,30 @@ def test_results_predict_takes_a_search_of_version_0_1(v0_1: UPath, tmp_path: Pa
     assert best is not None
     assert written["promised"]["score"] == best["score"]
     assert written["promised_intervals"] == {}  # that version had none
+
+
+def test_a_resume_of_version_0_1_is_refused_because_other_images_judge_now(
+    v0_1: UPath, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (v0_1 / "search.json").read_bytes(), (v0_1 / "study.db").read_bytes()
+    assert run(["--resume", "--name", "v0_1", "--storage", str(v0_1.parent)]) == 2
+    error = capsys.readouterr().err
+    assert "judged by validation protocol 1, and this version judges by protocol" in error
+    assert "damaged" not in error
+    assert ((v0_1 / "search.json").read_bytes(), (v0_1 / "study.db").read_bytes()) == before
+
+
+@pytest.mark.slow
+def test_a_search_of_version_0_1_is_refitted_and_the_model_predicts(
+    v0_1: UPath, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = json.loads((v0_1 / "search.json").read_text())
+    (v0_1 / "search.json").write_text(json.dumps(record | {"cache": str(tmp_path / "cache")}))
+    store = ["--tracking-uri", f"sqlite:///{tmp_path / 'mlflow.db'}"]
+    code = refit(["--name", "v0_1", "--storage", str(v0_1.parent), *store])
+    assert code == 0, capsys.readouterr().err
+    classifier = Classifier.load(v0_1 / "refit" / "00000")
+    assert classifier.config.left_out == "none"
+    assert classifier.info["schema"] == SCHEMA
+    images = torch.randint(256, (2, 40, 40, 3), generator=torch.manual_seed(0), dtype=torch.uint8)
+    assert len(classifier.predict(images).subclass) == 2

@@ -13,6 +13,7 @@ from results.record import (
 from tests.results.test_record import record
 from trainable.config import TrialConfig
 from trainable.novelty.metrics import METRICS
+from trainable.schema import SCHEMA, SchemaError
 
 
 def test_rows_show_state_config_and_metrics_of_every_trial(tmp_path: Path) -> None:
@@ -56,4 +57,12 @@ def test_study_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 def test_study_that_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"the study sqlite:///.*study\.db cannot be read"):
+        trials_frame(tmp_path, record())
+
+
+def test_study_of_a_later_version_is_refused_naming_both(tmp_path: Path) -> None:
+    study = optuna.create_study(storage=study_url(tmp_path, record()), study_name="asked")
+    study.set_user_attr("schema", SCHEMA + 1)
+    study.set_user_attr("version", "9.8.7")
+    with pytest.raises(SchemaError, match=r"the study sqlite:.* noveltune 9\.8\.7 in schema"):
         trials_frame(tmp_path, record())

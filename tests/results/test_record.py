@@ -17,6 +17,7 @@ from results.record import (
     run_folder,
     study_url,
 )
+from trainable.schema import SCHEMA, SchemaError, version
 
 
 def record(**changes: Any) -> SearchRecord:
@@ -112,3 +113,15 @@ def test_damaged_record_is_named_and_left_as_it_is(tmp_path: Path, damage: bytes
 
 def test_tilde_in_the_url_of_a_sqlite_file_is_the_home_folder() -> None:
     assert absolute_url("sqlite:///~/a.db") == f"sqlite:///{Path.home().resolve() / 'a.db'}"
+
+
+def test_record_of_a_later_version_is_refused_naming_both_not_called_damaged(
+    tmp_path: Path,
+) -> None:
+    later = asdict(record()) | {"schema": SCHEMA + 1, "version": "9.8.7", "unknown": 1}
+    (tmp_path / RECORD_FILE).write_text(json.dumps(later))
+    with pytest.raises(
+        SchemaError, match=r"noveltune 9\.8\.7 in schema .*, and noveltune "
+    ) as raised:
+        load_record(tmp_path)
+    assert version() in str(raised.value)

@@ -24,10 +24,11 @@ from results.report import __main__ as report
 from results.report import pictures
 from results.report.tables import print_tables, write_tables
 from tests.trainable.made_outputs import make_outputs
-from trainable.classifier import FORMAT, INFO_FILE, KEYS, save_outputs
+from trainable.classifier import INFO_FILE, KEYS, save_outputs
 from trainable.config import TrialConfig
 from trainable.novelty.metrics import METRICS, hierarchy_area
 from trainable.novelty.thresholds import choose_rule
+from trainable.schema import stamp
 
 SPACE = {
     "lr": FloatDistribution(1e-4, 1e-1, log=True),
@@ -214,7 +215,7 @@ def test_curve_is_drawn_of_trials_whose_outputs_are_there(
         folder = trial_folder(UPath(search.folder), number)
         folder.mkdir(parents=True)
         save_outputs(folder, make_outputs())
-        info = dict.fromkeys(KEYS) | {"format": FORMAT, "rule": asdict(rule)}
+        info = dict.fromkeys(KEYS) | stamp() | {"rule": asdict(rule)}
         (folder / INFO_FILE).write_text(json.dumps(info))
     assert "report/hierarchy.png" in search.write()
     file = UPath(search.folder / "again.png")

@@ -34,6 +34,7 @@ from trainable.model.branch import BranchModel
 from trainable.novelty.feature_scores import FeatureBank
 from trainable.novelty.rule import Rule, decide
 from trainable.novelty.thresholds import available_scores, choose_rule
+from trainable.schema import SCHEMA, SchemaError, version
 from trainable.train import train
 
 VARIED = {"novelty_score": "max_logit", "novel_images": 10, "lr": 3e-3, "epochs": 2}
@@ -580,11 +581,24 @@ def test_damaged_information_is_refused(copied: Path, content: bytes) -> None:
         Classifier.load(copied)
 
 
-@pytest.mark.parametrize("found", [99, "1", None])
-def test_other_format_is_refused(copied: Path, found: object) -> None:
+def test_classifier_of_a_later_version_is_refused_naming_both(copied: Path) -> None:
     info = json.loads((copied / INFO_FILE).read_text())
-    (copied / INFO_FILE).write_text(json.dumps(info | {"format": found}))
-    with pytest.raises(DataError, match=rf"{INFO_FILE}: expected format 2, but got {found!r}"):
+    later = info | {"schema": SCHEMA + 1, "version": "9.8.7"}
+    (copied / INFO_FILE).write_text(json.dumps(later))
+    with pytest.raises(SchemaError) as raised:
+        Classifier.load(copied)
+    assert str(raised.value) == (
+        f"{copied / INFO_FILE} was written by noveltune 9.8.7 in schema {SCHEMA + 1}, and "
+        f"noveltune {version()} here reads up to schema {SCHEMA}: use that version or a later one. "
+        "Nothing was changed"
+    )
+
+
+@pytest.mark.parametrize("found", [0, -1, "2", 2.0, True, None])
+def test_schema_that_is_no_number_is_damage(copied: Path, found: object) -> None:
+    info = json.loads((copied / INFO_FILE).read_text())
+    (copied / INFO_FILE).write_text(json.dumps(info | {"schema": found}))
+    with pytest.raises(DataError, match=f"{INFO_FILE} is damaged: `schema` must be a whole number"):
         Classifier.load(copied)
 
 
@@ -600,7 +614,7 @@ def test_information_that_lacks_a_key_is_refused(copied: Path, tiny_weights: Pat
     for key in whole:
         info = {k: v for k, v in whole.items() if k != key}
         (copied / INFO_FILE).write_text(json.dumps(info))
-        if key in ("metrics", "promise"):  # for people alone
+        if key in ("metrics", "promise", "version"):  # for people alone
             Classifier.load(copied, tiny_weights)
             continue
         with pytest.raises(DataError, match=rf"{INFO_FILE}.*{key}"):

@@ -23,6 +23,7 @@ from search.study.sampler import _Learnable
 from search.study.storage import Storage, StudyError, create_study, open_study, with_distributions
 from search.study.study import RUNG_FRACTION, Study, Trial
 from trainable.config import TrialConfig
+from trainable.schema import SCHEMA, SchemaError, stamp
 
 EPOCHS = 6
 INSIDE = {"architecture": "two_heads", "lr": 1e-3, "alpha": 0.5}
@@ -1037,3 +1038,40 @@ def test_study_in_a_file_that_is_not_there_is_named_and_none_is_made(tmp_path: P
     with pytest.raises(StudyError, match="there is no such file, so no study named 'asked'"):
         open_study(f"sqlite:///{tmp_path / 'study.db'}", "asked")
     assert not [*tmp_path.iterdir()]
+
+
+# --- Studies of other versions -------------------------------------------------------------------
+
+
+def test_new_study_says_which_schema_it_has(tmp_path: Path) -> None:
+    study = create_study(f"sqlite:///{tmp_path / 'study.db'}", "asked", ("score",))
+    assert study.user_attrs == stamp()
+
+
+def test_study_of_a_later_version_is_refused(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    create_study(url, "asked", ("score",)).set_user_attr("schema", SCHEMA + 1)
+    with pytest.raises(SchemaError, match=f"in schema {SCHEMA + 1}, and noveltune"):
+        open_study(url, "asked")
+
+
+def test_study_without_a_schema_goes_on_as_a_copy_in_todays(load: Loader, tmp_path: Path) -> None:
+    url, space = f"sqlite:///{tmp_path / 'study.db'}", load()
+    old = optuna.create_study(storage=url, study_name="asked", direction="maximize")
+    config = TrialConfig().to_dict()
+    del config["left_out"]
+    for state in (TrialState.COMPLETE, TrialState.RUNNING):
+        old.add_trial(
+            optuna.trial.create_trial(
+                state=state,
+                value=0.5 if state == TrialState.COMPLETE else None,
+                user_attrs={"config": config, "metrics": {"score": 0.5}},
+            )
+        )
+    new = with_distributions(open_study(url, "asked"), space.distributions)
+    assert (new.study_name, new.user_attrs["schema"]) == ("asked~2", SCHEMA)
+    assert "left_out" not in old.trials[0].user_attrs["config"], "the old one is as it was"
+    trials = Study(new, space, seed=0, observers=[]).trials
+    assert [trial.state for trial in trials.values()] == ["COMPLETE", "RUNNING"]
+    assert [trial.config.left_out for trial in trials.values()] == ["none", "none"]
+    assert with_distributions(new, space.distributions) is new
