@@ -22,7 +22,7 @@ from trainable.model.branch import BranchModel
 from trainable.model.inputs import FORWARD_BATCH
 from trainable.novelty.feature_scores import FeatureBank
 from trainable.novelty.metrics import score_table
-from trainable.novelty.rule import Response, Rule, decide
+from trainable.novelty.rule import Response, Rule, decide, joined
 from trainable.novelty.thresholds import Fold, Outputs
 from trainable.schema import CONFIG_STEPS, schema_of, stamp, upgraded
 
@@ -35,6 +35,8 @@ KEYS = (
     "config", "superclasses", "subclasses", "subclass_of_output", "super_of_output", "stored_size",
     "rule", "self_contained", "frozen_fingerprints",
 )  # fmt: skip
+SCORING_BATCH = 128
+"""Images at once that are compared with a bank: of 32 each takes about twice as long."""
 _BANK, _HEADS_OF_FOLDS = "bank.", "folds."
 _LEFT_OUT = "left_out."
 _SHARED = ("in_part_a", "rows", "true_class")
@@ -301,27 +303,44 @@ class Classifier:
         Only a batch of them is on the device at a time. All batches are padded to one size, so that
         the bits of an answer do not depend on which images were asked for with it.
         """
-        logits: dict[Task, list[torch.Tensor]] = {"super": [], "sub": []}
-        scores: dict[Task, list[torch.Tensor]] = {"super": [], "sub": []}
-        for model, bank in zip(self._branches, self._banks, strict=True):
-            size = FORWARD_BATCH[model.mean.device.type]
-            for batch in images_NHWC.split(size):
-                padded = F.pad(batch, (0, 0, 0, 0, 0, 0, 0, size - len(batch)))
-                pooled = model.tuned(model.encode(model.prepare(padded)))
-                answers = model.classify(pooled)
-                score = torch.full((size, len(FEATURE_SCORES)), torch.nan)
-                if bank is not None:
-                    score = bank.scores(pooled).cpu()
-                for task in model.branch.tasks:
-                    logits[task].append(answers[task].cpu()[: len(batch)])
-                    scores[task].append(score[: len(batch)])
+        size = max(SCORING_BATCH, FORWARD_BATCH[self._branches[0].mean.device.type])
+        return joined([self._said(images, size) for images in images_NHWC.split(size)])
+
+    def _said(self, images_NHWC: torch.Tensor, size: int) -> Response:
+        """Return what the heads say of at most `size` images."""
+        logits: dict[Task, torch.Tensor] = {}
+        scores: dict[Task, torch.Tensor] = {}
+        num, pooled = len(images_NHWC), dict[str, list[torch.Tensor]]()
+        for number, (model, bank) in enumerate(zip(self._branches, self._banks, strict=True)):
+            # Two frozen branches of one backbone make the same features: once is enough.
+            which = f"{model.branch.image_size} {model.frozen_fingerprint}"
+            which = which if model.is_frozen else f"branch {number}"
+            if which not in pooled:
+                pooled[which] = _pooled(model, images_NHWC)
+            answers = [model.classify(each) for each in pooled[which]]
+            score = torch.full((size, len(FEATURE_SCORES)), torch.nan)
+            if bank is not None:
+                whole = torch.cat(pooled[which])[:num]
+                score = bank.scores(F.pad(whole, (0, 0, 0, size - num))).cpu()
+            for task in model.branch.tasks:
+                logits[task] = torch.cat([each[task] for each in answers])[:num].cpu()
+                scores[task] = score[:num]
         return Response(
-            super_logits=torch.cat(logits["super"]),
-            sub_logits=torch.cat(logits["sub"]),
-            super_feature_scores=torch.cat(scores["super"]),
-            sub_feature_scores=torch.cat(scores["sub"]),
+            super_logits=logits["super"],
+            sub_logits=logits["sub"],
+            super_feature_scores=scores["super"],
+            sub_feature_scores=scores["sub"],
             super_of_sub=self._super_of_output,
         )
+
+
+def _pooled(model: BranchModel, images_NHWC: torch.Tensor) -> list[torch.Tensor]:
+    """Return the pooled features of the images, in batches of which the last is padded."""
+    size = FORWARD_BATCH[model.mean.device.type]
+    padded = (
+        F.pad(batch, (0, 0, 0, 0, 0, 0, 0, size - len(batch))) for batch in images_NHWC.split(size)
+    )
+    return [model.tuned(model.encode(model.prepare(each))) for each in padded]
 
 
 def load_rule(folder: UPath) -> Rule:

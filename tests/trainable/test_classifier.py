@@ -278,7 +278,7 @@ def test_score_below_the_threshold_is_novel(tmp_path: Path, tiny_data: Data) -> 
     assert torch.equal(answers.subclass, free.subclass)
 
 
-@pytest.mark.parametrize("num_images", [1, 30, 50])
+@pytest.mark.parametrize("num_images", [7, 50, 130])
 @pytest.mark.parametrize("name", ["trial", "with_bank"])
 def test_bits_of_an_answer_do_not_depend_on_the_others(
     request: pytest.FixtureRequest,
@@ -289,14 +289,36 @@ def test_bits_of_an_answer_do_not_depend_on_the_others(
 ) -> None:
     """So that a stream of blocks answers as all images at once."""
     classifier = Classifier.load(request.getfixturevalue(name), tiny_weights)
-    all_at_once = classifier.predict(tiny_data.images[:60])
-    parts = [classifier.predict(images) for images in tiny_data.images[:60].split(num_images)]
+    all_at_once = classifier.predict(tiny_data.images)
+    parts = [classifier.predict(images) for images in tiny_data.images.split(num_images)]
 
     def joined(name: str) -> torch.Tensor:
         return torch.cat([getattr(part, name) for part in parts])
 
     for name in Predictions.__dataclass_fields__:
         assert torch.equal(joined(name), getattr(all_at_once, name))
+
+
+@pytest.mark.parametrize(
+    ("changes", "passes"),
+    [({}, 1), ({"sub_image_size": 48}, 2), ({"sub_fine_tune": "last_1"}, 2)],
+)
+def test_images_pass_a_backbone_that_both_branches_have_once(
+    tmp_path: Path, tiny_data: Data, tiny_weights: Path, changes: dict[str, Any], passes: int
+) -> None:
+    config = tiny_config(architecture="two_models", fine_tune="frozen", **changes)
+    train(config, tiny_data, silent, folder=tmp_path, weights=tiny_weights, note=silent)
+    classifier = Classifier.load(tmp_path, tiny_weights)
+    together = classifier.response(tiny_data.images[:40])
+    passed: list[int] = []
+    for model in classifier._branches:
+        model.frozen.register_forward_hook(lambda _, given, __: passed.append(len(given[0])))
+    assert torch.equal(classifier.response(tiny_data.images[:40]).sub_logits, together.sub_logits)
+    assert sum(passed) == 64 * passes
+    with torch.inference_mode():  # by the subclass's own branch
+        images = classifier._branches[1].prepare(tiny_data.images[:32])
+        alone = classifier._branches[1](classifier._branches[1].encode(images))
+    assert torch.equal(alone["sub"], together.sub_logits[:32])
 
 
 def test_models_and_banks_are_on_the_device_that_is_asked_for(

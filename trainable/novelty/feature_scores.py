@@ -112,12 +112,18 @@ class FeatureBank:
     def _precisions(self) -> tuple[torch.Tensor, torch.Tensor]:
         return self.precision_DD.double(), self.background_precision_DD.double()
 
+    @functools.cached_property
+    def _means(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Means of subclasses less the background's, and the same times the precision."""
+        mean_CD = self.mean_CD.double() - self.background_mean_D.double()
+        return mean_CD, mean_CD @ self._precisions[0]
+
     def _relative_mahalanobis(self, features_BD: torch.Tensor) -> torch.Tensor:
         # Both distances by way of differences to the background mean, which keeps digits.
         x_BD = features_BD - self.background_mean_D.double()
-        mean_CD = self.mean_CD.double() - self.background_mean_D.double()
+        mean_CD, rotated_CD = self._means
         precision_DD, background_precision_DD = self._precisions
-        rotated_BD, rotated_CD = x_BD @ precision_DD, mean_CD @ precision_DD
+        rotated_BD = x_BD @ precision_DD
         to_class_BC = (
             (rotated_BD * x_BD).sum(1, keepdim=True)
             - 2 * rotated_BD @ mean_CD.T
