@@ -1,5 +1,6 @@
-"""What happens to memory that is freed."""
+"""What happens to memory that is freed, and to threads that wait."""
 
+import os
 import subprocess
 import sys
 
@@ -39,3 +40,21 @@ def test_large_blocks_are_reused_instead_of_mapped_anew() -> None:
     }  # fmt: skip
     assert faults[True] < PAGES / 10
     assert faults[False] > 3 * PAGES  # else the system does it by itself, and ours is not needed
+
+
+@pytest.mark.parametrize("package", ["trainable", "results", "search"])
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
+)
+def test_threads_that_wait_give_way_unless_the_user_says_otherwise(
+    package: str, given: dict[str, str], expected: str | None
+) -> None:
+    """OpenMP reads it once, when torch is imported: so before that."""
+    code = f"import os, sys, {package}; assert 'torch' not in sys.modules"
+    names = {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}
+    env = {name: value for name, value in os.environ.items() if name not in names} | given
+    shown = "print(os.environ.get('GOMP_SPINCOUNT'))"
+    command = [sys.executable, "-c", f"{code}; {shown}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
+    assert done.stdout.strip() == str(expected)
