@@ -21,16 +21,10 @@ from results.mlflow_store import default_uri
 from results.record import RECORD_FILE, SearchRecord, study_url, trial_folder
 from results.report.tables import write_tables
 from results.terminal import plain_console
-from search.cluster.connect import (
-    Cluster,
-    check_address,
-    check_packages,
-    check_storage,
-    connected,
-    forget_cache,
-    ship_data,
-)
+from search.cluster.connect import Cluster, connected
 from search.cluster.executor import Job, SearchStoppedError, deadline_after, make_slots, run_trials
+from search.cluster.joined import check_address
+from search.cluster.nodes import check_packages, check_storage, forget_cache, ship_data
 from search.cluster.packing import find_packing, pilots
 from search.interrupts import Interrupts
 from search.outcome import (

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from ray.cluster_utils import Cluster
 
-from search.cluster.connect import authentication
+from search.cluster.settings import authentication
 
 
 @contextmanager

@@ -11,12 +11,13 @@ import pyarrow.fs
 from upath import UPath
 
 from results.record import trial_folder
-from search.cluster.connect import Cluster, ClusterError, Node
+from search.cluster.connect import Cluster, Node
+from search.cluster.settings import ClusterError
 from search.cluster.worker import run_trial
 from search.study.lock import LeaseLostError
 from search.study.study import Study
 
-from ray import tune  # isort: skip  (after search.cluster.connect, which sets what Ray reads)
+from ray import tune  # isort: skip  (after search.cluster.settings, which sets what Ray reads)
 from ray.exceptions import OutOfMemoryError  # isort: skip
 from ray.tune.schedulers import FIFOScheduler  # isort: skip
 from ray.tune.search import Searcher  # isort: skip

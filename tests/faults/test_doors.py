@@ -12,8 +12,9 @@ import psutil
 import pytest
 import ray
 
-from search.cluster import connect
-from search.cluster.connect import ClusterError, connected
+from search.cluster import own
+from search.cluster.connect import connected
+from search.cluster.settings import ClusterError
 from tests.outsider import outsider
 
 JOIN_LIMIT_S = 60
@@ -105,7 +106,7 @@ def test_folder_of_the_sockets_is_private_short_and_deleted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("RAY_TMPDIR", LONG_FOLDER)
-    with connect._sockets(print) as folder:
+    with own.sockets(print) as folder:
         assert stat.S_IMODE(Path(folder).stat().st_mode) == 0o700
         (Path(folder) / "log").touch()
     assert not Path(folder).exists()

@@ -18,7 +18,9 @@ from ray._private import services
 from ray.cluster_utils import Cluster
 from upath import UPath
 
-from search.cluster.connect import ClusterError, check_packages, check_storage, connected
+from search.cluster.connect import connected
+from search.cluster.nodes import check_packages, check_storage
+from search.cluster.settings import ClusterError
 from search.study.study import Trial
 from tests.clusters import ray_cluster
 from tests.faults import faulty

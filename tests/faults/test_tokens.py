@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import ray
 
-from search.cluster import connect
-from search.cluster.connect import ClusterError, connected
+from search.cluster import joined
+from search.cluster.connect import connected
+from search.cluster.settings import ClusterError
 from tests.outsider import outsider
 
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
@@ -158,12 +159,12 @@ def test_local_address_is_refused() -> None:
 def test_address_where_nothing_answers_is_refused_at_once(
     address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connect, "ANSWER_LIMIT_S", 0.1)
+    monkeypatch.setattr(joined, "ANSWER_LIMIT_S", 0.1)
     assert mistake(address).startswith(f"--address {address}: no Ray cluster answers there (")
 
 
 def test_address_of_something_else_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connect, "ANSWER_LIMIT_S", 0.5)
+    monkeypatch.setattr(joined, "ANSWER_LIMIT_S", 0.5)
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()

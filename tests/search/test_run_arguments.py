@@ -331,7 +331,7 @@ def test_password_is_neither_kept_nor_sent(folder: Path, cache: Path) -> None:
 
 def test_ray_is_told_no_password_of_the_command_line() -> None:
     code = (
-        "import search.cluster.connect, ray._private.utils as u; from ray._private import worker; "
+        "import search.cluster.settings, ray._private.utils as u; from ray._private import worker; "
         "print(worker.ray._private.utils.get_entrypoint_name())"
     )
     url = "postgresql://me:PLUGH@host/d"

@@ -7,7 +7,7 @@ import optuna
 import pytest
 from upath import UPath
 
-from search.cluster.connect import Cluster, ClusterError, Node
+from search.cluster.connect import Cluster, Node
 from search.cluster.executor import (
     Job,
     Searcher,
@@ -17,6 +17,7 @@ from search.cluster.executor import (
     deadline_after,
     make_slots,
 )
+from search.cluster.settings import ClusterError
 from search.space.space import load_space
 from search.study.study import Study
 
