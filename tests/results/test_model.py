@@ -11,7 +11,6 @@ from pathlib import Path
 
 import mlflow
 import numpy as np
-import pandas as pd
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -19,7 +18,7 @@ from upath import UPath
 
 from results import model
 from results.model import OUTPUTS, requirements
-from search.refit import _Registry
+from search.registration import Registration
 from tests.results.test_record import record
 from tests.trainable.factories import make_data
 from tests.trainable.test_classifier import save_by_hand
@@ -74,10 +73,9 @@ def registered(tmp_path_factory: pytest.TempPathFactory) -> Path:
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)  # MLflow puts artifacts beside its database
-        row = pd.Series({"number": 0, "config": config})
-        registry = _Registry(record(tracking_uri=uri), is_new=True)
+        registry = Registration(record(tracking_uri=uri), is_new=True)
         registry.prepare()
-        version = registry.register(row, UPath(folder / "refit"), data.images[:1])
+        version = registry.register(0, config, UPath(folder / "refit"), data.images[:1])
         client = mlflow.MlflowClient(uri)
         source = client.get_model_version_download_uri("asked", version)
         local = mlflow.artifacts.download_artifacts(

@@ -1,6 +1,5 @@
 """Which trial a refit takes, on which data, with which thresholds, and where it is registered."""
 
-import io
 import json
 import shutil
 from dataclasses import replace
@@ -14,14 +13,14 @@ import torch
 from mlflow import MlflowClient
 from optuna.trial import TrialState, create_trial
 from PIL import Image, ImageOps
-from rich.console import Console
 from upath import UPath
 
 from results.evaluate import promise_of
 from results.history import INTERVALS
 from results.predict import main as predict
 from results.record import SearchRecord, load_record, study_url, trial_folder
-from search.refit import RefitError, _chosen, _evaluate_built_in, common_rule, main
+from search.refit import main
+from search.retrain import RefitError, chosen, common_rule, evaluate_built_in
 from tests.results.test_record import record
 from tests.results.test_report import Search
 from tests.trainable.tiny import tiny_config, write_weights
@@ -47,7 +46,7 @@ def search(tmp_path: Path) -> Search:
 
 
 def test_best_mean_is_refitted_with_its_seeds_medians(search: Search) -> None:
-    row = _chosen(search.trials, search.record, None)
+    row = chosen(search.trials, search.record, None)
     assert (row["number"], row["config"].seed, row["seeds"]) == (1, 0, [1, 4, 6])
     assert row["best_epoch"] == 4
 
@@ -55,25 +54,25 @@ def test_best_mean_is_refitted_with_its_seeds_medians(search: Search) -> None:
 def test_median_epoch_of_an_even_number_of_seeds_is_whole(search: Search) -> None:
     for number in (0, 1):
         search.tell(lr=0.01 * (number + 1), seed=3, repeat_of=number, score=0.5, epoch=3)
-    row = _chosen(search.trials, search.record, None)
+    row = chosen(search.trials, search.record, None)
     assert row["best_epoch"] == 4  # of 2, 3, 4, 5
 
 
 def test_trial_that_is_asked_for_is_refitted_as_it_was(search: Search) -> None:
-    row = _chosen(search.trials, search.record, 1)
+    row = chosen(search.trials, search.record, 1)
     assert (row["number"], row["seeds"], row["best_epoch"]) == (1, [1], 2)
 
 
 def test_configuration_with_a_failed_seed_is_not_taken(search: Search) -> None:
     search.tell("FAIL", lr=0.02, seed=3, repeat_of=1)
     search.tell(lr=0.01, seed=3, repeat_of=0, score=0.1)
-    assert _chosen(search.trials, search.record, None)["number"] == 0
+    assert chosen(search.trials, search.record, None)["number"] == 0
 
 
 def test_best_trial_is_taken_where_no_configuration_has_every_seed(search: Search) -> None:
     for number in (0, 1):
         search.tell("FAIL", lr=0.01 * (number + 1), seed=3, repeat_of=number)
-    row = _chosen(search.trials, search.record, None)
+    row = chosen(search.trials, search.record, None)
     assert (row["number"], row["seeds"], row["best_epoch"]) == (0, [0], 9)
 
 
@@ -81,9 +80,9 @@ def test_search_without_a_complete_trial_is_refused(tmp_path: Path) -> None:
     search = Search(tmp_path)
     search.tell("FAIL")
     with pytest.raises(RefitError, match="no trial is COMPLETE"):
-        _chosen(search.trials, search.record, None)
+        chosen(search.trials, search.record, None)
     with pytest.raises(RefitError, match="no COMPLETE trial 7"):
-        _chosen(search.trials, search.record, 7)
+        chosen(search.trials, search.record, 7)
 
 
 def make_rule(**changes: Any) -> Rule:
@@ -303,11 +302,10 @@ def test_refit_of_the_built_in_data_says_what_was_promised_and_what_its_test_sho
         self_contained=True, promise=promise,
     )  # fmt: skip
     # Drawing the built-in data takes a quarter of a minute; this is a small one of the same kind.
-    monkeypatch.setattr("search.refit.synthetic_folder", lambda _: data)
-    console = Console(file=io.StringIO(), width=300)
-    _evaluate_built_in(search.record, target, promise, console)
-    assert isinstance(console.file, io.StringIO)
-    promised, found = console.file.getvalue().splitlines()
+    monkeypatch.setattr("search.retrain.synthetic_folder", lambda _: data)
+    lines: list[str] = []
+    evaluate_built_in(search.record, target, promise, lines.append)
+    promised, found = lines
     assert promised == "promised: score 0.900 (0.800-0.950)"
     written = json.loads((tmp_path / "refit" / "evaluation" / "evaluation.json").read_text())
     assert found.startswith(f"found: score {written['metrics']['score']:.3f} (")

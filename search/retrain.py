@@ -1,0 +1,281 @@
+"""The refit: which trial, by which rule, trained on every class for as long as was best."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pandas as pd
+from upath import UPath
+
+from results.evaluate import evaluate_images, promise_lines, write
+from results.history import searched, trials_frame
+from results.promise import comparable, intervals_of, promise_of_trials, rates_text
+from results.ranking import best_repeated, best_row, ranking_metric, repeated
+from results.record import SearchRecord, trial_folder
+from trainable.checkpoint import write_atomically
+from trainable.classifier import (
+    Classifier,
+    load_outputs,
+    save_classifier,
+)
+from trainable.config import TrialConfig
+from trainable.data.dataset import (
+    TEST_CSV,
+    Data,
+    folder_for_images,
+    load_data,
+    same_data,
+    synthetic_folder,
+)
+from trainable.data.splits import make_refit_pools
+from trainable.errors import UserError
+from trainable.novelty.rule import Rule, for_num_classes
+from trainable.novelty.thresholds import choose_rule
+from trainable.out_of_fold import Rejected, carried_over, pools_of_shares
+from trainable.train import Metrics, train
+
+ASKED_FILE = "refit.json"
+"""What a refitted classifier was trained by; written when it is whole."""
+
+
+class RefitError(UserError):
+    """A search without a trial that could be refitted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What is refitted: a configuration, and what the trials that ran it found."""
+
+    trial: int
+    """Number of the one that names the model."""
+    config: TrialConfig
+    epochs: int
+    """How long it trains: the best epoch, or the median of its seeds'."""
+    rule: Rule
+    """By which its answers go."""
+    rejected: Rejected
+    """What that rule rejects of the validation images."""
+    num_subclasses: int
+    """That the trials knew."""
+    promise: dict[str, float]
+    """What the trials let expect, as `results.promise` says."""
+
+
+def choose(
+    folder: UPath, record: SearchRecord, number: int | None, note: Callable[[str], None]
+) -> Choice:
+    """Return what to refit of a search, with the median thresholds of its seeds.
+
+    Args:
+        folder: Of the search.
+        record: Of the search.
+        number: Of a trial; null: the best one, by its mean where there are repeats.
+        note: Called with lines for a person.
+
+    Raises:
+        RefitError: There is no such trial, or none is COMPLETE.
+    """
+    trials = trials_frame(folder, record)
+    row = chosen(trials, record, number)
+    note(f"refit of trial {row['number']:05d}: {row['config'].describe()}")
+    if len(row["seeds"]) > 1:
+        note(f"the best mean over {len(row['seeds'])} seeds; their median thresholds")
+    numbers = sorted(row["seeds"], key=lambda each: each != row["number"])
+    configs = dict(zip(trials["number"], trials["config"], strict=True))
+    rules = [_rule(folder, each, configs[each]) for each in numbers]
+    outputs = load_outputs(trial_folder(folder, row["number"]))
+    return Choice(
+        trial=int(row["number"]),
+        config=row["config"],
+        epochs=int(row["best_epoch"]),
+        rule=common_rule([each for each, _ in rules]),
+        rejected=common_rejected(rules),
+        num_subclasses=outputs.sub_logits.shape[1] - 1,
+        promise=promise_of_trials(trials[trials["number"].isin(numbers)]),
+    )
+
+
+def chosen(trials: pd.DataFrame, record: SearchRecord, number: int | None) -> "pd.Series[Any]":
+    """Return the trial to refit: its row in `trials`, and `seeds`, the numbers of its repeats.
+
+    Where there are repeats and none is asked for, it is the original of the best mean, with the
+    median over its seeds of the best epoch, rounded.
+    """
+    if number is None:
+        best = best_repeated(repeated(trials), ranking_metric(record.metrics))
+        if best is not None:
+            seeds = best.by_seed
+            epoch = round(median(seeds["best_epoch"].astype(float)))
+            numbers = seeds["number"].tolist()
+            return pd.Series({**best.original, "best_epoch": epoch, "seeds": numbers})
+        row = best_row(searched(trials), record.metrics)
+        if row is None:
+            raise RefitError(f"{record.name}: no trial is COMPLETE, so there is nothing to refit")
+        return pd.Series({**row, "seeds": [row["number"]]})
+    rows = trials[(trials["number"] == number) & (trials["state"] == "COMPLETE")]
+    if not len(rows):
+        raise RefitError(f"{record.name}: there is no COMPLETE trial {number}")
+    return pd.Series({**rows.iloc[0], "seeds": [number]})
+
+
+def _rule(folder: UPath, number: int, config: TrialConfig) -> tuple[Rule, Rejected]:
+    """Return a trial's rule, chosen on all of its validation images, and what it rejects there."""
+    outputs = load_outputs(trial_folder(folder, number))
+    rule = choose_rule(outputs, config)
+    return rule, Rejected.by(rule, outputs)
+
+
+def common_rejected(rules: Sequence[tuple[Rule, Rejected]]) -> Rejected:
+    """Return the median shares that the rules with the scores of the first one reject."""
+    scores = (rules[0][0].super_score, rules[0][0].sub_score)
+    alike = [each for rule, each in rules if (rule.super_score, rule.sub_score) == scores]
+    by_superclass = zip(*(each.sub for each in alike), strict=True)
+    return Rejected(median(each.super for each in alike), tuple(map(median, by_superclass)))
+
+
+def common_rule(rules: Sequence[Rule]) -> Rule:
+    """Return the first rule, with the median thresholds of those that use the same scores.
+
+    One seed's threshold is fitted to the few validation images that this seed drew, and a mean
+    would follow the one seed whose threshold went astray.
+    """
+    first = rules[0]
+    scores = (first.super_score, first.sub_score)
+    alike = [rule for rule in rules if (rule.super_score, rule.sub_score) == scores]
+    return replace(
+        first,
+        tau_super=median(rule.tau_super for rule in alike),
+        tau_sub=tuple(median(taus) for taus in zip(*(rule.tau_sub for rule in alike), strict=True)),
+    )
+
+
+def refit_data(record: SearchRecord, note: Callable[[str], None]) -> Data:
+    """Return the data that the search had: its thresholds belong to those classes and images.
+
+    Raises:
+        UserError: They cannot be read, or are others by now.
+    """
+    with folder_for_images(_cache(record)) as images:
+        data = load_data(record.data, record.novel, images, note=note)
+    if same_data(record.data_fingerprint, data.fingerprint, note):
+        return data
+    raise RefitError(
+        f"{record.data} and {record.novel} are other data than the search had: their fingerprint "
+        f"was {record.data_fingerprint}, now it is {data.fingerprint}, and the thresholds found "
+        "belong to those. Bring them back (python -m search.run --resume "
+        f"--name {record.name} --data PATH --novel PATH, if they have moved), or start a new search"
+    )
+
+
+def retrain(
+    choice: Choice, record: SearchRecord, data: Data, target: UPath, note: Callable[[str], None]
+) -> None:
+    """Train, unless `target` holds what would come of it: of a refit that could not register.
+
+    Raises:
+        TrialError: The training cannot go on.
+    """
+    rule = for_num_classes(choice.rule, choice.num_subclasses, len(data.subclasses))
+    asked = {
+        "config": choice.config.to_dict(), "best_epoch": choice.epochs,
+        "rule": asdict(rule), "data": data.fingerprint, "weights": record.weights,
+        "cache": record.cache, "version": metadata.version("noveltune"),
+    }  # fmt: skip
+    content = json.dumps(asked, indent=2)
+    file = target / ASKED_FILE
+    if file.exists() and file.read_text() == content:
+        note(f"{target} is trained already; to train it again, delete that folder")
+        return
+    if file.exists():
+        file.unlink()
+    _train(replace(choice, rule=rule), record, data, target, note)
+    write_atomically(file, content.encode())
+
+
+def _train(
+    choice: Choice, record: SearchRecord, data: Data, target: UPath, note: Callable[[str], None]
+) -> None:
+    """Train on everything for as many epochs as were best; the answers go by the rule, carried
+    over.
+
+    The learning-rate schedule is that of the trial, ended early where its best epoch was.
+    """
+    rule, epochs = choice.rule, choice.epochs
+    config = replace(
+        choice.config, super_novelty_score=rule.super_score, sub_novelty_score=rule.sub_score
+    )
+    pools = make_refit_pools(data, config)
+    shares = pools_of_shares(data, config) if epochs else []
+    if shares:
+        note(
+            f"thresholds: by {len(shares)} further heads for each frozen one, each trained without "
+            "a share of the known images and asked about it"
+        )
+
+    def report(metrics: Metrics) -> None:
+        if epochs == 0:
+            return  # the heads as they were drawn
+        note(
+            f"epoch {metrics['epoch']:.0f}/{epochs}  train_loss {metrics['train_loss']:.3f}"
+            f"  {metrics['epoch_s']:.1f} s"
+        )
+
+    result = train(
+        config,
+        data,
+        report,
+        pools=pools,
+        cache=_cache(record),
+        full_precision=record.cache is None,
+        weights=Path(record.weights) if record.weights else None,
+        stop_after=epochs,
+        shares=shares,
+        note=note,
+    )
+    rule = carried_over(rule, choice.rejected, config, result.shares)
+    save_classifier(
+        target,
+        config,
+        data,
+        pools,
+        result.branches,
+        result.metrics,
+        rule,
+        result.banks,
+        self_contained=True,
+        promise=choice.promise,
+    )
+
+
+def _cache(record: SearchRecord) -> Path | None:
+    return Path(record.cache) if record.cache else None
+
+
+def say_promise(
+    choice: Choice, record: SearchRecord, target: UPath, note: Callable[[str], None]
+) -> None:
+    """Say what the trials promised; with the built-in data also what came of it."""
+    if record.data == "synthetic":
+        evaluate_built_in(record, target, choice.promise, note)
+    else:
+        note(f"promised: {rates_text(choice.promise, intervals_of(choice.promise))}")
+
+
+def evaluate_built_in(
+    record: SearchRecord, target: UPath, promise: dict[str, float], note: Callable[[str], None]
+) -> None:
+    """Say in two lines what was promised and what the built-in data's own test images show; write
+    the evaluation beside the model.
+    """
+    with folder_for_images(_cache(record)) as cache:
+        folder = synthetic_folder(cache)
+        found = evaluate_images(Classifier.load(target), str(folder), folder / TEST_CSV, note)
+    promise, told = comparable(promise, found.counts)
+    write(target / "evaluation", found, promise)
+    for line in (*promise_lines(found, promise), told):
+        if line:
+            note(line)
