@@ -20,7 +20,7 @@ from trainable.checkpoint import write_atomically
 from trainable.classifier import Classifier
 from trainable.data.dataset import image_blocks
 from trainable.data.pixels import check_whole
-from trainable.errors import DataError, Parser, UserError
+from trainable.errors import DataError, Parser, UserError, typed
 from trainable.novelty.intervals import interval_of
 from trainable.novelty.metrics import MAIN, METRICS
 from trainable.novelty.rule import Response, joined
@@ -31,7 +31,7 @@ SHOWN = 8
 
 def main(argv: list[str] | None = None) -> int:
     """Compare a model's answers with labels: metrics with 95% intervals, confusions, errors."""
-    parser = Parser(prog="python -m results.evaluate", description=main.__doc__)
+    parser = Parser(prog=typed("results.evaluate"), description=main.__doc__)
     add_model(parser.add_argument)
     parser.add_argument("--images", required=True, metavar="DIR|ZIP")
     parser.add_argument(

@@ -22,7 +22,7 @@ from trainable.checkpoint import write_atomically
 from trainable.classifier import INFO_FILE, Classifier
 from trainable.data.dataset import image_blocks
 from trainable.data.pixels import check_whole
-from trainable.errors import DataError, Parser, UserError, reason_of
+from trainable.errors import DataError, Parser, UserError, reason_of, typed
 
 COLUMNS = ["image", "superclass_index", "subclass_index"]
 MORE_COLUMNS = ["superclass", "subclass", "super_score", "sub_score"]
@@ -31,7 +31,7 @@ MORE_COLUMNS = ["superclass", "subclass", "super_score", "sub_score"]
 
 def main(argv: list[str] | None = None) -> int:
     """Predict every image and write one row each, in the numeric order of the names."""
-    parser = Parser(prog="python -m results.predict", description=main.__doc__)
+    parser = Parser(prog=typed("results.predict"), description=main.__doc__)
     add_model(parser.add_argument)
     parser.add_argument("--images", required=True, metavar="DIR|ZIP")
     parser.add_argument("--out", required=True, type=Path, metavar="FILE.csv")
@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
             raise DataError(f"--out {args.out}: there is no folder {args.out.parent}")
         classifier = load_model(args)
         broken: dict[str, str] = {}
-        table = _predict(classifier, args.images, broken)
+        table = predict_images(classifier, args.images, broken)
         if not args.skip_broken:
             remedy = "replace or remove each, or pass --skip-broken"
             check_whole({args.images: broken}, remedy)
@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _predict(classifier: Classifier, images: str, broken: dict[str, str]) -> pd.DataFrame:
+def predict_images(classifier: Classifier, images: str, broken: dict[str, str]) -> pd.DataFrame:
     """Return a row for each image, some of which are in memory at a time; see `image_blocks`."""
     tables = []
     for names, block in image_blocks(images, classifier.stored_size, broken):

@@ -1,3 +1,10 @@
 """Decides what to train and runs it on a cluster."""
 
+import sys
+from pathlib import Path
+
+if sys.argv[:1] == ["-m"] and Path(sys.path[0]) != (_root := Path(__file__).parents[1]):
+    # `python -m search.run`: a results.py in the working folder is not the package `results`.
+    sys.path[:] = [*sys.path[1:], str(_root), sys.path[0]]
+
 import trainable as trainable  # sets what OpenMP reads when torch is imported

@@ -24,6 +24,7 @@ from search.space.space import Space
 from search.space.suggestions import describe
 from trainable.config import TrialConfig
 from trainable.data.dataset import Data
+from trainable.errors import typed
 from trainable.novelty.metrics import METRICS
 from trainable.urls import public
 
@@ -89,8 +90,8 @@ def finish(
     if status == "FINISHED" and best is not None and not options.quiet:
         console.print(
             "Next:\n"
-            f"  python -m results.report --name {record.name}{where}\n"
-            f"  python -m search.refit --name {record.name}{where}\n"
+            f"  {typed('results.report')} --name {record.name}{where}\n"
+            f"  {typed('search.refit')} --name {record.name}{where}\n"
             + (f"  {uri} in a browser" if uri.startswith("http") else f"  mlflow ui{store}"),
         )
         if record.passwords_to_type:
@@ -136,7 +137,7 @@ def summary(
 
 def resume_command(options: Options, record: SearchRecord) -> str:
     """Return the command that goes on with the search as it was run now, as the last line."""
-    command = ["python", "-m", "search.run", "--resume", "--name", record.name]
+    command = [*typed("search.run").split(), "--resume", "--name", record.name]
     for flag in ("storage", "address", "concurrency", "cpus_per_trial", "gpus_per_trial"):
         if (value := getattr(options, flag)) is not None:
             value = value.absolute() if flag == "storage" else value

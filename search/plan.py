@@ -108,7 +108,7 @@ def plan(options: Options, tracking_uri: str) -> tuple[SearchRecord, Space, UPat
     else:
         assert options.space is not None
         file = options.space
-        name = options.name or _free_name(file.stem, options.storage)
+        name = options.name or free_name(file.stem, options.storage)
         folder = run_folder(name, options.storage)
         check_free(folder)
         record = _new_record(options, name, tracking_uri)
@@ -143,7 +143,8 @@ def check_free(folder: UPath) -> None:
         )
 
 
-def _free_name(stem: str, storage: UPath | None) -> str:
+def free_name(stem: str, storage: UPath | None) -> str:
+    """Return a name for a search of the space file `stem` that no other one has."""
     stem = re.sub(r"[^\w.-]+", "-", stem).lstrip(".-") or "search"
     name, number = stem, 2
     while run_folder(name, storage).exists():

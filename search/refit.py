@@ -9,7 +9,7 @@ from results.record import load_record, run_folder
 from results.terminal import plain_console
 from search.registration import Registration
 from search.retrain import choose, refit_data, retrain, say_promise
-from trainable.errors import Parser, TrialError, UserError
+from trainable.errors import Parser, TrialError, UserError, typed
 from trainable.memory import keep_freed_memory
 from trainable.urls import public
 
@@ -19,7 +19,7 @@ def main(argv: list[str] | None = None) -> int:
 
     Where configurations ran with several seeds, the best is the best mean.
     """
-    parser = Parser(prog="python -m search.refit", description=main.__doc__)
+    parser = Parser(prog=typed("search.refit"), description=main.__doc__)
     parser.add_argument("--name", required=True, help="of the search")
     add_stores(parser.add_argument)
     add_experiment(parser.add_argument)
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     store = "" if is_default else f" --tracking-uri {shlex.quote(public(record.tracking_uri))}"
     console.print(
         f"wrote {target}\nregistered models:/{record.name}/{version}\nNext:\n"
-        f"  python -m results.predict --model models:/{record.name}/{version} "
+        f"  {typed('results.predict')} --model models:/{record.name}/{version} "
         f"--images IMAGES --out submission.csv{store}",
     )
     return 0

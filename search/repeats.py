@@ -7,7 +7,7 @@ import pandas as pd
 from results.ranking import ranking_metric
 from results.record import Repeat, SearchRecord
 from trainable.config import TrialConfig
-from trainable.errors import UserError
+from trainable.errors import UserError, typed
 from trainable.novelty.metrics import METRICS
 
 
@@ -39,7 +39,7 @@ def planned(
     if num_ended < record.num_trials:
         raise RepeatError(
             f"{record.name}: {num_ended} of {record.num_trials} trials are finished, and --repeat "
-            f"ranks all: first run python -m search.run --resume --name {record.name}"
+            f"ranks all: first run {typed('search.run')} --resume --name {record.name}"
         )
     originals = _ranked(own[own["state"] == "COMPLETE"], ranking_metric(record.metrics))
     if not originals:

@@ -32,7 +32,7 @@ from trainable.data.dataset import (
     synthetic_folder,
 )
 from trainable.data.splits import make_refit_pools
-from trainable.errors import UserError
+from trainable.errors import UserError, typed
 from trainable.novelty.rule import Rule, for_num_classes
 from trainable.novelty.thresholds import choose_rule
 from trainable.out_of_fold import Rejected, carried_over, pools_of_shares
@@ -166,7 +166,7 @@ def refit_data(record: SearchRecord, note: Callable[[str], None]) -> Data:
     raise RefitError(
         f"{record.data} and {record.novel} are other data than the search had: their fingerprint "
         f"was {record.data_fingerprint}, now it is {data.fingerprint}, and the thresholds found "
-        "belong to those. Bring them back (python -m search.run --resume "
+        f"belong to those. Bring them back ({typed('search.run')} --resume "
         f"--name {record.name} --data PATH --novel PATH, if they have moved), or start a new search"
     )
 

@@ -1,17 +1,20 @@
 """python -m search.run: the command line, nothing else."""
 
 import argparse
+import json
 import os
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from upath import UPath
 
 from results.options import add_experiment, add_stores, check_stores
+from search.shipped import shipped, space_file
 from trainable.config import parse_settings
-from trainable.errors import Parser, UserError
+from trainable.errors import Parser, UserError, nearest, typed
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3600}
 
@@ -33,13 +36,56 @@ def main(argv: list[str] | None = None) -> int:
         return 130  # before the first trial: nothing to resume
 
 
-def _parser() -> Parser:
-    parser = Parser(
-        prog="python -m search.run",
+def called(
+    space: str | os.PathLike[str] | None, settings: Mapping[str, Any], options: Mapping[str, Any]
+) -> tuple[str, UPath | None]:
+    """Run a search for a caller in Python; return its name and storage.
+
+    Args:
+        space: As `--space` takes it; null: none given.
+        settings: Keys that are fixed for every trial.
+        options: The command's other options, by name.
+
+    Raises:
+        UserError: A mistake in what was asked.
+        TypeError: No option of that name.
+    """
+    parser = _parser(_Called)
+    known = {action.dest for action in parser._actions} - {"help", "space", "settings"}
+    words = [] if space is None else [f"--space={os.fspath(space)}"]
+    for key, value in options.items():
+        if key not in known:
+            raise TypeError(f"search() has no option {key!r}{nearest(key, known)}")
+        if value is not None and value is not False:
+            text = ",".join(value) if isinstance(value, list | tuple) else value
+            words.append(f"--{key.replace('_', '-')}" + ("" if value is True else f"={text}"))
+    words += [f"--set={key}={json.dumps(value)}" for key, value in settings.items()]
+    asked = _options(parser.parse_args(words))
+    from search.plan import Options, free_name
+    from search.session import run_search
+
+    storage = asked["storage"]
+    asked["name"] = asked["name"] or free_name(asked["space"].stem, storage)
+    run_search(Options(**asked))
+    return asked["name"], storage
+
+
+class _Called(Parser):
+    """The options of a call from Python, whose process outlives a mistake."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise `message`."""
+        raise UserError(message)
+
+
+def _parser(kind: type[Parser] = Parser) -> Parser:
+    parser = kind(
+        prog=typed("search.run"),
         description="Search for the best classifier that knows when to say novel.",
     )
     what = parser.add_argument_group("what is searched").add_argument
-    what("--space", type=UPath, metavar="FILE", help="space file, see spaces/")
+    what("--space", type=UPath, metavar="FILE|NAME",
+         help=f"space file, or a shipped one: {', '.join(shipped())}")  # fmt: skip
     what("--trials", type=int, metavar="N", help="trials in all, over the file's NUM_TRIALS")
     what("--epochs", type=int, metavar="N", help="epochs of every trial, over the file's EPOCHS")
     what("--metric", metavar="NAME", help="metric to optimise; several with commas: a Pareto front")
@@ -107,6 +153,7 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
     check_stores(args.storage, args.study, args.tracking_uri)
     return {
         **{k: v for k, v in vars(args).items() if k not in ("settings", "metric", "time_budget")},
+        "space": args.space and space_file(args.space),
         "top": _top(args.top),
         "metric": tuple(args.metric.split(",")) if args.metric else None,
         "fixed": parse_settings(args.settings),

@@ -5,6 +5,7 @@ import difflib
 import os
 import sys
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from trainable.urls import hidden
@@ -16,6 +17,14 @@ _SOURCES = ("--data", "--novel", "--images")
 """Options that are checked where they are read, also in a call from Python."""
 _MAX_REASON = 2000
 """Characters: no library or database says more, but a web server's error page may."""
+
+
+def typed(module: str) -> str:
+    """Return the command of a module as this process's user types: noveltune NAME, or python -m."""
+    program = Path(sys.argv[0] if sys.argv else "")
+    if "noveltune" not in (program.stem, program.parent.name):
+        return f"python -m {module}"
+    return "noveltune " + ("search" if module == "search.run" else module.partition(".")[2])
 
 
 class Parser(argparse.ArgumentParser):
@@ -37,11 +46,27 @@ class Parser(argparse.ArgumentParser):
                 word = word.removesuffix(value) + os.path.expanduser(value)  # noqa: PTH111 (a word)
             words.append(word)
             flag = word
+        _say_what_is_alike()
         return super().parse_args(words, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Print usage and message, and exit with 2."""
         super().error(hidden(message))
+
+
+def _say_what_is_alike() -> None:
+    """Name what Python would take for a package of ours if the commands did not prevent it."""
+    here, root = Path.cwd(), Path(__file__).parents[1]
+    if str(here) not in sys.path or here == root:
+        return
+    for name in ("search", "results", "trainable", "spaces"):
+        for file in (here / f"{name}.py", here / name / "__init__.py"):
+            if file.exists():
+                print(
+                    f"{file} has the name of a package of noveltune, and is not read: rename it, "
+                    "or start in another folder",
+                    file=sys.stderr,
+                )
 
 
 class _ToldError(Exception):

@@ -30,7 +30,7 @@ from trainable.classifier import (
 from trainable.config import BEST, FEATURE_SCORES, TASKS, Task, TrialConfig, parse_settings
 from trainable.data.dataset import Data, default_cache, folder_for_images, load_data
 from trainable.data.splits import Pools, make_folds, make_pools, true_classes
-from trainable.errors import Parser, TrialError, UserError, WeightsError, chosen
+from trainable.errors import Parser, TrialError, UserError, WeightsError, chosen, typed
 from trainable.memory import keep_freed_memory
 from trainable.model.branch import BranchModel
 from trainable.model.inputs import FORWARD_BATCH, FeatureInputs, inputs_for
@@ -749,7 +749,7 @@ def main(argv: list[str] | None = None) -> int:
     """Train one configuration and print its metrics; return the exit code."""
     from upath import UPath  # nothing else here needs it, and the GPU benchmark goes without
 
-    parser = Parser(prog="python -m trainable.train", description=main.__doc__)
+    parser = Parser(prog=typed("trainable.train"), description=main.__doc__)
     add = parser.add_argument
     add("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings")
     add("--data", default="synthetic", metavar="PATH|synthetic")

@@ -10,12 +10,12 @@ from results.options import add_stores, check_stores
 from results.record import SearchRecord, load_record, run_folder
 from results.report.tables import print_tables, write_tables
 from results.terminal import plain_console
-from trainable.errors import Parser, UserError
+from trainable.errors import Parser, UserError, typed
 
 
 def main(argv: list[str] | None = None) -> int:
     """Print a search's tables and write its pictures; return the exit code."""
-    parser = Parser(prog="python -m results.report", description=main.__doc__)
+    parser = Parser(prog=typed("results.report"), description=main.__doc__)
     parser.add_argument("--name", required=True, help="of the search")
     add_stores(parser.add_argument)
     args = parser.parse_args(argv)

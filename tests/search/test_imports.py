@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("search", "trainable", "results", "spaces")
+PACKAGES = ("noveltune", "search", "trainable", "results", "spaces")
 
 
 def imports_of(file: Path) -> set[str]:
@@ -38,7 +38,8 @@ def test_package_has_files_and_uses_others(package: str) -> None:
 @pytest.mark.parametrize(
     ("package", "others"),
     [
-        ("search", {"trainable", "results"}),
+        ("noveltune", {"search", "results", "trainable"}),
+        ("search", {"spaces", "trainable", "results"}),
         ("results", {"trainable"}),
         ("trainable", set()),
         ("spaces", {"trainable"}),

@@ -1,0 +1,5 @@
+"""python -m noveltune: the command, where it is not on the PATH."""
+
+from noveltune.command import run
+
+run()

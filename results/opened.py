@@ -1,0 +1,103 @@
+"""A search opened for a notebook: its trials, its best one, its models."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from upath import UPath
+
+from results.history import trials_frame
+from results.predict import predict_images
+from results.ranking import best_trial
+from results.record import RECORD_FILE, SearchRecord, load_record, run_folder
+from trainable.classifier import INFO_FILE, Classifier
+from trainable.data.pixels import check_whole
+from trainable.errors import DataError, nearest
+
+
+@dataclass(frozen=True)
+class OpenedSearch:
+    """A search by its folder. What is read is read anew, so a running one shows what it has."""
+
+    folder: UPath
+    record: SearchRecord
+    """What was asked."""
+
+    @property
+    def trials(self) -> pd.DataFrame:
+        """One row per trial, by number: see `results.load.trials_frame`.
+
+        Raises:
+            UserError: The study cannot be read.
+        """
+        return trials_frame(self.folder, self.record)
+
+    @property
+    def best(self) -> "pd.Series[Any] | None":
+        """The row of the best trial, by the best mean where there are repeats; or none yet."""
+        return best_trial(self.trials, self.record.metrics)
+
+    @property
+    def models(self) -> Mapping[str, UPath]:
+        """Folders of the models that are kept, by name: `trials/00003`, `refit/00003`."""
+        found = [
+            file.parent
+            for kind in ("trials", "refit")
+            for file in sorted(self.folder.glob(f"{kind}/*/{INFO_FILE}"))
+        ]
+        return {f"{folder.parent.name}/{folder.name}": folder for folder in found}
+
+    def load(self, model: str | None = None) -> Classifier:
+        """Return a model that answers.
+
+        Args:
+            model: One of `models`; null: the best trial's, refitted if that was done.
+
+        Raises:
+            UserError: There is none.
+        """
+        models = self.models
+        if model is None:
+            best = self.best
+            if best is None:
+                raise DataError(f"{self.folder}: no trial of this search is COMPLETE")
+            kinds = (f"{kind}/{int(best['number']):05d}" for kind in ("refit", "trials"))
+            model = next((each for each in kinds if each in models), "")
+        if model not in models:
+            known = ", ".join(models) or "none"
+            raise DataError(
+                f"{self.folder}: there is no model {model!r}{nearest(model, models)}; there are "
+                f"{known}"
+            )
+        weights = Path(self.record.weights) if self.record.weights else None
+        return Classifier.load(models[model], weights)
+
+    def predict(self, images: str | os.PathLike[str], model: str | None = None) -> pd.DataFrame:
+        """Return one row per image of a folder or zip: indices, names and scores of the answers.
+
+        Args:
+            images: A folder or .zip.
+            model: As `load` takes it.
+
+        Raises:
+            UserError: Images that are missing or broken.
+        """
+        broken: dict[str, str] = {}
+        table = predict_images(self.load(model), str(images), broken)
+        check_whole({str(images): broken}, "replace or remove each")
+        return table
+
+
+def open_search(search: str | os.PathLike[str]) -> OpenedSearch:
+    """Return the search in a folder, or of a name below `runs`.
+
+    Raises:
+        UserError: There is none, or its record is damaged.
+    """
+    folder = UPath(search)
+    if not (folder / RECORD_FILE).exists() and folder.name == str(folder):
+        folder = run_folder(folder.name, None)
+    return OpenedSearch(folder, load_record(folder).reached(None, None))

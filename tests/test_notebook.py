@@ -1,0 +1,75 @@
+"""Searches from Python: `noveltune.search` and `noveltune.open`, as a notebook calls them."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import noveltune
+from results.opened import OpenedSearch
+from trainable.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> OpenedSearch:
+    """A finished search in `runs/old` of the working folder."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(ROOT / "tests/assets/v0_1", tmp_path / "runs/old")
+    return noveltune.open("runs/old")
+
+
+def test_open_search_has_trials_the_best_and_models(old: OpenedSearch) -> None:
+    trials = old.trials
+    best = old.best
+    assert best is not None
+    complete = trials[trials["state"] == "COMPLETE"]
+    assert best["number"] in {*complete["number"]}
+    assert {*old.models} >= {f"trials/{number:05d}" for number in complete["number"]}
+    assert noveltune.open("old").models == old.models
+
+
+def test_models_of_an_open_search_predict(old: OpenedSearch, data: Path) -> None:
+    images = data / "test_images"
+    table = old.predict(images)
+    assert len(table) == len([*images.iterdir()])
+    assert table.columns[0] == "image"
+    assert table.equals(old.predict(images, f"trials/{int(old.best['number']):05d}"))
+
+
+def test_mistakes_in_a_call_are_exceptions_that_say_what_to_do(old: OpenedSearch) -> None:
+    with pytest.raises(UserError, match="no search of that name; there are: old"):
+        noveltune.open("runs/odl")
+    with pytest.raises(UserError, match=r"no model 'trials/0000'.*there are trials/00000, "):
+        old.load("trials/0000")
+    with pytest.raises(UserError, match=r"did you mean 'full_ablation'\?"):
+        noveltune.search("full_ablatoin")
+    with pytest.raises(TypeError, match=r"no option 'trails' \(did you mean 'trials'\?\)"):
+        noveltune.search("smoke", trails=3)
+    with pytest.raises(UserError, match="--trials: invalid int value: 'many'"):
+        noveltune.search("smoke", trials="many")
+    with pytest.raises(UserError, match=r"unknown key 'lrr' \(did you mean 'lr'\?\)"):
+        noveltune.search("smoke", settings={"lrr": 1.0})
+
+
+@pytest.mark.slow
+def test_cells_of_the_documentation_run_one_after_the_other(tmp_path: Path, data: Path) -> None:
+    page = (ROOT / "docs/notebook.md").read_text()
+    cells = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert len(cells) > 3
+    file = re.fullmatch(r"%%writefile (\S+)\n(.*)", cells[0], re.DOTALL)
+    assert file is not None
+    (tmp_path / file[1]).write_text(file[2])
+    (tmp_path / "photos").symlink_to(data / "test_images")
+    code = "\n".join(cells[1:])
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done
+    assert (tmp_path / "runs/heads/search.json").exists()
