@@ -197,7 +197,11 @@ def test_unknown_argument_exits_2(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_space_file_that_is_not_there_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     message = mistake(capsys, "--space", "other.py")
-    assert message == "--space other.py: cannot be read (No such file or directory)"
+    assert message == (
+        "--space other.py: there is no such file, and no shipped space of that name; shipped are "
+        "backbones, best_on_a_laptop, frozen_heads, full_ablation, paper, smoke, thresholds, "
+        "two_heads"
+    )
 
 
 @pytest.mark.parametrize(
