@@ -218,8 +218,8 @@ def _changed(record: SearchRecord, options: Options) -> SearchRecord:
             raise incomparable(f"--set {key}", before, options.fixed[key])
     record = record.reached(options.study, options.tracking_uri, options.experiment)
     changes: dict[str, Any] = {"fixed": record.fixed | options.fixed}
-    if options.epochs is not None:
-        changes["epochs"] = options.epochs
+    if options.epochs is not None or "epochs" in options.fixed:
+        changes["epochs"] = options.epochs  # the newest of both says
     for key in ("data", "novel"):
         if (value := getattr(options, key)) is not None:
             changes[key] = _absolute(key, value)

@@ -151,12 +151,19 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
             raise UserError(f"--{flag} must be 0 or more, but got {value}")
     _check_repeat(args)
     check_stores(args.storage, args.study, args.tracking_uri)
+    fixed = parse_settings(args.settings)
+    for flag in ("epochs", "seed"):
+        value = getattr(args, flag)
+        if value is not None and fixed.get(flag, value) != value:
+            raise UserError(
+                f"--{flag} {value} and --set {flag}={fixed[flag]} contradict each other"
+            )
     return {
         **{k: v for k, v in vars(args).items() if k not in ("settings", "metric", "time_budget")},
         "space": args.space and space_file(args.space),
         "top": _top(args.top),
         "metric": tuple(args.metric.split(",")) if args.metric else None,
-        "fixed": parse_settings(args.settings),
+        "fixed": fixed,
         "gpus_per_trial": _share(args.gpus_per_trial),
         "time_budget_s": _seconds(args.time_budget),
     }

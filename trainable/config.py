@@ -340,9 +340,10 @@ def parse_settings(settings: list[str]) -> dict[str, Any]:
     """Return the values of ``KEY=VALUE`` strings; a value is JSON, or else the bare string.
 
     Raises:
-        ConfigError: No ``=``, or an unknown key.
+        ConfigError: No ``=``, an unknown key, or two values of one key.
     """
     values: dict[str, Any] = {}
+    given: dict[str, str] = {}
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals:
@@ -350,9 +351,12 @@ def parse_settings(settings: list[str]) -> dict[str, Any]:
         if key not in _HINTS:
             raise ConfigError(f"--set {setting}: unknown key {key!r}{nearest(key, _HINTS)}")
         try:
-            values[key] = json.loads(text)
+            value = json.loads(text)
         except json.JSONDecodeError:
-            values[key] = text
+            value = text
+        if repr(values.setdefault(key, value)) != repr(value):
+            raise ConfigError(f"--set {given[key]} and --set {setting} contradict each other")
+        given[key] = setting
     return values
 
 

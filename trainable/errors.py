@@ -27,11 +27,34 @@ def typed(module: str) -> str:
     return "noveltune " + ("search" if module == "search.run" else module.partition(".")[2])
 
 
+class _Once(argparse.Action):
+    """Stores a value, and refuses another one: the last of two would win without a word."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Store `values` where nothing else was given."""
+        before = vars(parser).setdefault("given", {}).setdefault(self.dest, values)
+        if before != values:
+            raise argparse.ArgumentError(self, f"given twice, {before} and {values}: drop one")
+        setattr(namespace, self.dest, values)
+
+
 class Parser(argparse.ArgumentParser):
     """A command line whose mistakes show no password.
 
     A value that is empty, as of a variable that is not set, is no default; `~/` is the home folder.
+    An option that is given twice with different values is refused.
     """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        for action in (None, "store"):
+            self.register("action", action, _Once)
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse `args`, by default those of the process."""
@@ -47,6 +70,8 @@ class Parser(argparse.ArgumentParser):
             words.append(word)
             flag = word
         _say_what_is_alike()
+
+        vars(self)["given"] = {}
         return super().parse_args(words, namespace)
 
     def error(self, message: str) -> NoReturn:

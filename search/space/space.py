@@ -1,5 +1,6 @@
 """A space file, loaded and checked: what to try, how long, by which metric."""
 
+import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +30,9 @@ NEEDS = {
 MODULES_FOLDER = "space_modules"
 """In a search's folder: the modules that its space file imports, as they were. A resume takes these
 beside the file's copy, and the originals where `--space` names the original file."""
+
+MOST_WRONG = 3
+"""How many wrong settings are told from right ones; beyond that it is all of them."""
 
 SpaceFunction = Callable[[optuna.Trial], dict[str, Any]]
 
@@ -267,24 +271,43 @@ def _config(where: str, values: Mapping[str, Any], fixed: Mapping[str, Any]) -> 
     """Return the configuration with `fixed` over `values`; what is wrong is blamed on its source:
     `where`, or the setting without which there is nothing wrong.
     """
+    free = _without(values, fixed)
     try:
-        return TrialConfig.from_dict({**_without(values, fixed), **fixed})
+        return TrialConfig.from_dict({**free, **fixed})
     except ConfigError as error:
-        for key, value in fixed.items():
-            rest = {k: v for k, v in fixed.items() if k != key}
-            # Without all fixed keys: what `space` was given for a fixed parameter, it returns.
-            if _is_config({**_without(values, fixed), **rest}):
-                given = f"--epochs {value}" if key == "epochs" else f"--set {key}={_typed(value)}"
-                raise SpaceError(f"{given}: {error}") from error
-        raise SpaceError(f"{where}{error}") from error
+        wrong = _wrong(free, fixed)
+        right = {k: v for k, v in {**free, **fixed}.items() if k not in wrong}
+        told = []
+        for key in wrong:
+            value = fixed[key]
+            given = f"--epochs {value}" if key == "epochs" else f"--set {key}={_typed(value)}"
+            if mistake := _mistake({**right, key: value}):
+                told.append(f"{given}: {mistake}")
+        raise SpaceError("; ".join(told) or f"{where}{error}") from error
 
 
-def _is_config(values: Mapping[str, Any]) -> bool:
+def _wrong(free: Mapping[str, Any], fixed: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the fewest of the fixed keys without which there is nothing wrong, if there are such.
+
+    Args:
+        free: The other keys. What `space` was given for a fixed parameter, it returns.
+        fixed: Those with a value of their own.
+    """
+    for number in sorted({*range(1, MOST_WRONG + 1), len(fixed)}):
+        keys: tuple[str, ...]
+        for keys in itertools.combinations(fixed, number):
+            if not _mistake({k: v for k, v in {**free, **fixed}.items() if k not in keys}):
+                return keys
+    return ()
+
+
+def _mistake(values: Mapping[str, Any]) -> ConfigError | None:
+    """Return what is wrong with a configuration."""
     try:
         TrialConfig.from_dict(values)
-    except ConfigError:
-        return False
-    return True
+    except ConfigError as error:
+        return error
+    return None
 
 
 def _typed(value: Any) -> str:

@@ -1,5 +1,6 @@
 """A mistake in what was asked is one line on standard error, exit code 2, and nothing is left."""
 
+import importlib
 import json
 import re
 import shlex
@@ -130,6 +131,18 @@ def files_in(folder: Path) -> dict[str, bytes]:
             )
         ],
         (["--space", "asked.py", "--set", "alpha"], "--set takes KEY=VALUE, but got 'alpha'"),
+        (
+            ["--space", "asked.py", "--set", "lr=0.1", "--set", "lr=0.2"],
+            "--set lr=0.1 and --set lr=0.2 contradict each other",
+        ),
+        (
+            ["--space", "asked.py", "--epochs", "3", "--set", "epochs=2"],
+            "--epochs 3 and --set epochs=2 contradict each other",
+        ),
+        (
+            ["--space", "asked.py", "--seed", "2", "--set", "seed=1"],
+            "--seed 2 and --set seed=1 contradict each other",
+        ),
     ],
 )
 def test_argument_that_cannot_be_meant_is_refused(
@@ -209,12 +222,37 @@ def test_space_file_that_is_not_there_is_named(capsys: pytest.CaptureFixture[str
     [
         ("alpha=-1", "--set alpha=-1: `0 <= alpha <= 1000` must hold, but got -1.0"),
         ("alpha=big", "--set alpha=big: `alpha` must be float, but got 'big'"),
+        (
+            "alpha=big --set lr=-1",
+            "--set alpha=big: `alpha` must be float, but got 'big'; "
+            "--set lr=-1: `1e-08 <= lr <= 10` must hold, but got -1.0",
+        ),
     ],
 )
 def test_set_to_a_bad_value_is_refused(
     capsys: pytest.CaptureFixture[str], setting: str, message: str
 ) -> None:
-    assert mistake(capsys, "--space", "asked.py", "--set", setting) == message
+    assert mistake(capsys, "--space", "asked.py", "--set", *setting.split()) == message
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "search.run --epochs 3 --epochs 2",
+        "search.run --data here --dat there",
+        "search.refit --name a --name=b",
+        "results.predict --model a --model b",
+        "trainable.train --metric score --metric seen_sub",
+    ],
+)
+def test_option_with_two_values_is_refused_and_both_are_named(
+    capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    module, flag, first, *second = command.replace("=", " ").split()
+    with pytest.raises(SystemExit, match="2"):
+        importlib.import_module(module).main(command.split()[1:])
+    expected = f"argument {flag}: given twice, {first} and {second[-1]}: drop one\n"
+    assert capsys.readouterr().err.endswith(expected)
 
 
 def test_unknown_metric_is_refused_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
@@ -703,6 +741,16 @@ def test_resume_with_a_space_that_judges_otherwise_is_refused(
         "Resume without the change, or start a new search"
     )
     assert files_in(folder) == before
+
+
+def test_newest_number_of_epochs_holds_however_it_is_given(folder: Path) -> None:
+    kept_search(folder, "first", epochs=3, fixed={}, protocol=PROTOCOL)
+    options = Options(resume=True, name="first", fixed={"epochs": 2})
+    record, space, _ = asked_of(options)
+    assert {config.epochs for config in space.samples} == {2}
+    kept_search(folder, "second", epochs=record.epochs, fixed=record.fixed, protocol=PROTOCOL)
+    _, space, _ = asked_of(Options(resume=True, name="second", epochs=4, fixed={}))
+    assert {config.epochs for config in space.samples} == {4}
 
 
 def test_resume_may_repeat_the_metric_of_a_first_start_over_the_files(folder: Path) -> None:
