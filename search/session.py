@@ -42,12 +42,19 @@ from search.progress import Progress
 from search.space.space import Space
 from search.start import New, taken_back
 from search.study.lock import Check, LeaseLostError, only_driver
-from search.study.storage import StudyError, create_study, open_study, with_distributions
+from search.study.storage import (
+    STORAGE_ERRORS,
+    StudyError,
+    create_study,
+    open_study,
+    with_distributions,
+)
 from search.study.study import Study
 from search.tracking import SearchInfo, Tracker
 from trainable.checkpoint import drop_checkpoints
 from trainable.data.dataset import Data, folder_for_images, load_data
-from trainable.urls import public
+from trainable.errors import reason_of
+from trainable.urls import hidden, public
 
 
 def run_search(options: Options) -> int:
@@ -100,22 +107,28 @@ def _search(
             new.remove(only_empty=True)
         raise
     resume = resume_command(options, record)
-    with only_driver(folder, study) as check:
-        if not options.resume:
-            check_free(folder)  # another start may have been faster
-        with (
-            taken_back(study, new),
-            Interrupts(resume, sys.stderr if options.json else sys.stdout) as interrupts,
-        ):
-            record = with_repeats(record, folder, options)
-            retold = with_distributions(study, space.distributions)
-            record = replace(record, study_name=retold.study_name)
-            space.save(folder, record.space_file)
-            record.save(folder)
-            outcome = _run(
-                options, record, retold, space, data, cache, folder, console, interrupts, check
-            )
-        return finish(options, record, folder, outcome, time.monotonic() - start_s)
+    output = sys.stderr if options.json else sys.stdout
+    try:
+        with only_driver(folder, study) as check:
+            if not options.resume:
+                check_free(folder)  # another start may have been faster
+            with taken_back(study, new), Interrupts(resume, output) as interrupts:
+                record = with_repeats(record, folder, options)
+                retold = with_distributions(study, space.distributions)
+                record = replace(record, study_name=retold.study_name)
+                space.save(folder, record.space_file)
+                record.save(folder)
+                outcome = _run(
+                    options, record, retold, space, data, cache, folder, console, interrupts, check
+                )
+            return finish(options, record, folder, outcome, time.monotonic() - start_s)
+    except STORAGE_ERRORS as error:
+        reason = reason_of(error.__cause__ or error)  # Optuna's hold the database's
+        lost = f"stopped: the study {url} cannot be used any more: {reason}"
+        plain_console(stderr=True).print(hidden(lost))
+        if (folder / RECORD_FILE).exists():
+            print(resume, file=output, flush=True)
+        return 1
 
 
 def _run(
@@ -198,8 +211,11 @@ def _run(
         status = "FAILED"
     except LeaseLostError:
         raise  # what MLflow shows is the other driver's
-    except BaseException:
-        tracker.close("KILLED", [], within_s=5)
+    except BaseException as error:
+        if not study.trials:
+            tracker.take_back()
+        is_failure = isinstance(error, Exception)
+        tracker.close("FAILED" if is_failure else "KILLED", [], within_s=5)
         raise
     tables = write_tables(folder, trials_frame(folder, record), record)
     if not tracker.close(status, tables, within_s=5 if interrupts.requested() else 60):

@@ -62,8 +62,8 @@ def taken_back(study: optuna.Study, new: New | None) -> Iterator[None]:
     """
     try:
         yield
-    except LeaseLostError:
-        raise
+    except (LeaseLostError, *STORAGE_ERRORS):
+        raise  # nothing can be looked up or taken back there
     except BaseException:
         with contextlib.suppress(*STORAGE_ERRORS):
             if new and not study.get_trials(deepcopy=False):

@@ -1,5 +1,6 @@
 """What people look at: one MLflow run per trial under one parent run, through outages."""
 
+import contextlib
 import json
 import logging
 import tempfile
@@ -72,6 +73,8 @@ class Tracker:
         self._changed = threading.Condition()
         self._tries: dict[int, int] = {}
         self._is_closing = self._has_arrived = False
+        self._made_parent_id: str | None = None
+        self._is_taken_back = False
         self._last_failure = ""
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
 
@@ -91,7 +94,7 @@ class Tracker:
                 self._parent_id = parents[0].info.run_id
                 self._client.update_run(self._parent_id, status="RUNNING")
             else:
-                self._parent_id = self._create_parent()
+                self._parent_id = self._made_parent_id = self._create_parent()
             self._describe_parent(data)
             self._log_files(self._parent_id, artifacts)
             for run in self._find("trial"):
@@ -124,6 +127,14 @@ class Tracker:
         if self._thread.is_alive():
             self._thread.join(within_s)
         return self._has_arrived
+
+    def take_back(self) -> None:
+        """Delete the parent run if this start made it: it failed before there was a trial."""
+        if self._made_parent_id is None:
+            return
+        with contextlib.suppress(Exception):  # stores raise types of their own; `close` tells
+            self._client.delete_run(self._made_parent_id)
+            self._is_taken_back = True
 
     def _work(self) -> None:
         failures = 0
@@ -207,6 +218,8 @@ class Tracker:
 
     def _send_end(self) -> None:
         assert self._end is not None
+        if self._is_taken_back:
+            return
         self._log_files(self._parent_id, self._end.artifacts)
         for run in self._find("trial"):
             if run.info.status == "RUNNING":

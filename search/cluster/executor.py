@@ -15,6 +15,7 @@ from search.cluster.connect import Cluster, Node
 from search.cluster.settings import ClusterError
 from search.cluster.worker import run_trial
 from search.study.lock import LeaseLostError
+from search.study.storage import STORAGE_ERRORS
 from search.study.study import Study
 
 from ray import tune  # isort: skip  (after search.cluster.settings, which sets what Ray reads)
@@ -133,6 +134,7 @@ def run_trials(
     Raises:
         SearchStoppedError: Ten trials in a row failed.
         LeaseLostError: Another driver runs the search.
+        STORAGE_ERRORS: The study's database went away, and did not come back in time.
     """
     scheduler = _StudyScheduler(study, note)
     alone = replace(slots, concurrency=1, gpus_per_trial=float(math.ceil(slots.gpus_per_trial)))
@@ -146,8 +148,8 @@ def run_trials(
             if not scheduler.set_aside or should_stop() or scheduler.is_hopeless:
                 break
         except Exception as error:
-            if (lost := _behind(error, LeaseLostError)) is not None:
-                raise lost from error
+            if (lost := _behind(error, (LeaseLostError, *STORAGE_ERRORS))) is not None:
+                raise lost from lost.__cause__
             if _behind(error, OutOfMemoryError) is None:
                 raise
             if is_retrying:
@@ -174,7 +176,9 @@ def _times(share: float, whole: float) -> int:
     return int(whole / share + 1e-9)
 
 
-def _behind(error: BaseException | None, kind: type[BaseException]) -> BaseException | None:
+def _behind(
+    error: BaseException | None, kind: type[BaseException] | tuple[type[BaseException], ...]
+) -> BaseException | None:
     """Return the error of a `kind` that is behind `error`: Tune wraps them in its own."""
     while error is not None and not isinstance(error, kind):
         error = error.__cause__ or error.__context__

@@ -165,7 +165,7 @@ def _leased(engine: sa.Engine, study: str) -> Iterator[Check]:
         ended.set()
         thread.join()
         with contextlib.suppress(DBAPIError):  # it ends by itself
-            patiently(release)
+            release()
 
 
 def _take(engine: sa.Engine, study: str, holder: str, me: _Me) -> None:

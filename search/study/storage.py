@@ -2,8 +2,9 @@
 
 import itertools
 import sqlite3
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,6 +24,8 @@ from trainable.urls import public
 
 RETRY_S = (0.1, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
 """Waits between the tries of one call: half a minute, in which a server can restart."""
+OPEN_RETRY_S = RETRY_S[:4]
+"""The same where a database is opened: a wrong URL shall be known in seconds."""
 
 STORAGE_ERRORS = (SQLAlchemyError, optuna.exceptions.StorageInternalError)
 """What a database that is away, full or damaged raises."""
@@ -43,7 +46,7 @@ class Storage(optuna.storages.RDBStorage):
             options["connect_args"] = {"timeout": 60}
         else:
             options["pool_pre_ping"] = True
-        super().__init__(url, engine_kwargs=options)
+        patiently(lambda: super(Storage, self).__init__(url, engine_kwargs=options), OPEN_RETRY_S)
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Any = None) -> bool:
         """Set the state; a try whose answer was lost may have done it."""
@@ -86,16 +89,34 @@ for _name in _REPEATABLE:
     setattr(Storage, _name, _repeatable(_name))
 
 
-def patiently(call: Callable[[], T]) -> T:
-    """Return what `call` returns, trying again while the database cannot be reached."""
-    for wait_s in RETRY_S:
-        try:
-            return call()
-        except STORAGE_ERRORS as error:
-            if not is_cut(error):
-                raise
-            time.sleep(wait_s)
-    return call()
+def patiently(call: Callable[[], T], waits_s: Sequence[float] = RETRY_S) -> T:
+    """Return what `call` returns, trying again while the database cannot be reached.
+
+    Within `call` nothing else is patient: the waits would be multiplied.
+    """
+    if _patience.is_on:
+        return call()
+    _patience.is_on = True
+    try:
+        for wait_s in waits_s:
+            try:
+                return call()
+            except STORAGE_ERRORS as error:
+                if not is_cut(error):
+                    raise
+                time.sleep(wait_s)
+        return call()
+    finally:
+        _patience.is_on = False
+
+
+class _Patience(threading.local):
+    """Whether this thread is within a call that is tried again."""
+
+    is_on = False
+
+
+_patience = _Patience()
 
 
 def is_cut(error: BaseException | None) -> bool:

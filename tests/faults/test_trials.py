@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from search.cluster.executor import MAX_RERUNS, SearchStoppedError
+from search.study.storage import STORAGE_ERRORS
+from search.study.study import Trial
 from tests.faults import faulty
 from tests.faults.conftest import SmallSearch
 
@@ -82,3 +84,14 @@ def test_a_slow_search_stores_no_features_and_reuses_no_process(
     assert len({file.name for file in search.folder.rglob("process_*")}) == num_processes
     stored = {path.name for path in search.cache.iterdir()} - {"digests"}  # of older files only
     assert stored == ({"data", "features"} if is_fast else {"data"})
+
+
+def test_a_database_that_goes_away_for_good_ends_the_search_with_its_own_error(
+    small_search: SmallSearch,
+) -> None:
+    def damage(trial: Trial) -> None:
+        if trial.epochs:
+            (small_search.folder / "study.db").write_bytes(b"no database" * 10_000)
+
+    with pytest.raises(STORAGE_ERRORS, match="file is not a database"):
+        small_search.run(2, observers=[damage])

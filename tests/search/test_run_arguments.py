@@ -875,6 +875,30 @@ def test_failure_after_a_trial_was_asked_for_keeps_the_search(
     }
 
 
+def test_database_that_goes_away_for_good_is_one_line_and_the_command_that_resumes(
+    capsys: pytest.CaptureFixture[str],
+    folder: Path,
+    data: Path,
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sources = ["--data", str(data), "--novel", str(data / "novel_images"), "--cache", str(cache)]
+
+    def cut_short(options: object, record: object, study: optuna.Study, *args: object) -> str:
+        study.ask()
+        (folder / "mine.db").write_bytes(b"no database" * 1000)
+        raise AssertionError(study.ask())
+
+    monkeypatch.setattr("search.session._run", cut_short)
+    command = ["--space", "asked.py", "--name", "again", "--study", "sqlite:///mine.db"]
+    assert main([*command, *sources]) == 1
+    said = capsys.readouterr()
+    (line,) = said.err.splitlines()
+    url = f"sqlite:///{folder / 'mine.db'}"
+    assert line == f"stopped: the study {url} cannot be used any more: file is not a database"
+    assert said.out.endswith("\npython -m search.run --resume --name again\n")
+
+
 # --- What is printed -----------------------------------------------------------------------------
 
 

@@ -292,6 +292,22 @@ def test_resumed_search_goes_on_in_the_same_runs(opened: Opener, shown: Shown) -
     assert shown.steps(0) == [1, 2, 3]
 
 
+def test_search_that_could_not_start_is_not_shown(opened: Opener, shown: Shown) -> None:
+    tracker = opened()
+    tracker.take_back()
+    tracker.close("FAILED", [])
+    assert shown.runs("parent") == []
+
+
+def test_search_that_could_not_be_resumed_is_shown_as_before(opened: Opener, shown: Shown) -> None:
+    first = opened()
+    assert first.close("KILLED", [])
+    second = opened()
+    second.take_back()
+    assert second.close("FAILED", [])
+    assert shown.parent.info.status == "FAILED"
+
+
 def test_finished_trial_is_left_alone_by_a_resume(opened: Opener, shown: Shown) -> None:
     first = opened()
     first.update(complete())
