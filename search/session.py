@@ -16,6 +16,7 @@ import optuna
 from rich.console import Console
 from upath import UPath
 
+from results.database import STORAGE_ERRORS
 from results.history import trials_frame
 from results.mlflow_store import default_uri
 from results.record import RECORD_FILE, SearchRecord, study_url, trial_folder
@@ -42,13 +43,7 @@ from search.progress import Progress
 from search.space.space import Space
 from search.start import New, taken_back
 from search.study.lock import Check, LeaseLostError, only_driver
-from search.study.storage import (
-    STORAGE_ERRORS,
-    StudyError,
-    create_study,
-    open_study,
-    with_distributions,
-)
+from search.study.storage import StudyError, create_study, open_study, with_distributions
 from search.study.study import Study
 from search.tracking import SearchInfo, Tracker
 from trainable.checkpoint import drop_checkpoints

@@ -11,9 +11,9 @@ import optuna
 from sqlalchemy import make_url
 from upath import UPath
 
+from results.database import STORAGE_ERRORS
 from results.record import RECORD_FILE
 from search.study.lock import LeaseLostError
-from search.study.storage import STORAGE_ERRORS
 
 
 @dataclass(frozen=True, kw_only=True)

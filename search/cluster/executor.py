@@ -10,12 +10,12 @@ from typing import Any
 import pyarrow.fs
 from upath import UPath
 
+from results.database import STORAGE_ERRORS
 from results.record import trial_folder
 from search.cluster.connect import Cluster, Node
 from search.cluster.settings import ClusterError
 from search.cluster.worker import run_trial
 from search.study.lock import LeaseLostError
-from search.study.storage import STORAGE_ERRORS
 from search.study.study import Study
 
 from ray import tune  # isort: skip  (after search.cluster.settings, which sets what Ray reads)

@@ -10,11 +10,11 @@ import optuna
 from optuna.distributions import BaseDistribution
 from upath import UPath
 
+from results.database import STORAGE_ERRORS
 from search.space.dry_trials import dry_trials
 from search.space.file import SpaceError, check_names, execute, line_of, read, time_limit
 from search.space.modules import UserModule
 from search.space.suggestions import AskedTrial, InsideTrial, unprefixed
-from search.study.storage import STORAGE_ERRORS
 from trainable.checkpoint import write_atomically
 from trainable.config import TrialConfig
 from trainable.errors import ConfigError, nearest

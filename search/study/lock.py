@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from upath import UPath
 
-from search.study.storage import patiently
+from results.database import patiently
 from trainable.errors import UserError
 
 LEASE_S = 60.0

@@ -1,20 +1,15 @@
-"""Optuna's storage in a database, over connections that may be cut; studies in it."""
+"""Studies in Optuna's storage: created, opened, and told anew with other choices."""
 
 import itertools
-import sqlite3
-import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, check_distribution_compatibility
-from optuna.trial import TrialState
 from sqlalchemy import make_url
-from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 
+from results.database import STORAGE_ERRORS, Storage
 from results.history import TRIAL_STEPS
 from results.record import password_hint
 from trainable.errors import UserError, reason_of
@@ -22,113 +17,9 @@ from trainable.novelty.metrics import METRICS
 from trainable.schema import SCHEMA, schema_of, stamp, upgraded
 from trainable.urls import public
 
-RETRY_S = (0.1, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
-"""Waits between the tries of one call: half a minute, in which a server can restart."""
-OPEN_RETRY_S = RETRY_S[:4]
-"""The same where a database is opened: a wrong URL shall be known in seconds."""
-
-STORAGE_ERRORS = (SQLAlchemyError, optuna.exceptions.StorageInternalError)
-"""What a database that is away, full or damaged raises."""
-
-T = TypeVar("T")
-
 
 class StudyError(UserError):
     """A study that cannot be created, opened or continued."""
-
-
-class Storage(optuna.storages.RDBStorage):
-    """Tries again where the connection was cut, whatever is the same when done twice."""
-
-    def __init__(self, url: str) -> None:
-        options: dict[str, Any] = {}
-        if url.startswith("sqlite"):
-            options["connect_args"] = {"timeout": 60}
-        else:
-            options["pool_pre_ping"] = True
-        patiently(lambda: super(Storage, self).__init__(url, engine_kwargs=options), OPEN_RETRY_S)
-
-    def set_trial_state_values(self, trial_id: int, state: TrialState, values: Any = None) -> bool:
-        """Set the state; a try whose answer was lost may have done it."""
-        is_again = False
-
-        def once() -> bool:
-            nonlocal is_again
-            is_first, is_again = not is_again, True
-            try:
-                return super(Storage, self).set_trial_state_values(trial_id, state, values)
-            except optuna.exceptions.UpdateFinishedTrialError:
-                if is_first or self.get_trial(trial_id).state != state:
-                    raise
-                return True
-
-        return patiently(once)
-
-
-# Reads, and writes of one value under one key. Not among them: what makes a trial or a study,
-# where a second one might appear; `Study.next` looks for a trial whose making was not answered.
-_REPEATABLE = (
-    "get_study_id_from_name", "get_study_name_from_id", "get_study_directions",
-    "get_study_user_attrs", "get_study_system_attrs", "get_all_studies", "get_trial",
-    "get_trial_id_from_study_id_trial_number", "get_trial_param", "get_all_trials", "_get_trials",
-    "set_study_user_attr", "set_study_system_attr", "set_trial_param", "_set_trial_param",
-    "set_trial_intermediate_value", "set_trial_user_attr", "set_trial_system_attr",
-)  # fmt: skip
-
-
-def _repeatable(name: str) -> Callable[..., Any]:
-    method = getattr(optuna.storages.RDBStorage, name)
-
-    def call(self: Storage, *args: Any, **kwargs: Any) -> Any:
-        return patiently(partial(method, self, *args, **kwargs))
-
-    return call
-
-
-for _name in _REPEATABLE:
-    setattr(Storage, _name, _repeatable(_name))
-
-
-def patiently(call: Callable[[], T], waits_s: Sequence[float] = RETRY_S) -> T:
-    """Return what `call` returns, trying again while the database cannot be reached.
-
-    Within `call` nothing else is patient: the waits would be multiplied.
-    """
-    if _patience.is_on:
-        return call()
-    _patience.is_on = True
-    try:
-        for wait_s in waits_s:
-            try:
-                return call()
-            except STORAGE_ERRORS as error:
-                if not is_cut(error):
-                    raise
-                time.sleep(wait_s)
-        return call()
-    finally:
-        _patience.is_on = False
-
-
-class _Patience(threading.local):
-    """Whether this thread is within a call that is tried again."""
-
-    is_on = False
-
-
-_patience = _Patience()
-
-
-def is_cut(error: BaseException | None) -> bool:
-    """Return whether a connection was cut or refused; nothing else is worth another try."""
-    while error is not None and not isinstance(error, DBAPIError):
-        error = error.__cause__
-    if error is None or isinstance(error.orig, sqlite3.Error):
-        return False  # a file, and Optuna's timeout has passed
-    code = getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)
-    is_refused = isinstance(error, OperationalError) and code is None
-    # 08: connection exceptions; 57P: the server shuts down, has crashed or starts.
-    return error.connection_invalidated or is_refused or str(code).startswith(("08", "57P"))
 
 
 def create_study(url: str, name: str, metrics: tuple[str, ...]) -> optuna.Study:

@@ -11,12 +11,12 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
+from results.database import patiently
 from results.history import TRIAL_STEPS
 from results.record import Repeat
 from search.space.file import SpaceError
 from search.space.space import Space
 from search.study.sampler import make_sampler
-from search.study.storage import patiently
 from trainable.config import TrialConfig
 from trainable.schema import schema_of, upgraded
 from trainable.train import best_epoch

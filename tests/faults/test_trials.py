@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from results.database import STORAGE_ERRORS
 from search.cluster.executor import MAX_RERUNS, SearchStoppedError
-from search.study.storage import STORAGE_ERRORS
 from search.study.study import Trial
 from tests.faults import faulty
 from tests.faults.conftest import SmallSearch

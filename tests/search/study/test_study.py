@@ -16,11 +16,12 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from results.database import Storage
 from results.record import Repeat
 from search.space.space import Space, load_space
 from search.study.lock import LeaseLostError
 from search.study.sampler import _Learnable
-from search.study.storage import Storage, StudyError, create_study, open_study, with_distributions
+from search.study.storage import StudyError, create_study, open_study, with_distributions
 from search.study.study import RUNG_FRACTION, Study, Trial
 from trainable.config import TrialConfig
 from trainable.schema import SCHEMA, SchemaError, stamp
