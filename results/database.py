@@ -3,23 +3,33 @@
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import optuna
 from optuna.trial import TrialState
+from sqlalchemy import make_url
 from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 
-RETRY_S = (0.1, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
+RETRY_S = (0.1, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
 """Waits between the tries of one call: half a minute, in which a server can restart."""
-OPEN_RETRY_S = RETRY_S[:4]
+OPEN_RETRY_S = RETRY_S[:6]
 """The same where a database is opened: a wrong URL shall be known in seconds."""
 
 STORAGE_ERRORS = (SQLAlchemyError, optuna.exceptions.StorageInternalError)
 """What a database that is away, full or damaged raises."""
 
 T = TypeVar("T")
+
+
+def is_missing(url: str) -> bool:
+    """Return whether a URL is of a SQLite file that is not there: opening it would make one."""
+    if not url.startswith("sqlite"):
+        return False
+    file = make_url(url).database
+    return bool(file) and not Path(str(file)).exists()
 
 
 class Storage(optuna.storages.RDBStorage):
@@ -77,28 +87,29 @@ for _name in _REPEATABLE:
 def patiently(call: Callable[[], T], waits_s: Sequence[float] = RETRY_S) -> T:
     """Return what `call` returns, trying again while the database cannot be reached.
 
-    Within `call` nothing else is patient: the waits would be multiplied.
+    What is patient within `call` shares its waits, which would be multiplied otherwise.
     """
-    if _patience.is_on:
-        return call()
-    _patience.is_on = True
+    outer = _patience.waits
+    waits = outer if outer is not None else iter(waits_s)
+    _patience.waits = waits
     try:
-        for wait_s in waits_s:
+        while True:
             try:
                 return call()
             except STORAGE_ERRORS as error:
-                if not is_cut(error):
+                wait_s = next(waits, None) if is_cut(error) else None
+                if wait_s is None:
                     raise
                 time.sleep(wait_s)
-        return call()
     finally:
-        _patience.is_on = False
+        _patience.waits = outer
 
 
 class _Patience(threading.local):
-    """Whether this thread is within a call that is tried again."""
+    """Of a thread."""
 
-    is_on = False
+    waits: Iterator[float] | None = None
+    """What is left of the waits of the outermost patient call."""
 
 
 _patience = _Patience()

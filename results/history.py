@@ -7,6 +7,7 @@ import optuna
 import pandas as pd
 from upath import UPath
 
+from results.database import Storage, is_missing
 from results.record import RunError, SearchRecord, password_hint, study_url
 from trainable.config import TrialConfig
 from trainable.errors import reason_of
@@ -42,17 +43,17 @@ def trials_frame(folder: UPath, record: SearchRecord) -> pd.DataFrame:
         SchemaError: A later version wrote it.
     """
     url = study_url(folder, record)
+    if is_missing(url):
+        raise RunError(f"the study {url} cannot be read: there is no such file")
     try:
-        study = optuna.load_study(study_name=record.study_name, storage=url)
+        study = optuna.load_study(study_name=record.study_name, storage=Storage(url))
+        attributes, trials = study.user_attrs, study.get_trials(deepcopy=False)
     except Exception as error:  # storage drivers raise their own types
         raise RunError(
             f"the study {url} cannot be read: {reason_of(error)}{password_hint(url)}"
         ) from error
-    schema = schema_of(study.user_attrs, f"the study {url}")
-    rows = [
-        _row(trial, upgraded(trial.user_attrs, schema, TRIAL_STEPS))
-        for trial in study.get_trials(deepcopy=False)
-    ]
+    schema = schema_of(attributes, f"the study {url}")
+    rows = [_row(trial, upgraded(trial.user_attrs, schema, TRIAL_STEPS)) for trial in trials]
     frame = pd.DataFrame(rows, columns=[*_row(optuna.trial.create_trial(value=0.0), {})])
     return frame.astype({"repeat_of": "Int64"})
 

@@ -2,14 +2,13 @@
 
 import itertools
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, check_distribution_compatibility
 from sqlalchemy import make_url
 
-from results.database import STORAGE_ERRORS, Storage
+from results.database import STORAGE_ERRORS, Storage, is_missing
 from results.history import TRIAL_STEPS
 from results.record import password_hint
 from trainable.errors import UserError, reason_of
@@ -59,7 +58,7 @@ def open_study(url: str, name: str) -> optuna.Study:
         StudyError: The storage cannot be read, or has no study of that name.
         SchemaError: A later version made it.
     """
-    if url.startswith("sqlite") and (file := make_url(url).database) and not Path(file).exists():
+    if is_missing(url):
         raise StudyError(f"{url}: there is no such file, so no study named {name!r}")
     storage = _storage(url)
     try:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sized
 from pathlib import Path
 from urllib.parse import quote
 
@@ -22,6 +22,8 @@ import pytest
 import sqlalchemy as sa
 from upath import UPath
 
+from results.history import trials_frame
+from results.record import SearchRecord
 from search.space.space import load_space
 from search.study import lock
 from search.study.lock import only_driver
@@ -263,6 +265,34 @@ def test_a_search_whose_connections_are_cut_loses_and_doubles_nothing(
         searches.append([(t.number, t.state.name, t.values, t.params, t.user_attrs) for t in left])
     assert searches[0] == searches[1]
     assert [state for _, state, *_ in searches[0]] == ["COMPLETE"] * 6
+
+
+def test_a_search_is_read_though_the_first_connection_is_cut(
+    postgres_url: str, tmp_path: Path
+) -> None:
+    create_study(postgres_url, "read", ("score",)).ask()
+    record = SearchRecord(
+        id="0123", name="read", num_trials=1, epochs=None, metrics=["score"], fixed={}, seed=0,
+        data="synthetic", novel="synthetic", data_fingerprint="abc", weights=None, cache=None,
+        study=postgres_url, study_name="read", tracking_uri="sqlite:///mlflow.db", version="0.2.0",
+    )  # fmt: skip
+    readers: list[Callable[[], Sized]] = [
+        lambda: trials_frame(UPath(tmp_path), record),
+        lambda: open_study(postgres_url, "read").trials,
+    ]
+    for read in readers:
+        number_of_connections = itertools.count()
+
+        def cut(*_: object, counted: Iterator[int] = number_of_connections) -> None:
+            if next(counted) == 0:
+                cut_connections(postgres_url)
+
+        sa.event.listen(sa.pool.Pool, "connect", cut)
+        try:
+            assert len(read()) == 1
+        finally:
+            sa.event.remove(sa.pool.Pool, "connect", cut)
+        assert next(number_of_connections) > 1
 
 
 @pytest.mark.parametrize("is_left", [False, True])

@@ -93,5 +93,6 @@ def test_a_database_that_goes_away_for_good_ends_the_search_with_its_own_error(
         if trial.epochs:
             (small_search.folder / "study.db").write_bytes(b"no database" * 10_000)
 
-    with pytest.raises(STORAGE_ERRORS, match="file is not a database"):
+    with pytest.raises(STORAGE_ERRORS) as raised:
         small_search.run(2, observers=[damage])
+    assert "file is not a database" in f"{raised.value} {raised.value.__cause__}"
