@@ -98,7 +98,7 @@ def save_classifier(
 
 def add_promise(folder: UPath, promise: Mapping[str, float]) -> None:
     """Store with the classifier in `folder` what its trial promises: metrics and intervals."""
-    info = _read_info(folder) | {"promise": dict(promise)}
+    info = read_info(folder) | {"promise": dict(promise)}
     write_atomically(folder / INFO_FILE, json.dumps(info, indent=2).encode())
 
 
@@ -238,7 +238,7 @@ class Classifier:
             DataError: No classifier there, or one of another format.
             WeightsError: Its weights are damaged, or its frozen backbone has other weights here.
         """
-        info = _read_info(folder)
+        info = read_info(folder)
         config = TrialConfig.from_dict(info["config"])
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         try:
@@ -349,7 +349,7 @@ def load_rule(folder: UPath) -> Rule:
     Raises:
         DataError: No classifier there, or one of another format.
     """
-    return _rule(_read_info(folder))
+    return _rule(read_info(folder))
 
 
 def _rule(info: dict[str, Any]) -> Rule:
@@ -366,7 +366,12 @@ def _info_to_2(info: dict[str, Any]) -> dict[str, Any]:
 _INFO_STEPS = (_info_to_2,)
 
 
-def _read_info(folder: UPath) -> dict[str, Any]:
+def read_info(folder: UPath) -> dict[str, Any]:
+    """Return what `save_classifier` wrote beside the weights of the classifier in `folder`.
+
+    Raises:
+        DataError: No classifier there, or one of another format.
+    """
     file = folder / INFO_FILE
     try:
         info: dict[str, Any] = json.loads(file.read_text())

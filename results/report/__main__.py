@@ -1,45 +1,59 @@
-"""python -m results.report: a search as tables on the terminal, and as pictures in its folder."""
+"""python -m results.report: a search as tables on the terminal, and as a page in its folder."""
 
 import sys
 
-import pandas as pd
+import optuna
 from upath import UPath
 
-from results.history import trials_frame
 from results.options import add_stores, check_stores
-from results.record import SearchRecord, load_record, run_folder
+from results.record import load_record, run_folder
+from results.report.material import Search
 from results.report.tables import print_tables, write_tables
 from results.terminal import plain_console
 from trainable.errors import Parser, UserError, typed
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print a search's tables and write its pictures; return the exit code."""
+    """Print a search's tables and write its page, others beside it; return the exit code."""
     parser = Parser(prog=typed("results.report"), description=main.__doc__)
-    parser.add_argument("--name", required=True, help="of the search")
+    parser.add_argument(
+        "--name", required=True, action="append", metavar="NAME",
+        help="of the search; given again, of another one to be shown beside it",
+    )  # fmt: skip
     add_stores(parser.add_argument)
     args = parser.parse_args(argv)
     console = plain_console()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         check_stores(args.storage, args.study, args.tracking_uri)
-        folder = run_folder(args.name, args.storage)
-        record = load_record(folder).reached(args.study, args.tracking_uri)
-        trials = trials_frame(folder, record)
-        print_tables(console, trials, record)
-        for file in write_report(folder, trials, record):
-            console.print(f"wrote {file}")
+        searches = []
+        for name in dict.fromkeys(args.name):
+            folder = run_folder(name, args.storage)
+            record = load_record(folder).reached(args.study, args.tracking_uri)
+            searches.append(Search(folder, record))
+        for search in searches:
+            print_tables(console, search.everything, search.record)
+        files = write_report(searches)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    page = searches[0].folder / "report" / "index.html"
+    tables = [file for file in files if file.parent != page.parent]
+    for file in (*tables, page):
+        console.print(f"wrote {file}")
+    console.print(
+        f"beside it {len(files) - len(tables) - 1} files: PNG, SVG and CSV of all it shows"
+    )
     return 0
 
 
-def write_report(folder: UPath, trials: pd.DataFrame, record: SearchRecord) -> list[UPath]:
-    """Write the tables and the pictures of a search; return the files."""
+def write_report(searches: list[Search]) -> list[UPath]:
+    """Write the tables and the page of the first search, the others beside it; return the files."""
     # Imported late: this command prints tables first, and they should not wait for matplotlib.
-    from results.report.pictures import write_pictures
+    from results.report.page import write_page
 
-    return write_tables(folder, trials, record) + write_pictures(folder, trials, record)
+    first = searches[0]
+    return write_tables(first.folder, first.everything, first.record) + write_page(searches)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from results.predict import main as predict
 from results.ranking import best_trial
 from results.record import load_record, run_folder, trial_folder
 from results.report.__main__ import write_report
+from results.report.material import Search
 from results.report.tables import print_tables
 from search.refit import main as refit
 from search.run import main as run
@@ -62,7 +63,7 @@ def test_a_search_of_version_0_1_is_reported(v0_1: UPath) -> None:
     text = console.export_text()
     assert "2 COMPLETE, 1 FAIL, 1 PRUNED, 1 RUNNING" in text
     assert "0.297 to 0.397" in text
-    files = write_report(v0_1, trials, record)
+    files = write_report([Search(v0_1, record)])
     assert {file.name for file in files} >= {"trials.csv", "repeats.csv"}
     assert all(file.exists() for file in files)
 

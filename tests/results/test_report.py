@@ -1,17 +1,14 @@
 """What a search found, as tables and pictures: also when it found little or nothing."""
 
 import io
-import json
 import re
 import warnings
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pandas as pd
 import pytest
-from matplotlib.figure import Figure
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
 from PIL import Image
@@ -19,16 +16,12 @@ from rich.console import Console
 from upath import UPath
 
 from results.history import trials_frame
-from results.record import SearchRecord, study_url, trial_folder
+from results.record import SearchRecord, study_url
 from results.report import __main__ as report
-from results.report import pictures
+from results.report import material
 from results.report.tables import print_tables, write_tables
-from tests.trainable.made_outputs import make_outputs
-from trainable.classifier import INFO_FILE, KEYS, save_outputs
 from trainable.config import TrialConfig
-from trainable.novelty.metrics import METRICS, hierarchy_area
-from trainable.novelty.thresholds import choose_rule
-from trainable.schema import stamp
+from trainable.novelty.metrics import METRICS
 
 SPACE = {
     "lr": FloatDistribution(1e-4, 1e-1, log=True),
@@ -95,9 +88,13 @@ class Search:
     def trials(self) -> pd.DataFrame:
         return trials_frame(self.folder, self.record)
 
+    def read(self) -> material.Search:
+        """Return it as a report sees it."""
+        return material.Search(UPath(self.folder), self.record)
+
     def write(self) -> list[str]:
         """Write the report; return the names of its files."""
-        files = report.write_report(self.folder, self.trials, self.record)
+        files = report.write_report([self.read()])
         assert all(file.stat().st_size > 0 for file in files)
         return [str(file.relative_to(self.folder)) for file in files]
 
@@ -191,59 +188,54 @@ def test_tables_of_several_objectives_show_the_front(tmp_path: Path) -> None:
 # --- Files ---------------------------------------------------------------------------------------
 
 
-def test_report_without_any_trial_is_a_table_without_rows(search: Search) -> None:
-    assert search.write() == ["trials.csv"]
-
-
-def test_curve_is_drawn_of_trials_whose_outputs_are_there(
-    search: Search, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    search.tell(baseline=True, score=0.4)
-    search.tell(score=0.6)
-    search.tell(score=0.5)
-    drawn: list[tuple[list[str], int]] = []
-
-    def keep(figure: Figure, file: UPath) -> UPath:
-        (axes,) = figure.axes
-        labels = [str(line.get_label()) for line in axes.lines]
-        drawn.append(([label for label in labels if "area" in label], len(axes.lines)))
-        return saved(figure, file)
-
-    saved = pictures._save
-    rule = choose_rule(make_outputs(), TrialConfig())
-    for number in (1, 2):  # the baseline's were not copied; the third trial is neither
-        folder = trial_folder(UPath(search.folder), number)
-        folder.mkdir(parents=True)
-        save_outputs(folder, make_outputs())
-        info = dict.fromkeys(KEYS) | stamp() | {"rule": asdict(rule)}
-        (folder / INFO_FILE).write_text(json.dumps(info))
-    assert "report/hierarchy.png" in search.write()
-    file = UPath(search.folder / "again.png")
-    monkeypatch.setattr(pictures, "_save", keep)
-    pictures._plot_hierarchy(file, UPath(search.folder), search.trials, search.record)
-    # A curve and its dot, of the best trial alone.
-    assert drawn == [([f"00001, area {hierarchy_area(make_outputs(), rule):.3f}"], 2)]
-
-
-def test_report_without_a_complete_trial_is_the_table_alone(search: Search) -> None:
+def test_report_without_a_complete_trial_is_a_table_and_a_page_that_says_so(search: Search) -> None:
     search.tell("PRUNED")
-    search.tell("FAIL", reason="out of memory")
-    assert search.write() == ["trials.csv"]
+    search.tell("FAIL", reason="out of <memory>")
+    names = search.write()
+    assert names[:2] == ["trials.csv", "report/index.html"]
+    assert not any(name.endswith("tradeoff.png") for name in names)
     assert [*pd.read_csv(search.folder / "trials.csv")["state"]] == ["PRUNED", "FAIL"]
+    page = (search.folder / "report/index.html").read_text()
+    assert "No trial has finished" in page
+    assert "out of &lt;memory&gt;" in page
 
 
-def test_report_of_one_trial_has_its_pictures(search: Search) -> None:
+def test_everything_in_the_page_is_beside_it_as_png_svg_and_csv(search: Search) -> None:
+    for number in range(6):
+        search.tell(lr=10 ** (-3 + number / 8), score=number / 10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        names = search.write()
+    assert names == search.write(), "a report cannot be written again"
+    page = (search.folder / "report/index.html").read_text()
+    for stem in ("questions", "history", "learning", "importance", "parallel", "timeline"):
+        if f'id="{stem}"' in page:
+            assert {f"report/{stem}.{each}" for each in ("png", "svg", "csv")} <= {*names}, stem
+    assert {"report/table.csv", "report/table.tex", "report/tradeoff.png"} <= {*names}
+    linked = set(re.findall(r'href="([a-z_0-9-]+\.[a-z]+)"', page))
+    assert {f"report/{name}" for name in linked} == {*names} - {"trials.csv", "report/index.html"}
+    with Image.open(search.folder / "report/history.png") as image:
+        image.load()
+        assert image.width > 500
+
+
+def test_a_page_needs_no_network_and_no_other_file(search: Search) -> None:
     search.tell(score=0.4)
-    assert search.write() == ["trials.csv", "report/history.png", "report/tradeoff.png"]
-    for name in ("history", "tradeoff"):
-        with Image.open(search.folder / f"report/{name}.png") as image:
-            image.load()
-            assert image.width > 500
+    search.write()
+    page = (search.folder / "report/index.html").read_text()
+    loaded = re.findall(r'(?:src|xlink:href|@import|url)[=(]\s*"?([^")\s]+)', page)
+    assert [each for each in loaded if not each.startswith(("#", "data:"))] == []
 
 
-def test_report_can_be_written_again(search: Search) -> None:
-    search.tell(score=0.4)
-    assert search.write() == search.write()
+def test_latex_of_the_main_table_is_escaped_and_has_mean_and_range(search: Search) -> None:
+    search.tell(architecture="two_models", score=0.4)
+    search.tell(architecture="two_models", seed=1, repeat_of=0, score=0.6)
+    search.tell(score=0.3)
+    search.write()
+    text = (search.folder / "report/table.tex").read_text()
+    assert r"two\_models" in text
+    assert "50.0 (40.0-60.0)" in text
+    assert r"\toprule" in text
 
 
 def test_trials_table_holds_configuration_and_metrics(search: Search) -> None:
@@ -257,57 +249,6 @@ def test_trials_table_holds_configuration_and_metrics(search: Search) -> None:
     assert "config" not in table
 
 
-@pytest.mark.parametrize("has_baseline", [False, True])
-def test_report_of_sampled_trials_shows_what_their_parameters_did(
-    search: Search, has_baseline: bool
-) -> None:
-    if has_baseline:
-        search.tell(baseline=True, score=0.3)
-    for number in range(8):
-        architecture = ("two_heads", "two_models")[number % 2]
-        search.tell(architecture=architecture, lr=10 ** (-3 + number / 8), score=number / 10)
-    assert search.write()[-2:] == ["report/parameters.html", "report/importance.html"]
-    importance = (search.folder / "report/importance.html").read_text()
-    bars = importance[importance.rindex("Plotly.newPlot") :]
-    assert '"lr"' in bars
-    assert '"architecture"' in bars
-
-
-def test_importance_is_not_hidden_by_good_baselines_outside_the_space(search: Search) -> None:
-    for number in range(5):
-        search.tell(baseline=True, score=0.9 + number / 100)
-    for number in range(20):
-        architecture = ("two_heads", "two_models")[number % 2]
-        search.tell(architecture=architecture, lr=10 ** (-4 + number / 8), score=number / 25)
-    search.write()
-    importance = (search.folder / "report/importance.html").read_text()
-    (names,) = re.findall(r'"y":(\["[^]]*\])', importance)
-    (shares,) = re.findall(r'"text":(\["[^]]*\])', importance)
-    found = dict(zip(json.loads(names), json.loads(shares), strict=True))
-    assert float(found["lr"]) > 0.5, found
-
-
-def test_report_of_trials_that_are_all_equal_is_written(search: Search) -> None:
-    for _ in range(6):
-        search.tell(score=0.5)
-    assert "report/parameters.html" in search.write()
-
-
-def test_report_of_several_objectives_is_written(tmp_path: Path) -> None:
-    search = Search(tmp_path, ("seen_sub", "unseen_sub"))
-    for number in range(6):
-        search.tell(seen_sub=number / 6, unseen_sub=1 - number / 6)
-    assert search.write() == ["trials.csv", "report/history.png", "report/tradeoff.png"]
-
-
-def test_report_leaves_no_warning(search: Search) -> None:
-    search.tell(score=0.4)
-    search.tell("PRUNED", score=0.1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        search.write()
-
-
 # --- The command ---------------------------------------------------------------------------------
 
 
@@ -319,7 +260,7 @@ def test_command_prints_tables_and_names_its_files(
     assert report.main(arguments) == 0
     out = capsys.readouterr().out
     assert "Best: trial 00000, score 0.400" in out
-    for name in ("trials.csv", "report/history.png", "report/tradeoff.png"):
+    for name in ("trials.csv", "report/index.html"):
         assert f"wrote {search.folder / name}\n" in out
 
 

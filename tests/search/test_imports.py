@@ -82,7 +82,7 @@ def test_space_files_import_only_optuna_and_trainable() -> None:
 
 
 def test_a_search_starts_without_what_draws_pictures() -> None:
-    code = "import sys, search.session; print(sys.modules.keys() & {'matplotlib', 'plotly'})"
+    code = "import sys, search.session; print(sys.modules.keys() & {'matplotlib', 'jinja2'})"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )

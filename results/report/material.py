@@ -1,0 +1,191 @@
+"""What a report is made of: a search's trials, epochs and times, and its best trial's outputs."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pandas as pd
+from upath import UPath
+
+from results.history import searched, trials_frame
+from results.naming import Names
+from results.ranking import Repeated, best_trial, ranking_metric, repeated
+from results.record import SearchRecord, study_url, trial_folder
+from trainable.classifier import INFO_FILE, OUTPUTS_FILE, load_outputs, load_rule, read_info
+from trainable.config import TrialConfig
+from trainable.data.dataset import Data, find_data
+from trainable.errors import UserError
+from trainable.novelty.metrics import METRICS
+from trainable.novelty.rule import Rule
+from trainable.novelty.thresholds import Answers, Outputs, PartRules
+
+
+@dataclass(frozen=True, kw_only=True)
+class Best:
+    """The best trial: what it says of the validation images, and the rule that it is kept with."""
+
+    number: int
+    config: TrialConfig
+    outputs: Outputs
+    """Of all validation images, those of a second hold-out too."""
+    rule: Rule
+    superclasses: tuple[str, ...]
+    """Names, novel last."""
+    subclasses: tuple[str, ...]
+    """Names of all subclasses, novel last."""
+    subclass_of_output: tuple[int, ...]
+
+    @cached_property
+    def answers(self) -> Answers:
+        """Each part's answers, by the rule that was chosen on the other: as its metrics are."""
+        return PartRules.choose(self.outputs, self.config).answers(self.outputs)
+
+    @property
+    def outputs_names(self) -> tuple[str, ...]:
+        """Names of the subclass head's outputs, novel last."""
+        return (*(self.subclasses[each] for each in self.subclass_of_output), "novel")
+
+    def shows(self, place: int, data: Data | None) -> str:
+        """Return what an image shows, as far as it is known: a class, or what it was borrowed as.
+
+        Args:
+            place: Among `outputs`.
+            data: Its names of borrowed classes; null: they are not at hand.
+        """
+        true_class = int(self.outputs.true_class[place])
+        num_known = len(self.subclasses) - 1
+        if 0 <= true_class < num_known:
+            return self.subclasses[true_class]
+        if true_class < 0 or data is None:
+            return "borrowed"
+        return data.borrowed_classes[true_class - num_known]
+
+
+class Search:
+    """A search as a report sees it."""
+
+    def __init__(self, folder: UPath, record: SearchRecord) -> None:
+        """Read the study.
+
+        Raises:
+            RunError: It cannot be read.
+        """
+        self.folder, self.record = folder, record
+        self.everything = trials_frame(folder, record)
+        """All trials, repeats too."""
+        self.metric = ranking_metric(record.metrics)
+        """What orders its trials."""
+
+    @property
+    def sign(self) -> float:
+        """1 where more of `metric` is better, else -1."""
+        return 1.0 if METRICS[self.metric] == "maximize" else -1.0
+
+    @cached_property
+    def trials(self) -> pd.DataFrame:
+        """Without repeats."""
+        return searched(self.everything)
+
+    @cached_property
+    def complete(self) -> pd.DataFrame:
+        """The complete ones of `trials`."""
+        return self.trials[self.trials["state"] == "COMPLETE"]
+
+    @cached_property
+    def best(self) -> "pd.Series[Any] | None":
+        """The trial to use: by mean over seeds where there are repeats."""
+        return best_trial(self.everything, self.record.metrics)
+
+    @cached_property
+    def repeated(self) -> list[Repeated]:
+        """Configurations with several seeds."""
+        return repeated(self.everything)
+
+    @cached_property
+    def naming(self) -> Names:
+        """Names by what varies in this search."""
+        return Names(self.everything["config"])
+
+    @cached_property
+    def names(self) -> dict[int, str]:
+        """Of all trials, by number."""
+        return self.naming.of(self.everything)
+
+    @cached_property
+    def frozen(self) -> list[optuna.trial.FrozenTrial]:
+        """The study's trials."""
+        study = optuna.load_study(
+            study_name=self.record.study_name, storage=study_url(self.folder, self.record)
+        )
+        return study.get_trials(deepcopy=False)
+
+    @cached_property
+    def epochs(self) -> pd.DataFrame:
+        """A row for each epoch that was trained: number, epoch, `metric`, epoch_s."""
+        rows = [
+            (trial.number, each.get("epoch"), each.get(self.metric), each.get("epoch_s"))
+            for trial in self.frozen
+            for key, each in trial.user_attrs.items()
+            if key.startswith("epoch_")
+        ]
+        frame = pd.DataFrame(rows, columns=["number", "epoch", self.metric, "epoch_s"])
+        return frame.astype(float).astype({"number": int}).sort_values(["number", "epoch"])
+
+    @cached_property
+    def times(self) -> pd.DataFrame:
+        """A row for each trial that started and ended: number, state, host, start_s, end_s, slot.
+
+        Seconds of the search, which stand still while no trial runs: between an interruption and
+        its resume. Slots are numbered: each trial takes the first that is free.
+        """
+        ran = [each for each in self.frozen if each.datetime_start and each.datetime_complete]
+        ran.sort(key=lambda each: (each.datetime_start, each.number))
+        rows, free_at = [], list[float]()
+        idle_s, first, latest = 0.0, None, None
+        for trial in ran:
+            start, end = trial.datetime_start, trial.datetime_complete
+            assert start is not None
+            assert end is not None
+            first, latest = first or start, latest or start
+            idle_s += max(0.0, (start - latest).total_seconds())
+            latest = max(latest, end)
+            start_s = (start - first).total_seconds() - idle_s
+            end_s = (end - first).total_seconds() - idle_s
+            slot = next((n for n, at in enumerate(free_at) if at <= start_s), len(free_at))
+            free_at[slot : slot + 1] = [end_s]
+            host = str(trial.user_attrs.get("host", ""))
+            rows.append((trial.number, trial.state.name, host, start_s, end_s, slot))
+        return pd.DataFrame(rows, columns=["number", "state", "host", "start_s", "end_s", "slot"])
+
+    @cached_property
+    def anatomy(self) -> Best | None:
+        """What the best trial left; None where it left nothing, or the folder was not copied."""
+        if self.best is None:
+            return None
+        number = int(self.best["number"])
+        folder = trial_folder(self.folder, number)
+        if not all((folder / name).exists() for name in (OUTPUTS_FILE, INFO_FILE)):
+            return None
+        try:
+            info, rule, outputs = read_info(folder), load_rule(folder), load_outputs(folder)
+        except UserError:
+            return None
+        return Best(
+            number=number,
+            config=self.best["config"],
+            outputs=outputs,
+            rule=rule,
+            superclasses=(*info["superclasses"], "novel"),
+            subclasses=(*info["subclasses"], "novel"),
+            subclass_of_output=tuple(info["subclass_of_output"]),
+        )
+
+    @cached_property
+    def data(self) -> Data | None:
+        """The images, if the cache of this machine has them."""
+        record = self.record
+        if record.cache is None:
+            return None
+        return find_data(record.data, record.novel, Path(record.cache), record.data_fingerprint)

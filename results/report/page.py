@@ -1,0 +1,212 @@
+"""A report as one page: offline, light and dark, with PNG, SVG and CSV of everything beside it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jinja2
+import pandas as pd
+from markupsafe import Markup
+from upath import UPath
+
+from results.report import anatomy, answer, drawing, overview
+from results.report.drawing import Picture, plain, said
+from results.report.material import Search
+from trainable.checkpoint import write_atomically
+
+PAGE = "index.html"
+
+
+@dataclass
+class Section:
+    """A part of the page, under a heading."""
+
+    anchor: str
+    title: str
+    lines: list[str] = field(default_factory=list)
+    tables: list[dict[str, Any]] = field(default_factory=list)
+    pictures: list[dict[str, Any]] = field(default_factory=list)
+    facts: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it would be a heading alone."""
+        return not (self.lines or self.tables or self.pictures or self.facts)
+
+
+class _Writer:
+    """Writes what the page shows beside it, and keeps what the page needs of it."""
+
+    def __init__(self, folder: UPath) -> None:
+        self.folder = folder
+        self.files: list[UPath] = []
+
+    def write(self, name: str, content: bytes) -> str:
+        write_atomically(self.folder / name, content)
+        self.files.append(self.folder / name)
+        return name
+
+    def picture(self, picture: Picture) -> dict[str, Any]:
+        panels, files = [], []
+        for place, figure in enumerate(picture.figures):
+            drawing.laid_out(figure)
+            stem = picture.name if place == 0 else f"{picture.name}-{place + 1}"
+            svg = drawing.svg(figure)
+            files.append(self.write(f"{stem}.png", drawing.png(figure)))
+            files.append(self.write(f"{stem}.svg", svg))
+            suptitle = figure.get_suptitle().replace("\n", " ")
+            panels.append(
+                {
+                    "svg": Markup(drawing.inline(svg, stem)),
+                    "title": suptitle,
+                    "is_wide": figure.get_figwidth() > 1.2 * drawing.WIDTH,
+                    "slider": picture.slider.get(place),
+                }
+            )
+        files.append(self.write(f"{picture.name}.csv", _csv(picture.table)))
+        return {
+            "name": picture.name, "title": picture.title, "caption": picture.caption,
+            "panels": panels, "files": files,
+        }  # fmt: skip
+
+    def table(
+        self, name: str, frame: pd.DataFrame, shown: dict[str, Any], **more: bytes
+    ) -> dict[str, Any]:
+        files = [self.write(f"{name}.csv", _csv(frame))]
+        files += [self.write(f"{name}.{ending}", content) for ending, content in more.items()]
+        return {"name": name, "files": files, "note": "", "groups": [], "text": [], **shown}
+
+
+def write_page(searches: Sequence[Search]) -> list[UPath]:
+    """Write the page of the first search, the others beside it; return the files."""
+    search = searches[0]
+    writer = _Writer(search.folder / "report")
+    with drawing.style():
+        sections = [each for each in _sections(searches, writer) if not each.is_empty]
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("results.report", "."), autoescape=True,
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    text = environment.get_template("page.html").render(
+        name=search.record.name,
+        sentences=answer.sentences(search),
+        warnings=answer.differences(searches),
+        sections=sections,
+    )
+    page = search.folder / "report" / PAGE
+    write_atomically(page, text.encode())
+    return [page, *writer.files]
+
+
+def _sections(searches: Sequence[Search], writer: _Writer) -> list[Section]:
+    """Return the parts of the page in the order in which they answer."""
+    search = searches[0]
+    drawn = {each.name: each for each in (*overview.pictures(search), *anatomy.pictures(search))}
+    order = (
+        ("questions", "What each choice changes", ("questions",)),
+        ("seen-unseen", "Seen against unseen", ("tradeoff", "hierarchy")),
+        ("course", "How it went", ("history",)),
+        ("thresholds", "What every threshold would give", ("thresholds",)),
+        ("curves", "ROC, precision and recall", ("roc", "precision")),
+        ("reliability", "Reliability", ("reliability",)),
+        ("learning-curves", "Learning curves", ("learning",)),
+        ("mattered", "What mattered", ("importance", "parallel")),
+        ("slots", "Slots", ("timeline",)),
+        ("subclasses", "Subclass by subclass", ()),
+        ("confused", "What was taken for what", ("confusion",)),
+        ("mistakes", "The worst mistakes", ("mistakes", "missed")),
+        ("seeds", "Seeds", ("repeats",)),
+    )
+    sections = [_side_by_side(searches, writer), _main(search, writer)]
+    for anchor, title, names in order:
+        pictures = [writer.picture(drawn[name]) for name in names if name in drawn]
+        section = Section(anchor, title, pictures=pictures)
+        if anchor == "subclasses" and search.anatomy is not None:
+            section.tables.append(_subclasses(search, writer))
+        if anchor == "mistakes":
+            section.lines += anatomy.remarks(search)
+        sections.append(section)
+    return [*sections, Section("run", "What was run", facts=answer.facts(search))]
+
+
+def _main(search: Search, writer: _Writer) -> Section:
+    section = Section("table", "The main table")
+    rows = answer.main_rows(search)
+    if not rows:
+        return section
+    names = answer.columns(search.metric)
+    groups = [{"title": "", "span": 3 + len(names) - 6}]
+    groups += [{"title": title, "span": len(group)} for title, group in answer.GROUPS]
+    heads = ["trial", "configuration", "seeds"]
+    heads += [name.split("_")[0] if name in sum((g for _, g in answer.GROUPS), ()) else said(name)
+              for name in names]  # fmt: skip
+    cells = []
+    for row in rows:
+        first = [(str(row.trial), ""), (row.name, row.role), (str(row.seeds), "")]
+        for name in names:
+            mean, low, high = row.values[name]
+            ends = f"({plain(name, low)}-{plain(name, high)})" if row.seeds > 1 else ""
+            first.append((plain(name, mean), ends))
+        cells.append({"cells": first, "is_best": row.is_best})
+    shown = {"groups": groups, "heads": heads, "rows": cells, "text": [1],
+             "note": answer.protocol_note(search)}  # fmt: skip
+    frame = answer.main_frame(rows, search.metric)
+    section.tables.append(
+        writer.table("table", frame, shown, tex=answer.latex(rows, search.metric).encode())
+    )
+    return section
+
+
+def _side_by_side(searches: Sequence[Search], writer: _Writer) -> Section:
+    section = Section("side-by-side", "Side by side")
+    if len(searches) < 2:
+        return section
+    metric = searches[0].metric
+    frame = answer.comparison(searches)
+    rows = []
+    for row in frame.to_dict("records"):
+        has_ends = row["low"] == row["low"]
+        ends = f"({plain(metric, row['low'])}-{plain(metric, row['high'])})" if has_ends else ""
+        trial = "" if pd.isna(row["best trial"]) else str(int(row["best trial"]))
+        value = "" if pd.isna(row[metric]) else plain(metric, row[metric])
+        cells = [(row["search"], ""), (trial, ""), (row["configuration"], ""), (value, ends)]
+        cells += [(str(row[state]), "") for state in ("complete", "pruned", "failed")]
+        rows.append({"cells": [*cells, (f"{row['minutes']:.1f}", "")], "is_best": False})
+    heads = ["search", "best trial", "configuration", said(metric), "complete", "pruned", "failed",
+             "minutes"]  # fmt: skip
+    note = "In percent, with the 95% interval by classes of each one's best trial."
+    shown = {"heads": heads, "rows": rows, "text": [0, 2], "note": note}
+    section.tables.append(writer.table("searches", frame, shown))
+    picture = overview.side_by_side(searches)
+    if picture is not None:
+        section.pictures.append(writer.picture(picture))
+    return section
+
+
+def _subclasses(search: Search, writer: _Writer) -> dict[str, Any]:
+    assert search.anatomy is not None
+    frame = anatomy.subclass_frame(search.anatomy)
+    rows = [
+        {
+            "cells": [
+                (row["subclass"], ""), (row["superclass"], ""), (row["kind"], ""),
+                (str(row["images"]), ""), (plain("", row["right"]), ""),
+                (plain("", row["rejected"]), ""),
+                (row["confused_with"] and f"{row['confused_with']} {plain('', row['share'])}", ""),
+            ],
+            "is_best": False,
+        }
+        for row in frame.to_dict("records")
+    ]  # fmt: skip
+    heads = ["subclass", "superclass", "", "images", "right", "called novel", "confused with"]
+    note = (
+        "Percent of the images of each subclass, the worst first. A held-out subclass is right "
+        "where it is called novel. Confused with: the most frequent wrong known subclass."
+    )
+    return writer.table(
+        "subclasses", frame, {"heads": heads, "rows": rows, "text": [0, 1, 2, 6], "note": note}
+    )
+
+
+def _csv(frame: pd.DataFrame) -> bytes:
+    return frame.to_csv(index=False).encode()

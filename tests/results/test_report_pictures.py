@@ -1,0 +1,310 @@
+"""What the pictures of a report say: computed from the figures, and true at the edges."""
+
+import datetime
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from optuna.trial import TrialState, create_trial
+from upath import UPath
+
+from results.record import trial_folder
+from results.report import anatomy, answer, drawing, overview
+from tests.results.test_report import Search
+from tests.trainable.made_outputs import make_outputs, with_folds
+from trainable.classifier import INFO_FILE, KEYS, save_outputs
+from trainable.config import TrialConfig
+from trainable.data.splits import LEFT_OUT
+from trainable.novelty.metrics import accuracies, hierarchy_area
+from trainable.novelty.rule import decide
+from trainable.novelty.thresholds import Answers, Outputs, PartRules, choose_rule
+from trainable.schema import stamp
+
+
+@pytest.fixture
+def search(tmp_path: Path) -> Search:
+    return Search(tmp_path / "asked")
+
+
+def leave_outputs(search: Search, number: int, outputs: Outputs) -> None:
+    """Write what a trial leaves: outputs, and a classifier's JSON."""
+    folder = trial_folder(UPath(search.folder), number)
+    folder.mkdir(parents=True)
+    save_outputs(folder, outputs)
+    info = dict.fromkeys(KEYS) | stamp() | {
+        "rule": asdict(choose_rule(outputs, TrialConfig())),
+        "superclasses": ["bird", "<dog>"], "subclasses": ["a", "b", "c", "d"],
+        "subclass_of_output": [0, 1, 2, 3],
+    }  # fmt: skip
+    (folder / INFO_FILE).write_text(json.dumps(info))
+
+
+# --- Choices -------------------------------------------------------------------------------------
+
+
+def test_a_choice_is_judged_by_pairs_that_differ_in_nothing_else(search: Search) -> None:
+    for seed in range(5):
+        search.tell(lr=1e-3, seed=seed, score=0.4 + seed / 50)
+        search.tell(architecture="two_models", seed=seed, score=0.45 + seed / 50 + seed / 1000)
+    search.tell(architecture="two_models", lr=0.1, score=0.99)  # a pair of no other
+    row = overview.delta_frame(search.read()).set_index("key").loc["architecture"]
+    assert row["num"] == 5
+    assert row["is_paired"]
+    assert row["difference"] == pytest.approx(0.052)
+    assert 0.05 <= row["low"] < 0.052 < row["high"] <= 0.054
+    picture = overview.deltas(search.read())
+    assert picture is not None
+    assert "architecture: two_heads → two_models (+5.2 points)" in picture.caption
+
+
+def test_a_choice_without_pairs_is_judged_by_means_and_called_a_hint(search: Search) -> None:
+    for number in range(8):
+        search.tell(lr=10 ** (-3 + number / 8), score=0.5 + number / 100,
+                    architecture=("two_heads", "two_models")[number % 2])  # fmt: skip
+    (row,) = overview.delta_frame(search.read()).to_dict("records")
+    assert not row["is_paired"]
+    assert row["difference"] == pytest.approx(0.01)
+    picture = overview.deltas(search.read())
+    assert picture is not None
+    assert "No interval excludes zero" in picture.caption
+    assert "a hint, no proof" in picture.caption
+
+
+def test_importance_is_not_hidden_by_good_baselines_outside_the_space(search: Search) -> None:
+    for number in range(5):
+        search.tell(baseline=True, score=0.9 + number / 100)
+    for number in range(20):
+        architecture = ("two_heads", "two_models")[number % 2]
+        search.tell(architecture=architecture, lr=10 ** (-4 + number / 8), score=number / 25)
+    assert overview.importances(search.read())["lr"] > 0.5
+
+
+def test_trials_that_are_all_equal_and_few_have_what_pictures_they_can(search: Search) -> None:
+    search.tell(score=0.5)
+    one = {picture.name for picture in overview.pictures(search.read())}
+    assert one == {"tradeoff", "history", "learning"}
+    for _ in range(6):
+        search.tell(score=0.5)
+    assert one <= {picture.name for picture in overview.pictures(search.read())}
+
+
+def test_a_search_of_several_objectives_is_ordered_by_score(tmp_path: Path) -> None:
+    search = Search(tmp_path, ("seen_sub", "unseen_sub"))
+    for number in range(6):
+        search.tell(lr=10 ** (-3 + number / 4), seen_sub=number / 6, unseen_sub=1 - number / 6,
+                    score=number / 10)  # fmt: skip
+    pictures = {picture.name: picture for picture in overview.pictures(search.read())}
+    assert "importance" in pictures
+    assert "6 trials are beaten by none in both" in pictures["tradeoff"].caption
+
+
+# --- Time ----------------------------------------------------------------------------------------
+
+
+def add(search: Search, start_s: float, end_s: float, score: float, *, hours: int = 0) -> None:
+    begin = datetime.datetime(2026, 1, 1) + datetime.timedelta(hours=hours)
+    frozen = create_trial(
+        state=TrialState.COMPLETE, value=score,
+        user_attrs={"config": TrialConfig().to_dict(), "metrics": {"score": score}, "host": "h"},
+    )  # fmt: skip
+    frozen.datetime_start = begin + datetime.timedelta(seconds=start_s)
+    frozen.datetime_complete = begin + datetime.timedelta(seconds=end_s)
+    search.study.add_trial(frozen)
+
+
+def test_slots_are_filled_and_a_pause_before_a_resume_is_no_time(search: Search) -> None:
+    add(search, 0, 10, 0.1)
+    add(search, 0, 4, 0.2)
+    add(search, 5, 9, 0.3)
+    add(search, 0, 6, 0.25, hours=5)
+    times = search.read().times.set_index("number")
+    assert times["slot"].tolist() == [0, 1, 1, 0]
+    assert times["start_s"].tolist() == [0, 0, 5, 10]
+    assert times["end_s"].tolist() == [10, 4, 9, 16]
+    frame = overview.best_so_far(search.read())
+    assert frame["number"].tolist() == [1, 2, 0, 3]  # as they ended
+    assert frame["best"].tolist() == [0.2, 0.3, 0.3, 0.3]
+
+
+# --- Thresholds ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("couple", [False, True])
+def test_a_threshold_gives_what_the_rule_gives_by_it(couple: bool) -> None:
+    outputs = make_outputs(num=400)
+    rule = choose_rule(outputs, TrialConfig(couple_novel=couple))
+    expected = accuracies(outputs, Answers(*decide(outputs, rule)))
+    for task in ("super", "sub"):
+        taus, rates = anatomy.sweep(outputs, task, rule)
+        own = rule.tau_super if task == "super" else rule.tau_sub[0]
+        at = int(np.abs(taus - own).argmin())
+        assert taus[at] == pytest.approx(own)
+        assert rates["seen right"][at] == pytest.approx(expected[f"seen_{task}"])
+        assert rates["unseen called novel"][at] == pytest.approx(expected[f"unseen_{task}"])
+        rejected = expected[f"known_rejected_{task}"]
+        assert rates["known called novel"][at] == pytest.approx(rejected)
+
+
+def test_a_left_out_superclass_is_judged_where_as_many_known_images_are_rejected() -> None:
+    outputs = with_folds(make_outputs(num=400))
+    rule = choose_rule(outputs, TrialConfig())
+    taus, rates = anatomy.sweep(outputs, "super", rule)
+    assert rates["unseen called novel"][0] <= rates["unseen called novel"][-1]
+    at = len(taus) // 2
+    known = outputs.is_known("super")
+    scores = anatomy.accepted(outputs, "super", rule, rule.tau_super)
+    share = float((scores[known] < taus[at]).double().mean())
+    found = []
+    for fold in outputs.folds:
+        of_fold = anatomy.accepted(fold, "super", rule, rule.tau_super)
+        ranked = of_fold[fold.is_known("super")].sort().values
+        tau = ranked[min(round(share * len(ranked)), len(ranked) - 1)]
+        found.append(float((of_fold[fold.kind == LEFT_OUT] < tau).double().mean()))
+    assert rates["unseen called novel"][at] == pytest.approx(np.mean(found))
+
+
+# --- Answers -------------------------------------------------------------------------------------
+
+
+def test_confusion_and_subclass_table_agree_with_the_metrics(search: Search) -> None:
+    outputs = with_folds(make_outputs(num=400))
+    search.tell(score=0.6)
+    leave_outputs(search, 0, outputs)
+    best = search.read().anatomy
+    assert best is not None
+    frames = anatomy.confusion_frames(best)
+    rates = accuracies(outputs, PartRules.choose(outputs, best.config).answers(outputs))
+    left_out = frames["super"].filter(like="left out", axis=0)
+    found = (left_out["novel"] / left_out.sum(axis=1)).mean()
+    assert found == pytest.approx(rates["unseen_super_left_out"])
+    seen = anatomy.subclass_frame(best).query("kind == 'seen'")
+    right = np.average(seen["right"], weights=seen["images"])
+    assert right == pytest.approx(rates["seen_sub"])
+    wrong = anatomy.wrong_frame(best, search.read())
+    assert len(wrong.query("level == 'subclass' and not is_novel")) == pytest.approx(
+        (1 - right) * seen["images"].sum()
+    )
+    assert wrong["margin"].is_monotonic_decreasing
+
+
+def test_curve_is_drawn_of_trials_whose_outputs_are_there(search: Search) -> None:
+    search.tell(baseline=True, score=0.4)
+    search.tell(score=0.6)
+    search.tell(baseline=True, score=0.5)
+    outputs = make_outputs()
+    leave_outputs(search, 1, outputs)  # the baselines' were not copied
+    picture = anatomy.hierarchy(search.read())
+    assert picture is not None
+    assert set(picture.table["trial"]) == {1}
+    area = hierarchy_area(outputs, choose_rule(outputs, TrialConfig()))
+    assert f"Trial 1 has the largest area, {100 * area:.1f}%" in picture.caption
+
+
+def test_best_trial_without_outputs_leaves_a_line(search: Search) -> None:
+    search.tell(score=0.4)
+    assert anatomy.pictures(search.read()) == []
+    (line,) = anatomy.remarks(search.read())
+    assert "holds no validation outputs" in line
+
+
+def test_images_that_are_not_at_hand_leave_a_line_and_their_rows(search: Search) -> None:
+    search.tell(score=0.4)
+    leave_outputs(search, 0, make_outputs())
+    names = {picture.name for picture in anatomy.pictures(search.read())}
+    assert {"thresholds", "roc", "precision", "reliability", "confusion"} <= names
+    assert "mistakes" not in names
+    (line,) = anatomy.remarks(search.read())
+    assert "Images are not shown" in line
+
+
+def test_scores_that_are_all_equal_can_be_drawn(search: Search) -> None:
+    outputs = make_outputs()
+    flat = {
+        name: torch.zeros_like(getattr(outputs, name)) for name in ("super_logits", "sub_logits")
+    }
+
+    search.tell(score=0.4)
+    leave_outputs(search, 0, replace(outputs, **flat))
+    assert anatomy.pictures(search.read())
+
+
+# --- The answer ----------------------------------------------------------------------------------
+
+
+def test_three_sentences_say_what_by_how_much_and_how_sure(search: Search) -> None:
+    search.tell(baseline=True, score=0.40)
+    ends = {"interval.score.low": 0.42, "interval.score.high": 0.55}
+    search.tell(lr=0.01, score=0.50, **ends)
+    search.tell(lr=0.1, score=0.47)
+    what, how_much, how_sure = answer.sentences(search.read())
+    assert what == "The best of 3 complete trials is trial 1 (lr 0.01), with a score of 50.0%."
+    assert "+10.0 points against the best baseline, trial 0" in how_much
+    assert "+3.0 points against the next best trial, trial 2" in how_much
+    assert "42.0% to 55.0%" in how_sure
+    assert "--resume --name asked --repeat 3" in how_sure
+
+
+def test_with_seeds_the_answer_is_by_mean_and_paired(search: Search) -> None:
+    search.tell(lr=0.01, score=0.50)
+    search.tell(lr=0.1, score=0.52)
+    for seed, (a, b) in enumerate(((0.60, 0.50), (0.62, 0.51)), 1):
+        search.tell(lr=0.01, seed=seed, repeat_of=0, score=a)
+        search.tell(lr=0.1, seed=seed, repeat_of=1, score=b)
+    what, how_much, how_sure = answer.sentences(search.read())
+    assert "is trial 0 (lr 0.01), with a mean score of 57.3% (50.0% to 62.0%)" in what
+    assert "trial 1 (lr 0.1), differs by -6.3 points" in how_much
+    assert "its seeds alone differ by 12.0 points" in how_sure
+    (first, *_) = answer.main_rows(search.read())
+    assert (first.trial, first.seeds, first.is_best) == (0, 3, True)
+    assert first.values["score"] == pytest.approx((1.72 / 3, 0.5, 0.62))
+
+
+def test_a_metric_that_is_no_fraction_is_no_percent(tmp_path: Path) -> None:
+    search = Search(tmp_path, ("ce_sub",))
+    search.tell(lr=0.01, ce_sub=1.25)
+    search.tell(lr=0.1, ce_sub=0.75)
+    what, how_much, _ = answer.sentences(search.read())
+    assert "trial 1" in what
+    assert "0.750." in what
+    assert "-0.500 against" in how_much
+
+
+def test_searches_that_cannot_be_compared_are_named(tmp_path: Path) -> None:
+    first, other = Search(tmp_path / "a"), Search(tmp_path / "b", ("ce_sub",))
+    other.record = replace(other.record, data_fingerprint="other")
+    lines = answer.differences([first.read(), other.read()])
+    assert len(lines) == 2
+    assert "data fingerprints differ" in lines[0]
+    assert "another metric" in lines[1]
+
+
+# --- Drawing -------------------------------------------------------------------------------------
+
+
+def test_a_label_is_left_out_where_it_would_be_over_another() -> None:
+    with drawing.style():
+        _, axes = drawing.panel("Labels")
+        axes.scatter([0, 1], [0, 1])
+        crowd = [(0.5, 0.5)] * 9
+        left_out = drawing.label_points(axes, crowd, [f"label {n}" for n in range(9)])
+    assert left_out == 5  # there are four places beside a point
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert len(boxes) == 4
+    assert not any(a.overlaps(b) for n, a in enumerate(boxes) for b in boxes[:n])
+
+
+def test_inlined_pictures_share_no_id_and_take_the_pages_colours() -> None:
+    with drawing.style():
+        figure, axes = drawing.panel("A & <b>")
+        axes.plot([0, 1], [0, 1], color=drawing.KNOWN)
+        svg = drawing.svg(figure)
+    a, b = drawing.inline(svg, "a"), drawing.inline(svg, "b")
+    ids = pd.Series([part.partition('"')[0] for part in f"{a}{b}".split(' id="')[1:]])
+    assert ids.str.startswith(("a-", "b-")).all()
+    assert "var(--known)" in a
+    assert drawing.KNOWN in svg.decode()
+    assert drawing.KNOWN not in a
