@@ -7,7 +7,7 @@ The first five trials are seed 0. The tables compare the five by mean over the s
 
 Command: python -m search.run --space spaces/paper.py --data DATA.zip --novel cifar100
          (without a GPU: --epochs 3 --set backbone=efficientnet_lite0 --trials 5)
-Cost:    15 trials of 15 epochs of ResNet-50, a GPU's work; the short form see the README.
+Cost:    15 trials of 15 epochs of ResNet-50, a GPU's work; the short form see docs/results.md.
 Source:  the paper's section 4. A to C are its names; "B, 1000" and "B, frozen" are its sections
          5.2 and 5.3.
 Ours:    as it is: thresholds for the highest harmonic mean on held-out subclasses and borrowed

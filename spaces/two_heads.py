@@ -11,7 +11,7 @@ Cost:    full fine-tuning: a GPU's work, or hours on 2 cores.
 Result:  with borrowed images in place of left-out superclasses, and thresholds found on them,
          within luck on the course's data, over three seeds of 3 epochs fine-tuned whole and of 10
          on frozen features: mean score .801 without interaction, .799 with the paper's, .796 with
-         ten times as much; frozen, seven settings from .780 to .791 (README).
+         ten times as much; frozen, seven settings from .780 to .791 (docs/results.md).
 """
 
 from typing import Any

@@ -56,7 +56,7 @@ def joined(address: str, note: Callable[[str], None]) -> Iterator[None]:
     if takes_all:
         note(
             f"whoever reaches {head} can run code there: this Ray cluster asks for no token "
-            "(see README.md, On a cluster)"
+            "(see docs/cluster.md)"
         )
     else:
         say_unfollowed("this Ray cluster", note)

@@ -23,7 +23,7 @@ START_LIMIT_S = 60
 
 @contextmanager
 def head(home: Path, *, with_token: bool) -> Iterator[str]:
-    """Start a head node as README.md says, as a user whose home is `home`; give its address."""
+    """Start a head node as docs/cluster.md says, for a user at home in `home`; give its address."""
     if with_token:
         subprocess.run([*RAY, "get-auth-token", "--generate"], env=outsider(home), check=True,
                        capture_output=True)  # fmt: skip
