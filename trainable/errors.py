@@ -70,7 +70,6 @@ class Parser(argparse.ArgumentParser):
             words.append(word)
             flag = word
         _say_what_is_alike()
-
         vars(self)["given"] = {}
         return super().parse_args(words, namespace)
 
