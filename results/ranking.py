@@ -28,14 +28,18 @@ def ranking_metric(metrics: list[str]) -> str:
 
 
 def best_row(trials: pd.DataFrame, metrics: list[str]) -> "pd.Series[Any] | None":
-    """Return the best complete trial: by the one metric, or by `score` on a Pareto front."""
+    """Return the best complete trial: by the one metric, or by `score` on a Pareto front.
+
+    Where no trial has a `score`, which not all of them need to have, it is the first metric's.
+    """
     complete = trials[trials["state"] == "COMPLETE"] if len(trials) else trials
-    if not len(complete):
-        return None
-    metric = ranking_metric(metrics)
-    order = complete[metric].astype(float).to_numpy()
-    place = order.argmax() if METRICS[metric] == "maximize" else order.argmin()
-    return complete.iloc[int(place)]
+    for metric in (ranking_metric(metrics), metrics[0]):
+        having = complete[complete[metric].notna()] if len(complete) else complete
+        if len(having):
+            order = having[metric].astype(float).to_numpy()
+            place = order.argmax() if METRICS[metric] == "maximize" else order.argmin()
+            return having.iloc[int(place)]
+    return None
 
 
 def pareto_rows(trials: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:

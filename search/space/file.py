@@ -32,6 +32,10 @@ class SpaceError(UserError):
     """A space file that cannot be loaded, or that returns configurations that cannot be."""
 
 
+class TimeUp(BaseException):
+    """The file loops. No `except Exception` of its own stops this."""
+
+
 def read(file: UPath) -> bytes:
     """Return the file's bytes.
 
@@ -62,12 +66,12 @@ def execute(file: UPath, module: UserModule, source: bytes) -> dict[str, Any]:
         raise SpaceError(f"--space {file}: {clash}")
     try:
         return module.execute(source)
-    except SpaceError:
-        raise  # the time limit's
+    except (TimeUp, KeyboardInterrupt):
+        raise
     except SyntaxError as error:
         where = file if error.filename == str(file) else error.filename
         raise SpaceError(f"{where}, line {error.lineno}: SyntaxError: {error.msg}") from error
-    except (Exception, SystemExit) as error:
+    except BaseException as error:  # sys.exit's, too
         raise SpaceError(
             f"{file}, line {line_of(file, error)}: {type(error).__name__}: {error}"
         ) from error
@@ -121,15 +125,17 @@ def time_limit(file: UPath) -> Iterator[None]:
         return
 
     def stop(_number: int, _frame: Any) -> None:
-        raise SpaceError(
-            f"{file}: running it and {DRY_TRIALS} dry trials took over {TIME_LIMIT_S:g} s: "
-            "a space file must only describe, and end"
-        )
+        raise TimeUp
 
     previous = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, TIME_LIMIT_S)
     try:
         yield
+    except TimeUp:
+        raise SpaceError(
+            f"{file}: running it and {DRY_TRIALS} dry trials took over {TIME_LIMIT_S:g} s: "
+            "a space file must only describe, and end"
+        ) from None
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)

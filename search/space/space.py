@@ -12,7 +12,7 @@ from upath import UPath
 
 from results.database import STORAGE_ERRORS
 from search.space.dry_trials import dry_trials
-from search.space.file import SpaceError, check_names, execute, line_of, read, time_limit
+from search.space.file import SpaceError, TimeUp, check_names, execute, line_of, read, time_limit
 from search.space.modules import UserModule
 from search.space.suggestions import AskedTrial, InsideTrial, unprefixed
 from trainable.checkpoint import write_atomically
@@ -73,8 +73,12 @@ class Space:
 
     def save(self, folder: UPath, name: str) -> None:
         """Keep the file under `name` in a search's folder, with the modules that it imports."""
+        kept = folder / MODULES_FOLDER
         for path, text in self.modules.items():
-            write_atomically(folder / MODULES_FOLDER / path, text)
+            write_atomically(kept / path, text)
+        for file in [*kept.rglob("*")] if kept.exists() else []:
+            if file.is_file() and file.relative_to(kept).as_posix() not in self.modules:
+                file.unlink()  # an earlier start's
         write_atomically(folder / name, self.source)
 
     def ask(self, trial: optuna.Trial) -> TrialConfig:
@@ -92,9 +96,9 @@ class Space:
         try:
             with self.module.running():
                 returned = self.function(AskedTrial(trial, self.fixed))  # type: ignore[arg-type]
-        except (SpaceError, *STORAGE_ERRORS):
-            raise  # the time limit's; a database that is away is no mistake of the file
-        except (Exception, SystemExit) as error:
+        except (TimeUp, KeyboardInterrupt, *STORAGE_ERRORS):
+            raise  # a database that is away is no mistake of the file
+        except BaseException as error:  # sys.exit's, too
             raise SpaceError(
                 f"{self.file}: space() raised {type(error).__name__} in line "
                 f"{line_of(self.file, error)}: {error}"

@@ -49,6 +49,18 @@ def test_best_row_is_the_first_of_equals() -> None:
     assert best["number"] == 1
 
 
+@pytest.mark.parametrize(
+    ("scores", "number"), [([None, 0.1, 0.9, 0.2], 2), ([None, None, None, None], 1)]
+)
+def test_best_row_of_a_front_has_a_score_if_any_has(
+    scores: list[float | None], number: int
+) -> None:
+    trials = frame(score=scores, ce_sub=[0.5, 0.1, 0.9, 0.2], seen_sub=[0.1] * 4)
+    best = best_row(trials, ["ce_sub", "seen_sub"])
+    assert best is not None
+    assert best["number"] == number
+
+
 def test_best_row_is_complete() -> None:
     trials = frame(score=[0.9, 0.2, 0.1], state=["PRUNED", "FAIL", "COMPLETE"])
     best = best_row(trials, ["score"])

@@ -214,6 +214,11 @@ def test_space_that_prunes_is_refused(asked: Path) -> None:
     [
         pytest.param(HEADER + "while True:\n    pass\n", id="in the file"),
         pytest.param(HEADER + "def space(trial):\n    while True:\n        pass\n", id="in space"),
+        pytest.param(
+            HEADER + "while True:\n    try:\n        while True:\n            pass\n"
+            "    except Exception:\n        pass\n",
+            id="and catches what stops it",
+        ),
     ],
 )
 def test_file_that_loops_is_stopped(
@@ -598,6 +603,8 @@ def test_modules_beside_the_file_are_found_and_kept_for_the_resume(
         config = loaded.samples[-1]
         found = (config.batch_size, config.lr, config.weight_decay, config.mixup, config.alpha)
         assert found == expected
+    (kept / "space_modules/of_an_older_start.py").touch()
+    space.save(kept, "space.py")
     names = {path.relative_to(kept).as_posix() for path in kept.rglob("*") if path.is_file()}
     assert names == {"space.py"} | {
         f"space_modules/{name}.py"
@@ -685,10 +692,11 @@ def test_annotations_are_not_postponed_for_a_file_that_does_not_ask(asked: Path)
 
 
 @pytest.mark.parametrize("where", ["file", "space"])
-def test_file_that_exits_is_a_mistake_of_the_file(asked: Path, where: str) -> None:
-    stop = "raise SystemExit('enough')"
+@pytest.mark.parametrize("kind", ["SystemExit", "BaseException", "GeneratorExit"])
+def test_file_that_exits_is_a_mistake_of_the_file(asked: Path, where: str, kind: str) -> None:
+    stop = f"raise {kind}('enough')"
     text = f"{stop}\n{EMPTY}" if where == "file" else f"def space(trial):\n    {stop}\n"
-    with pytest.raises(SpaceError, match=r"SystemExit.*: enough"):
+    with pytest.raises(SpaceError, match=rf"{kind}.*: enough"):
         load(asked, HEADER + text)
 
 
