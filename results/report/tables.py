@@ -70,7 +70,7 @@ def print_promise(
 ) -> None:
     """Print how sure the best trial's rates are, and what having been chosen adds to them."""
     if ends := intervals_of(best):
-        _print_indented(console, f"with 95% intervals by classes: {rates_text(best, ends)}")
+        _print_indented(console, f"with 95% intervals for other classes: {rates_text(best, ends)}")
     nested = nested_choice(trials, metric)
     if nested is not None:
         num = int((trials["state"] == "COMPLETE").sum())

@@ -1,4 +1,9 @@
-"""How sure is a rate? 95% intervals that resample classes: images of one class err alike."""
+"""How sure is a rate? 95% intervals that resample classes: images of one class err alike.
+
+What was found on labelled images has a confidence interval: what the same rate is over all such
+classes. What is promised has a prediction interval: what as many other classes of each kind, and
+one other superclass, would show.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -13,6 +18,12 @@ RESAMPLES = 999
 CONFIDENCE = 0.95
 FEW_CLASSES = 8
 """Of fewer classes the images are resampled too: whole classes would say little but their range."""
+T_DRAWS = 100_000
+"""Of which the quantiles of a t distribution are taken."""
+SUPERCLASS_SPREAD, SPREAD_WORTH = 1.0, 3
+"""How much superclasses are believed to differ before any was seen, as a standard deviation of the
+logit of their rate (a mean of .90 means most are from .77 to .96), and how many superclasses that
+belief is worth. Two or three of them say little about a fourth."""
 
 Interval = tuple[float, float]
 
@@ -24,6 +35,7 @@ def resamples(
     num: int = RESAMPLES,
     seed: int = 0,
     few: int = FEW_CLASSES,
+    of_others: bool = False,
 ) -> npt.NDArray[np.float32]:
     """Return how often each image is in each bootstrap sample: float32 (num, N).
 
@@ -38,6 +50,8 @@ def resamples(
         num: Samples.
         seed: The same gives the same samples.
         few: Below it images are resampled within classes.
+        of_others: Draw from each sample once more, so that samples vary as what other classes show
+            varies about what these did.
     """
     stratum_N, class_N = np.asarray(stratum_N), np.asarray(class_N)
     rng = np.random.default_rng(seed)
@@ -47,16 +61,31 @@ def resamples(
     ):
         inside_N = (stratum_N == stratum) & ((class_N >= 0) == is_known)
         classes = np.unique(class_N[inside_N])
-        drawn = rng.multinomial(len(classes), np.full(len(classes), 1 / len(classes)), num)
+        drawn = _drawn(rng, np.full(num, len(classes)), len(classes), twice=of_others)
         for place, each in enumerate(classes):
             images = np.flatnonzero(inside_N & (class_N == each))
             times_R = drawn[:, place]
             if len(classes) < few:
-                shares = np.full(len(images), 1 / len(images))
-                weights_RN[:, images] = rng.multinomial(times_R * len(images), shares)
+                times_R = times_R * len(images)
+                weights_RN[:, images] = _drawn(rng, times_R, len(images), twice=of_others)
             else:
                 weights_RN[:, images] = times_R[:, None]
     return weights_RN
+
+
+def _drawn(
+    rng: np.random.Generator, times_R: npt.NDArray[np.int64], num: int, *, twice: bool
+) -> npt.NDArray[np.int64]:
+    """Return how often each of `num` things is drawn with replacement: int64 (R, num).
+
+    Twice: of one draw fewer, which makes up for few of them varying less about their own mean than
+    about that of all (Rao and Wu, JASA, 1988).
+    """
+    shares = np.full(num, 1 / num)
+    if not twice:
+        return rng.multinomial(times_R, shares)
+    first_R = np.maximum(times_R - 1, 1)
+    return rng.multinomial(times_R, rng.multinomial(first_R, shares) / first_R[:, None])
 
 
 def percentiles(values_R: npt.ArrayLike) -> Interval:
@@ -78,7 +107,7 @@ def rate_intervals(
     """Return the interval of each rate, and of what follows from them, by name.
 
     Rates of left-out superclasses (`NAME.0`, `NAME.1`, ...) are no result of their own: each sample
-    draws with replacement which superclasses their means are over.
+    draws what one more superclass would show, see `_another_superclass`.
 
     Args:
         judged: As `metrics.judgements` gives it.
@@ -93,24 +122,31 @@ def rate_intervals(
         hits_R = weights_RN[:, (over & counts).numpy()].sum(1, dtype=np.float64)
         with np.errstate(invalid="ignore"):
             rates[name] = torch.from_numpy(hits_R / of_all_R)
-    found = combine(_superclasses_drawn(rates, len(weights_RN)))
+    found = combine(_another_superclass(rates, len(weights_RN)))
     return {name: percentiles(each) for name, each in found.items() if not _superclass_of(name)}
 
 
-def _superclasses_drawn(rates: dict[str, torch.Tensor], num: int) -> dict[str, torch.Tensor]:
-    """Return rates in which each sample has drawn its superclasses, the same ones in all rates."""
-    superclasses = sorted({each for name in rates if (each := _superclass_of(name))})
-    if not superclasses:
-        return rates
-    shape = num, len(superclasses)
-    drawn_RK = np.random.default_rng(1).integers(len(superclasses), size=shape)
+def _another_superclass(rates: dict[str, torch.Tensor], num: int) -> dict[str, torch.Tensor]:
+    """Return rates in which each sample has the rate of a new superclass in place of those of what
+    was left out, the same new one in all rates of what is novel.
+
+    Logits of superclasses are normal, their variance is the scaled inverse chi-squared one of what
+    was believed and what was seen, so the next one is of a t distribution (Gelman et al., Bayesian
+    Data Analysis, 3rd edition, sections 2.6 and 3.3).
+    """
     drawn = dict(rates)
-    for stem in {name.rpartition(".")[0] for name in rates if _superclass_of(name)}:
-        names = [f"{stem}.{each}" for each in superclasses if f"{stem}.{each}" in rates]
-        of_all_RK = torch.stack([rates[name] for name in names], 1)
-        for place, name in enumerate(names):
-            which_R1 = torch.from_numpy(drawn_RK[:, place, None] % len(names))
-            drawn[name] = of_all_RK.gather(1, which_R1)[:, 0]
+    stems = {name.rpartition(".")[0] for name in rates if _superclass_of(name)}
+    rank_R = (np.random.default_rng(1).permutation(num) + 0.5) / num
+    for stem in sorted(stem for stem in stems if stem.startswith("unseen_")):
+        names = sorted(name for name in rates if name.rpartition(".")[0] == stem)
+        logit_RK = torch.stack([rates[name] for name in names], 1).clamp(0.005, 0.995).logit()
+        freedom = SPREAD_WORTH + len(names) - 1
+        seen_R = logit_RK.var(1, correction=0) * len(names)
+        variance_R = (SPREAD_WORTH * SUPERCLASS_SPREAD**2 + seen_R) / freedom
+        t_R = np.quantile(np.random.default_rng(2).standard_t(freedom, T_DRAWS), rank_R)
+        off_R = torch.from_numpy(t_R) * (variance_R * (1 + 1 / len(names))).sqrt()
+        another_R = (logit_RK.mean(1) + off_R).sigmoid()
+        drawn |= dict.fromkeys(names, another_R)
     return drawn
 
 
@@ -121,8 +157,8 @@ def _superclass_of(name: str) -> str:
 
 
 def outputs_intervals(outputs: Outputs, answers: Answers) -> dict[str, Interval]:
-    """Return the intervals of the rates of `outputs` when answered by `answers`."""
-    weights_RN = resamples(outputs.kind, outputs.true_class)
+    """Return within which the rates of `outputs`, answered by `answers`, are of other classes."""
+    weights_RN = resamples(outputs.kind, outputs.true_class, of_others=True)
     return rate_intervals(judgements(outputs, answers), weights_RN)
 
 

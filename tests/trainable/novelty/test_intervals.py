@@ -107,23 +107,50 @@ def test_stored_interval_comes_back_and_an_old_trial_has_none() -> None:
     assert len(stored) == 2 * len(MAIN)
 
 
-def test_mean_over_left_out_superclasses_is_as_sure_as_superclasses_are_alike() -> None:
+def of_superclasses(shares: tuple[float, ...]) -> tuple[float, float]:
+    """Return the interval where each class has its superclass's share right, so that only
+    superclasses differ.
+    """
     classes = np.repeat(np.arange(30), 20)
     weights = resamples(np.zeros_like(classes), classes)
-    of_fold = classes % 3
+    of_fold = classes % len(shares)
+    right = torch.from_numpy(np.arange(len(classes)) % 20 < 20 * np.array(shares)[of_fold])
+    judged = {
+        f"unseen_super_left_out.{fold}": (torch.from_numpy(of_fold == fold), right)
+        for fold in range(len(shares))
+    }
     everything = torch.ones(len(classes), dtype=torch.bool)
+    found = rate_intervals(judged | {"seen_super_seen": (everything, ~everything)}, weights)
+    assert not any(name.rpartition(".")[2].isdigit() for name in found)
+    return found["unseen_super"]
 
-    def interval(shares: tuple[float, float, float]) -> tuple[float, float]:
-        # Each class has its superclass's share right, so that only superclasses differ.
-        right = torch.from_numpy(np.arange(len(classes)) % 20 < 20 * np.array(shares)[of_fold])
-        judged = {
-            f"unseen_super_left_out.{fold}": (torch.from_numpy(of_fold == fold), right)
-            for fold in range(3)
-        }
-        found = rate_intervals(judged | {"seen_super_seen": (everything, ~everything)}, weights)
-        assert not any(name.endswith((".0", ".1", ".2")) for name in found)
-        return found["unseen_super"]
 
-    assert interval((0.5, 0.5, 0.5)) == pytest.approx((0.5, 0.5))
-    # Of 27 draws of three, one is thrice the lowest: 3.7%, above the 2.5% of either end.
-    assert interval((0.2, 0.5, 0.8)) == pytest.approx((0.2, 0.8))
+def test_another_superclass_is_drawn_as_its_t_distribution_says() -> None:
+    shares = (0.5, 0.7, 0.9)
+    logits = np.log(shares) - np.log1p(-np.array(shares))
+    variance = (3 * 1.0 + 2 * logits.var(ddof=1)) / 5
+    half = stats.t.ppf(0.975, 5) * math.sqrt(variance * (1 + 1 / 3))
+    expected = [1 / (1 + math.exp(-(logits.mean() + sign * half))) for sign in (-1, 1)]
+    assert of_superclasses(shares) == pytest.approx(expected, abs=0.02)
+
+
+def test_the_more_superclasses_were_alike_the_surer_is_another() -> None:
+    widths = [high - low for low, high in (of_superclasses((0.9,) * num) for num in (1, 3, 10))]
+    assert 0.95 > widths[0] > widths[1] + 0.2 > widths[2] + 0.4 > 0.55
+
+
+@pytest.mark.parametrize(("num_classes", "expected"), [(4, 0.85), (13, 0.87), (40, 0.91)])
+def test_interval_of_other_classes_holds_what_they_show(num_classes: int, expected: float) -> None:
+    """Nearly as often as it says; those of the classes themselves do so much more rarely."""
+    rng = np.random.default_rng(0)
+    classes = np.repeat(np.arange(num_classes), 15)
+    held = {True: 0, False: 0}
+    for _ in range(200):
+        share = rng.beta(2, 1, (2, num_classes))
+        right, other = rng.random((2, num_classes, 15)) < share[..., None]
+        for of_others in held:
+            weights = resamples(np.zeros_like(classes), classes, num=199, of_others=of_others)
+            low, high = rates(torch.from_numpy(right.ravel()), weights)
+            held[of_others] += low <= other.mean() <= high
+    assert held[True] / 200 >= expected
+    assert held[False] / 200 < expected - 0.02
