@@ -3,7 +3,8 @@
 import json
 import shlex
 import sys
-from typing import Any
+import time
+from typing import Any, TextIO
 
 import pandas as pd
 from rich.console import Console
@@ -14,22 +15,23 @@ from results.history import trials_frame
 from results.mlflow_store import default_uri
 from results.promise import intervals_of, nested_choice
 from results.ranking import best_trial
-from results.record import SearchRecord, study_url
+from results.record import RECORD_FILE, SearchRecord, study_url
 from results.report.tables import print_tables
 from results.terminal import plain_console
 from search.cluster.executor import Slots
 from search.interrupts import INTERRUPTED
 from search.plan import Options
 from search.space.space import Space
-from search.space.suggestions import describe
+from search.space.suggestions import described
 from trainable.config import TrialConfig
 from trainable.data.dataset import Data
-from trainable.errors import typed
+from trainable.errors import reason_of, typed
 from trainable.novelty.metrics import METRICS
-from trainable.urls import public
+from trainable.urls import hidden, public
 
 
 def introduce(console: Console, record: SearchRecord, space: Space, data: Data) -> None:
+    """Say which search this is, and on which data."""
     console.print(Text.assemble((record.name, "bold"), f": {space.question}"))
     borrowed = len(data.images) - data.num_known
     classes = f" in {len(data.borrowed_classes)} classes" if data.borrowed_classes else ""
@@ -40,18 +42,33 @@ def introduce(console: Console, record: SearchRecord, space: Space, data: Data) 
     console.print(f"images from {record.data}; borrowed from {record.novel}")
 
 
-def describe_plan(console: Console, space: Space) -> None:
-    """Say what would run."""
+def describe(
+    options: Options,
+    record: SearchRecord,
+    space: Space,
+    folder: UPath,
+    console: Console,
+    start_s: float,
+) -> int:
+    """Say what would run; return the exit code."""
+    _describe_plan(console, space)
+    _describe_repeats(console, record, folder)
+    if options.json:
+        print(json.dumps(summary(record, folder, None, time.monotonic() - start_s)))
+    return 0
+
+
+def _describe_plan(console: Console, space: Space) -> None:
     console.print(f"{space.num_trials} trials by {', '.join(space.metrics)}")
     for number, baseline in enumerate(space.baselines[: space.num_trials]):
         console.print(f"baseline {number}: {TrialConfig.from_dict(baseline).describe()}")
     for name, distribution in space.distributions.items():
-        console.print(f"{name}: {describe(distribution)}")
+        console.print(f"{name}: {described(distribution)}")
     for name, value in space.fixed.items():
         console.print(f"{name}: fixed to {value}")
 
 
-def describe_repeats(console: Console, record: SearchRecord, folder: UPath) -> None:
+def _describe_repeats(console: Console, record: SearchRecord, folder: UPath) -> None:
     if not record.repeats:
         return
     trials = trials_frame(folder, record)
@@ -65,6 +82,7 @@ def describe_repeats(console: Console, record: SearchRecord, folder: UPath) -> N
 
 
 def slots_line(slots: Slots) -> str:
+    """Return how many trials run at once, and what each has."""
     gpus = f" and {slots.gpus_per_trial:g} GPU" if slots.gpus_per_trial else ""
     if slots.concurrency is None:
         at_once = "as many trials as fit"
@@ -99,9 +117,27 @@ def finish(
     if options.json:
         print(json.dumps(summary(record, folder, trials, wall_s)), flush=True)
     if status == "KILLED":
-        print(resume, file=sys.stderr if options.json else sys.stdout, flush=True)
+        print(resume, file=shown_on(options), flush=True)
         return INTERRUPTED
     return 0 if best is not None and status == "FINISHED" else 1
+
+
+def without_study(
+    options: Options, record: SearchRecord, folder: UPath, error: BaseException
+) -> int:
+    """Say that the study's database is away for good, and what goes on; return the exit code."""
+    url = study_url(folder, record)
+    reason = reason_of(error.__cause__ or error)  # Optuna's hold the database's
+    lost = f"stopped: the study {url} cannot be used any more: {reason}"
+    plain_console(stderr=True).print(hidden(lost))
+    if (folder / RECORD_FILE).exists():
+        print(resume_command(options, record), file=shown_on(options), flush=True)
+    return 1
+
+
+def shown_on(options: Options) -> TextIO:
+    """Return where a person reads: with --json, standard output is a script's."""
+    return sys.stderr if options.json else sys.stdout
 
 
 def summary(

@@ -3,9 +3,10 @@
 import os
 import re
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from upath import UPath
 
@@ -32,21 +33,6 @@ PROTOCOL_KEYS = (
 )  # fmt: skip
 """Keys that decide which images judge: a resume may not change them, by --set or a space file."""
 
-ON_RESUME: dict[str, Literal["same", "changes", "now"]] = {
-    # What makes trials comparable: given again it must be the same.
-    "metric": "same", "seed": "same",
-    # Holds from now on, and is kept. `space` and `fixed` may change neither METRIC nor what is in
-    # PROTOCOL_KEYS; `data` and `novel` must have the same content, wherever they are.
-    "space": "changes", "trials": "changes", "epochs": "changes", "fixed": "changes",
-    "data": "changes", "novel": "changes", "weights": "changes", "cache": "changes",
-    "no_cache": "changes", "study": "changes", "tracking_uri": "changes",
-    "experiment": "changes", "repeat": "changes",
-    # How this command runs, or which search it is about.
-    "top": "now", "name": "now", "storage": "now", "resume": "now", "address": "now",
-    "concurrency": "now", "cpus_per_trial": "now", "gpus_per_trial": "now",
-    "time_budget_s": "now", "dry_run": "now", "json": "now", "quiet": "now",
-}  # fmt: skip
-"""What a resume may be given, option by option."""
 BUILT_IN_SOURCES = ("synthetic", "cifar100")
 
 
@@ -90,6 +76,64 @@ class Options:
     quiet: bool = False
 
 
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
+def _resolved(path: Path) -> str:
+    return str(path.resolve())
+
+
+def _source(option: str) -> Callable[[str], str]:
+    """Return what makes a path one that still holds when the search is resumed elsewhere."""
+
+    def absolute(source: str) -> str:
+        try:
+            return source if source in BUILT_IN_SOURCES else str(source_path(source).resolve())
+        except UserError as error:  # an empty one
+            raise SearchError(f"--{option}: {error}") from error
+
+    return absolute
+
+
+class Rule(NamedTuple):
+    """What a resume may do with an option, and where the record keeps it."""
+
+    on_resume: Literal["same", "changes", "now"]
+    """Given again it must be the same; or it holds from now on; or it is about this command."""
+    field: str = ""
+    """Of `SearchRecord`; empty: it has none of its own."""
+    kept: Callable[[Any], Any] = _as_it_is
+    """Returns the value as the record keeps it."""
+
+
+ON_RESUME: dict[str, Rule] = {
+    # What makes trials comparable.
+    "metric": Rule("same", "metrics", list),
+    "seed": Rule("same", "seed"),
+    # What is kept. `space` and `fixed` may change neither METRIC nor what is in PROTOCOL_KEYS;
+    # `data` and `novel` must have the same content, wherever they are.
+    "trials": Rule("changes", "num_trials"),
+    "epochs": Rule("changes", "epochs"),
+    "data": Rule("changes", "data", _source("data")),
+    "novel": Rule("changes", "novel", _source("novel")),
+    "weights": Rule("changes", "weights", _resolved),
+    "cache": Rule("changes", "cache", _resolved),
+    "study": Rule("changes", "study", absolute_url),
+    "tracking_uri": Rule("changes", "tracking_uri", absolute_url),
+    "experiment": Rule("changes", "experiment"),
+    # Kept in another way: a copy of the file, one dict of all, no cache, the trials to repeat.
+    "space": Rule("changes"), "fixed": Rule("changes"), "no_cache": Rule("changes"),
+    "repeat": Rule("changes"),
+    # How this command runs, or which search it is about.
+    "top": Rule("now"), "name": Rule("now"), "storage": Rule("now"), "resume": Rule("now"),
+    "address": Rule("now"), "concurrency": Rule("now"), "cpus_per_trial": Rule("now"),
+    "gpus_per_trial": Rule("now"), "time_budget_s": Rule("now"), "dry_run": Rule("now"),
+    "json": Rule("now"), "quiet": Rule("now"),
+}  # fmt: skip
+"""What a resume may be given, option by option, and what is kept of it."""
+
+
 def plan(options: Options, tracking_uri: str) -> tuple[SearchRecord, Space, UPath]:
     """Return what is asked: of a new search, or of an earlier one with the changes given now.
 
@@ -103,7 +147,7 @@ def plan(options: Options, tracking_uri: str) -> tuple[SearchRecord, Space, UPat
     if options.resume:
         assert options.name is not None
         folder = run_folder(options.name, options.storage)
-        record = _changed(load_record(folder), options)
+        record = changed(load_record(folder), options)
         file = options.space or folder / record.space_file
     else:
         assert options.space is not None
@@ -111,31 +155,38 @@ def plan(options: Options, tracking_uri: str) -> tuple[SearchRecord, Space, UPat
         name = options.name or free_name(file.stem, options.storage)
         folder = run_folder(name, options.storage)
         check_free(folder)
-        record = _new_record(options, name, tracking_uri)
+        record = new_record(options, name, tracking_uri)
     space = load_space(
         file,
-        num_trials=options.trials or record.num_trials or None,
+        num_trials=record.num_trials or None,
         epochs=record.epochs,
         metric=record.metrics or None,
         fixed=record.fixed,
         seed=record.seed,
     )
     if options.resume:
-        _check_said(record, space)
-        before, now = record.said.get("NUM_TRIALS"), space.planned_trials
-        if options.trials is None and before is not None and now not in (None, before):
-            assert now is not None
-            space = replace(space, num_trials=now)  # the file was changed
+        check_said(record, space)
+        space = _with_trials_of_the_file(space, record, options)
     record = replace(
         record,
         num_trials=space.num_trials,
         metrics=list(space.metrics),
-        said=_said(space),
+        said=said_by(space),
     )
     return record, space, folder
 
 
+def _with_trials_of_the_file(space: Space, record: SearchRecord, options: Options) -> Space:
+    """Return the space with its file's NUM_TRIALS if that was changed and none is asked for."""
+    before, now = record.said.get("NUM_TRIALS"), space.planned_trials
+    if options.trials is not None or None in (before, now) or now == before:
+        return space
+    assert now is not None
+    return replace(space, num_trials=now)
+
+
 def check_free(folder: UPath) -> None:
+    """Refuse a folder that holds a search."""
     if (folder / RECORD_FILE).exists():
         raise SearchError(
             f"{folder} holds a search already: add --resume to go on with it, "
@@ -152,51 +203,50 @@ def free_name(stem: str, storage: UPath | None) -> str:
     return name
 
 
-def _new_record(options: Options, name: str, tracking_uri: str) -> SearchRecord:
+def new_record(options: Options, name: str, tracking_uri: str) -> SearchRecord:
+    """Return the record of a new search, less what its space file and its data say.
+
+    Raises:
+        SearchError: A source that is empty.
+    """
+    environment = os.environ.get("MLFLOW_EXPERIMENT_NAME")
+    is_named = options.experiment or environment
     data = "synthetic" if options.data is None else options.data
+    default: dict[str, Any] = {
+        "num_trials": 0, "epochs": None, "metrics": [], "seed": 0, "weights": None, "study": None,
+        "data": data, "tracking_uri": absolute_url(tracking_uri),
+        "experiment": environment or EXPERIMENT,
+    }  # fmt: skip
+    kept = default | _given(options)
+    if "novel" not in kept:
+        kept["novel"] = _source("novel")(default_novel(data))
+    if "cache" not in kept:
+        kept["cache"] = _resolved(default_cache())
     return SearchRecord(
+        **kept,
         id=uuid.uuid4().hex,
         name=name,
-        num_trials=options.trials or 0,
-        epochs=options.epochs,
-        metrics=list(options.metric or ()),
         fixed=options.fixed,
-        seed=options.seed or 0,
-        data=_absolute("data", data),
-        novel=_absolute("novel", default_novel(data) if options.novel is None else options.novel),
         data_fingerprint="",
-        weights=str(options.weights.resolve()) if options.weights else None,
-        cache=None if options.no_cache else str((options.cache or default_cache()).resolve()),
-        study=absolute_url(options.study) if options.study else None,
         study_name=name,
-        tracking_uri=absolute_url(options.tracking_uri or tracking_uri),
-        experiment=options.experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT,
-        experiment_id=_experiment_id(options),
+        experiment_id=None if is_named else os.environ.get("MLFLOW_EXPERIMENT_ID"),
         version=version(),
         protocol=PROTOCOL,
     )
 
 
-def _experiment_id(options: Options) -> str | None:
-    """Return MLFLOW_EXPERIMENT_ID, unless an experiment is named."""
-    is_named = options.experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME")
-    return None if is_named else os.environ.get("MLFLOW_EXPERIMENT_ID")
+def _given(options: Options) -> dict[str, Any]:
+    """Return what the record keeps of the options that were given, by its own names."""
+    given = {
+        rule.field: rule.kept(value)
+        for name, rule in ON_RESUME.items()
+        if rule.field and (value := getattr(options, name)) is not None
+    }
+    return given | ({"cache": None} if options.no_cache else {})
 
 
-def _absolute(option: str, source: str) -> str:
-    """Return a path that still holds when the search is resumed from another folder.
-
-    Raises:
-        SearchError: An empty one.
-    """
-    try:
-        return source if source in BUILT_IN_SOURCES else str(source_path(source).resolve())
-    except UserError as error:
-        raise SearchError(f"--{option}: {error}") from error
-
-
-def _changed(record: SearchRecord, options: Options) -> SearchRecord:
-    """Return the record with this resume's changes.
+def changed(record: SearchRecord, options: Options) -> SearchRecord:
+    """Return the record with a resume's changes.
 
     Raises:
         SearchError: A change that would make finished trials incomparable.
@@ -208,34 +258,27 @@ def _changed(record: SearchRecord, options: Options) -> SearchRecord:
             "not be comparable. It can still be reported, refitted and predicted with; to search "
             "on, start a new search"
         )
-    kept = {"metric": tuple(record.metrics), "seed": record.seed}
-    for name in (name for name, rule in ON_RESUME.items() if rule == "same"):
-        if (given := getattr(options, name)) not in (None, kept[name]):
-            raise incomparable(f"--{name}", _shown(kept[name]), _shown(given))
+    given = _given(options)
+    if "epochs" in options.fixed:
+        given.setdefault("epochs", None)  # the newest of both says
+    for name, rule in ON_RESUME.items():
+        if rule.on_resume == "same" and rule.field in given:
+            before, now = getattr(record, rule.field), given[rule.field]
+            if now != before:
+                raise incomparable(f"--{name}", _shown(before), _shown(now))
     for key in PROTOCOL_KEYS:
         before = record.fixed.get(key, "not set")
         if key in options.fixed and options.fixed[key] != before:
             raise incomparable(f"--set {key}", before, options.fixed[key])
     record = record.reached(options.study, options.tracking_uri, options.experiment)
-    changes: dict[str, Any] = {"fixed": record.fixed | options.fixed}
-    if options.epochs is not None or "epochs" in options.fixed:
-        changes["epochs"] = options.epochs  # the newest of both says
-    for key in ("data", "novel"):
-        if (value := getattr(options, key)) is not None:
-            changes[key] = _absolute(key, value)
-    for key in ("weights", "cache"):
-        if (value := getattr(options, key)) is not None:
-            changes[key] = str(value.resolve())
-    if options.no_cache:
-        changes["cache"] = None
-    return replace(record, **changes)
+    return replace(record, **given, fixed=record.fixed | options.fixed)
 
 
 def _shown(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
 
 
-def _said(space: Space) -> dict[str, Any]:
+def said_by(space: Space) -> dict[str, Any]:
     """Return what a space file says that a resume compares: see `SearchRecord.said`."""
     values = {key: {getattr(each, key) for each in space.samples} for key in PROTOCOL_KEYS}
     return {
@@ -245,12 +288,12 @@ def _said(space: Space) -> dict[str, Any]:
     }
 
 
-def _check_said(record: SearchRecord, space: Space) -> None:
+def check_said(record: SearchRecord, space: Space) -> None:
     """Refuse a space file that would judge other than the finished trials were judged.
 
     A search that was judged in several ways from the start may go on so.
     """
-    said, before = _said(space), record.said.get("METRIC", record.metrics)
+    said, before = said_by(space), record.said.get("METRIC", record.metrics)
     if record.said and said["METRIC"] not in (before, record.metrics):
         raise incomparable(f"{space.file}: METRIC", _shown(before), _shown(said["METRIC"]))
     for key in PROTOCOL_KEYS:
@@ -260,6 +303,7 @@ def _check_said(record: SearchRecord, space: Space) -> None:
 
 
 def incomparable(what: str, before: Any, now: Any) -> SearchError:
+    """Return the error of a change after which the finished trials could not be compared."""
     return SearchError(
         f"{what} was {before}, now it is {now}: the finished trials would not be comparable. "
         "Resume without the change, or start a new search"
@@ -267,6 +311,11 @@ def incomparable(what: str, before: Any, now: Any) -> SearchError:
 
 
 def with_repeats(record: SearchRecord, folder: UPath, options: Options) -> SearchRecord:
+    """Return the record with the trials that `--repeat` asks for.
+
+    Raises:
+        RepeatError: The search is not there yet.
+    """
     if options.repeat is None:
         return record
     trials = trials_frame(folder, record)

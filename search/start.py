@@ -12,8 +12,10 @@ from sqlalchemy import make_url
 from upath import UPath
 
 from results.database import STORAGE_ERRORS
-from results.record import RECORD_FILE
+from results.record import RECORD_FILE, SearchRecord, study_url
+from search.plan import SearchError
 from search.study.lock import LeaseLostError
+from search.study.storage import StudyError, create_study, open_study
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,4 +73,29 @@ def taken_back(study: optuna.Study, new: New | None) -> Iterator[None]:
                 if optuna.get_all_study_names(study._storage):  # of a start beside this one
                     new = replace(new, database=None)
                 new.remove()
+        raise
+
+
+def study_of(
+    folder: UPath, record: SearchRecord, metrics: tuple[str, ...], *, resume: bool
+) -> tuple[optuna.Study, New | None]:
+    """Return the search's study, opened or created, and what was made for it; null: a resume.
+
+    Raises:
+        SearchError: The folder cannot be made.
+        StudyError: The study is not there, cannot be read, or is another search's.
+    """
+    url = study_url(folder, record)
+    new = None if resume else New.of(folder, url)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SearchError(f"--storage: a search cannot be kept there: {error}") from error
+    try:
+        if resume:
+            return open_study(url, record.study_name), None
+        return create_study(url, record.study_name, metrics), new
+    except StudyError:
+        if new:
+            new.remove(only_empty=True)
         raise

@@ -3,6 +3,8 @@
 import contextlib
 import json
 import logging
+import os
+import subprocess
 import tempfile
 import threading
 import time
@@ -17,12 +19,13 @@ from upath import UPath
 
 from results.history import INTERVALS
 from results.mlflow_store import connect, experiment_id, explained
-from results.record import EXPERIMENT, trial_folder
+from results.record import EXPERIMENT, SearchRecord, trial_folder
 from search.study.study import Trial
 from trainable.classifier import INFO_FILE, MODEL_FILE, OUTPUTS_FILE, TABLE_FILE
 from trainable.data.dataset import Data
 from trainable.errors import reason_of
 from trainable.novelty.metrics import METRICS
+from trainable.urls import public
 
 RETRY_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 """Seconds between attempts while the server does not answer."""
@@ -45,6 +48,36 @@ class SearchInfo:
     experiment: str = EXPERIMENT
     experiment_id: str | None = None
     """In place of the name."""
+
+
+def search_info(record: SearchRecord, folder: UPath, data: Data) -> SearchInfo:
+    """Return what the parent run says about a search: what was asked, and where it came from."""
+    keys = ("num_trials", "epochs", "seed", "data", "novel", "weights", "version")
+    params = {
+        **{key: getattr(record, key) for key in keys},
+        "study": record.study and public(record.study),
+        "metric": ",".join(record.metrics),
+        "fixed": json.dumps(record.fixed),
+        "data_fingerprint": data.fingerprint,
+    }
+    return SearchInfo(
+        id=record.id,
+        name=record.name,
+        folder=folder,
+        params=params,
+        tags={"git_commit": _git_commit(), "driver_host": os.uname().nodename},
+        experiment=record.experiment,
+        experiment_id=record.experiment_id,
+    )
+
+
+def _git_commit() -> str:
+    command = ["git", "rev-parse", "HEAD"]
+    try:
+        git = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+    except OSError:
+        return "unknown"  # no git here
+    return git.stdout.strip() if git.returncode == 0 else "unknown"
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pyarrow.fs
 from upath import UPath
 
 from results.database import STORAGE_ERRORS
-from results.record import trial_folder
+from results.record import SearchRecord, trial_folder
 from search.cluster.connect import Cluster, Node
 from search.cluster.settings import ClusterError
 from search.cluster.worker import run_trial
@@ -58,6 +58,21 @@ class Job:
     """False: no speed path that could change results (stored features, bf16, reused processes)."""
     shipped: Any = None
     """The data in Ray's object store, where a node does not see them: see `cluster.ship_data`."""
+
+    @classmethod
+    def of(cls, record: SearchRecord, folder: UPath, cache: Path, shipped: Any) -> Self:
+        """Return the job of a search, wherever its workers' working folder is."""
+        return cls(
+            folder=folder.absolute(),
+            data=record.data,
+            novel=record.novel,
+            fingerprint=record.data_fingerprint,
+            cache=cache,
+            shipped=shipped,
+            metric=record.metrics[0],
+            is_fast=record.cache is not None,
+            weights=Path(record.weights) if record.weights else None,
+        )
 
     def task(self, number: int, config: dict[str, Any], slots: Slots) -> dict[str, Any]:
         """Return what the worker of trial `number` needs, as plain values."""

@@ -18,6 +18,17 @@ from ray.exceptions import GetTimeoutError  # isort: skip
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # isort: skip
 
 
+def prepare_nodes(folder: UPath, data: Data, cache: Path, note: Callable[[str], None]) -> Any:
+    """Check every node before the first trial, and give it the data; return as `ship_data` does.
+
+    Raises:
+        ClusterError: A node cannot run trials of this search.
+    """
+    check_packages()
+    check_storage(folder)
+    return ship_data(data, cache, note)
+
+
 def check_packages() -> None:
     """Check that every node has this package, file for file, and what it imports.
 

@@ -15,7 +15,8 @@ import torch
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from search.cluster.executor import Job
+from search.cluster.connect import Cluster
+from search.cluster.executor import Job, make_slots
 from search.cluster.worker import CONTEXT_BYTES, node_data
 from trainable.config import TrialConfig
 from trainable.data.splits import make_pools
@@ -84,6 +85,27 @@ def choose_packing(
         return 1, 1.0
     best = min(seconds, key=lambda num_packed: (seconds[num_packed], num_packed))
     return best, seconds.get(1, seconds[best]) / seconds[best]
+
+
+def gpus_by_pilot(
+    cluster: Cluster,
+    cpus_per_trial: float | None,
+    job: Job,
+    samples: Sequence[TrialConfig],
+    note: Callable[[str], None],
+) -> float:
+    """Return the share of a GPU for each trial, by a short pilot; 0 where there are no GPUs.
+
+    Raises:
+        ClusterError: No node can hold one trial.
+    """
+    if not cluster.gpus:
+        return 0.0
+    # A cluster that cannot hold one trial is refused before the pilot.
+    make_slots(cluster, concurrency=1, cpus_per_trial=cpus_per_trial, gpus_per_trial=1.0)
+    most = cluster.trials_per_gpu(cpus_per_trial or 1.0)
+    with pilots(job) as measure:
+        return 1.0 / find_packing(samples, measure, most=most, note=note)
 
 
 def find_packing(

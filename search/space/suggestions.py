@@ -101,7 +101,7 @@ def _contains(distribution: BaseDistribution, value: Any) -> bool:
         return False
 
 
-def describe(distribution: BaseDistribution) -> str:
+def described(distribution: BaseDistribution) -> str:
     """Return a parameter's choices or range as a person writes them."""
     if isinstance(distribution, CategoricalDistribution):
         return ", ".join(map(str, distribution.choices))

@@ -17,12 +17,13 @@ from upath import UPath
 
 from results.mlflow_store import default_uri
 from results.record import SearchRecord, load_record
+from search.cluster.executor import Job
 from search.outcome import resume_command, summary
 from search.plan import ON_RESUME, Options, plan
 from search.run import _parser, main
-from search.session import _job, _params
 from search.space.space import Space
 from search.study.storage import create_study
+from search.tracking import search_info
 from tests.trainable.factories import make_data
 from trainable.config import TrialConfig
 from trainable.data.dataset import load_data
@@ -366,8 +367,8 @@ def test_password_is_neither_kept_nor_sent(folder: Path, cache: Path) -> None:
     kept = load_record(UPath(folder))
     assert (kept.study, kept.tracking_uri) == ("postgresql://me@host/d", "http://host:5000")
     data = make_data()
-    sent = (_params(record, data), summary(record, UPath(folder), None, 0.0),
-            _job(record, UPath(folder), cache, None))  # fmt: skip
+    sent = (search_info(record, UPath(folder), data), summary(record, UPath(folder), None, 0.0),
+            Job.of(record, UPath(folder), cache, None))  # fmt: skip
     assert "PLUGH" not in str(sent)
 
 
@@ -864,7 +865,7 @@ def test_failure_after_a_trial_was_asked_for_keeps_the_search(
 ) -> None:
     sources = ["--data", str(data), "--novel", str(data / "novel_images"), "--cache", str(cache)]
 
-    def broken(options: object, record: object, study: optuna.Study, *args: object) -> str:
+    def broken(search: object, study: optuna.Study, *args: object) -> str:
         study.ask()
         raise UserError("the power is out")
 
@@ -911,7 +912,7 @@ def test_commands_that_are_printed_can_be_typed_where_the_storage_has_a_space(
 ) -> None:
     sources = ["--data", str(data), "--novel", str(data / "novel_images"), "--cache", str(cache)]
 
-    def done(options: object, record: object, study: optuna.Study, *args: object) -> str:
+    def done(search: object, study: optuna.Study, *args: object) -> str:
         trial = study.ask()
         trial.set_user_attr("config", TrialConfig().to_dict())
         trial.set_user_attr("metrics", {"epoch": 1.0, **dict.fromkeys(METRICS, 0.5)})

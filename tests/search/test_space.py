@@ -12,7 +12,7 @@ import pytest
 import search.space.file
 from search.space.file import DRY_TRIALS, SpaceError
 from search.space.space import Space, load_space
-from search.space.suggestions import describe
+from search.space.suggestions import described
 from trainable.config import FEATURE_SCORES, TrialConfig
 
 SPACES = Path(__file__).parents[2] / "spaces"
@@ -375,9 +375,9 @@ def test_seed_of_the_command_line_lies_under_what_the_file_says(asked: Path) -> 
 
 def test_ranges_of_what_was_suggested_read_as_a_person_writes_them(asked: Path) -> None:
     ranges = load(asked, HEADER + CONDITIONAL).distributions
-    assert describe(ranges["architecture"]) == "two_heads, two_models"
-    assert describe(ranges["lr"]) == "0.0001 to 0.01, log scale"
-    assert describe(ranges["alpha"]) == "0.1 to 1"
+    assert described(ranges["architecture"]) == "two_heads, two_models"
+    assert described(ranges["lr"]) == "0.0001 to 0.01, log scale"
+    assert described(ranges["alpha"]) == "0.1 to 1"
 
 
 def test_same_file_is_sampled_the_same_way_every_time(asked: Path) -> None:
