@@ -122,13 +122,9 @@ def _run(search: _Search, optuna_study: optuna.Study, interrupts: Interrupts, ch
             drop_checkpoints(trial_folder(folder, trial.number))
 
     study = Study(
-        optuna_study,
-        search.space,
-        seed=record.seed,
+        optuna_study, search.space, seed=record.seed, repeats=record.repeats, check=check,
         observers=[progress.update, clean_up, tracker.update],
-        repeats=record.repeats,
-        check=check,
-    )
+    )  # fmt: skip
     try:
         _run_trials(search, study, tracker, progress, interrupts)
         status = "FINISHED" if study.is_done else "KILLED"
