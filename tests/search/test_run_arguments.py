@@ -881,7 +881,7 @@ def test_database_that_goes_away_for_good_is_one_line_and_the_command_that_resum
 ) -> None:
     sources = ["--data", str(data), "--novel", str(data / "novel_images"), "--cache", str(cache)]
 
-    def cut_short(options: object, record: object, study: optuna.Study, *args: object) -> str:
+    def cut_short(search: object, study: optuna.Study, *args: object) -> str:
         study.ask()
         (folder / "mine.db").write_bytes(b"no database" * 1000)
         raise AssertionError(study.ask())
