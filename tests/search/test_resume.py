@@ -1,6 +1,5 @@
 """What a resume may change, what it refuses, and who may resume."""
 
-import multiprocessing
 import os
 import sqlite3
 import subprocess
@@ -24,6 +23,7 @@ from search.space.space import load_space
 from search.study import lock
 from search.study.lock import LeaseLostError, LockError, only_driver
 from search.study.storage import StudyError, create_study, open_study, with_distributions
+from tests.processes import other_processes
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ def test_a_second_driver_is_refused_until_the_first_is_dead(
 ) -> None:
     folder = folder.format(tmp=tmp_path)
     (tmp_path / "other").mkdir()
-    context = multiprocessing.get_context("spawn")
+    context = other_processes()
     held = context.Event()
     first = context.Process(target=_hold, args=(folder, url, held))
     first.start()
@@ -261,7 +261,7 @@ def _start_at_once(url: str, barrier: Barrier, results: "Queue[str]") -> None:
 
 def race(url: str) -> None:
     """Have three processes start at once, and one of them get the search."""
-    context = multiprocessing.get_context("spawn")
+    context = other_processes()
     barrier, results = context.Barrier(3), context.Queue()
     drivers = [
         context.Process(target=_start_at_once, args=(url, barrier, results)) for _ in range(3)

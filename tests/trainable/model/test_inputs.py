@@ -1,6 +1,5 @@
 """Frozen features are computed once, by one process, and equal those computed without a cache."""
 
-import multiprocessing
 import os
 import re
 import signal
@@ -16,6 +15,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.processes import other_processes
 from tests.trainable.tiny import (
     BACKBONE,
     NUM_NUMBERED,
@@ -468,7 +468,7 @@ def test_features_that_the_disk_cannot_take_are_computed_from_the_images(
 ) -> None:
     """Noticed before the first is written, or when the disk is full after all."""
     lines_file = tmp_path / "lines"
-    process = multiprocessing.get_context("spawn").Process(
+    process = other_processes().Process(
         target=extract_into, args=(small_disk, free_fraction, lines_file)
     )
     process.start()
@@ -521,9 +521,7 @@ def extract_while_another_waits(
 def test_process_killed_while_it_computes_leaves_what_it_saved(
     tmp_path: Path, save_every_s: float, kept: int
 ) -> None:
-    process = multiprocessing.get_context("spawn").Process(
-        target=extract_and_be_killed, args=(tmp_path, save_every_s)
-    )
+    process = other_processes().Process(target=extract_and_be_killed, args=(tmp_path, save_every_s))
     process.start()
     process.join(DEADLINE_S)
     assert process.exitcode == -signal.SIGKILL
@@ -535,7 +533,7 @@ def test_process_killed_while_it_computes_leaves_what_it_saved(
 
 
 def test_two_processes_at_once_compute_each_row_once(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
+    context = other_processes()
     holding, this_asks = context.Event(), context.Event()
     process = context.Process(
         target=extract_while_another_waits, args=(tmp_path, holding, this_asks)
@@ -553,7 +551,7 @@ def test_two_processes_at_once_compute_each_row_once(tmp_path: Path) -> None:
 
 
 def test_a_view_that_another_process_works_at_comes_last(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
+    context = other_processes()
     holding, this_asks = context.Event(), context.Event()
     process = context.Process(
         target=extract_while_another_waits, args=(tmp_path, holding, this_asks, AUGMENTED)
