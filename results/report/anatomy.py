@@ -397,7 +397,7 @@ def hierarchy(search: Search) -> Picture | None:
     best = int(search.best["number"])
     baselines = search.complete[search.complete["baseline"]]["number"]
     numbers = [*dict.fromkeys([*(int(each) for each in baselines if each != best)])][:6]
-    figure, axes = panel("Both levels right: known against novel images, as τ is swept", 4.3)
+    figure, axes = panel("Both levels right: known against novel, over all τ", 4.3)
     ends, labels, tables, areas = [], [], [], {}
     for each in (*numbers, best):
         folder = trial_folder(search.folder, each)
@@ -450,8 +450,8 @@ def reliability(best: Best, search: Search) -> Picture | None:
         held = counts > 0
         sums = (np.bincount(bins, each, ECE_BINS)[held] for each in (confidence, right))
         x, y = (each / counts[held] for each in sums)
-        figure, axes = panel(f"{LEVELS[task].capitalize()}: how often an answer is right, by its "
-                             f"confidence, trial {best.number}", 4.3)  # fmt: skip
+        figure, axes = panel(f"{LEVELS[task].capitalize()}: how often right, by confidence, "
+                             f"trial {best.number}", 4.3)  # fmt: skip
         axes.plot([0, 1], [0, 1], color=FAINT, lw=1.2, label="calibrated")
         axes.plot(x, y, color=BEST, lw=1.2, zorder=2)
         sizes = 12 + 150 * counts[held] / counts.max()

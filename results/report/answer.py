@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from results.naming import Names
 from results.promise import intervals_of, nested_choice
 from results.ranking import best_repeated, best_row, repeats_frame, whole
 from results.record import SearchRecord
@@ -186,10 +187,11 @@ def _by_how_much(search: Search) -> str:
         if not len(others):
             return "No other configuration is complete with the same seeds."
         row = others.iloc[0]
+        luck = "within luck" if row["low"] <= 0 <= row["high"] else "more than luck"
         return (
             f"The next best, trial {row['trial']} ({search.names[int(row['trial'])]}), differs by "
             f"{number(metric, row['difference'], signed=True)} at the same seeds (95% interval "
-            f"{between(metric, row['low'], row['high'], signed=True)})."
+            f"{between(metric, row['low'], row['high'], signed=True)}): {luck}."
         )
     rivals: list[tuple[str, Any, str]] = []
     for label, rows in (
@@ -243,6 +245,8 @@ def _range(search: Search) -> str:
 
 def comparison(searches: Sequence[Search]) -> pd.DataFrame:
     """Return one row for each search: its best, its interval, its counts and time."""
+    # What varies between searches is fixed within each, so names go by all of them.
+    naming = Names(config for each in searches for config in each.everything["config"])
     rows = []
     for each in searches:
         best, metric = each.best, searches[0].metric
@@ -252,17 +256,28 @@ def comparison(searches: Sequence[Search]) -> pd.DataFrame:
             {
                 "search": each.record.name,
                 "best trial": None if best is None else int(best["number"]),
-                "configuration": "" if best is None else each.names[int(best["number"])],
+                "configuration": "" if best is None else naming.name(best["config"]),
                 metric: None if best is None else float(best[metric]),
                 "low": ends.get(metric, (float("nan"),) * 2)[0],
                 "high": ends.get(metric, (float("nan"),) * 2)[1],
+                **{
+                    name: None if best is None else float(best[name])
+                    for name in columns(metric)[1:]
+                    if not name.startswith("overall")
+                },
                 "complete": int(states.get("COMPLETE", 0)),
                 "pruned": int(states.get("PRUNED", 0)),
                 "failed": int(states.get("FAIL", 0)),
-                "minutes": float(each.times["end_s"].max()) / 60 if len(each.times) else 0.0,
+                "minutes": _minutes(each),
             }
         )
     return pd.DataFrame(rows)
+
+
+def _minutes(search: Search) -> float:
+    """Return how long the search's own trials took, without pauses."""
+    times = search.times[search.times["number"].isin(search.trials["number"])]
+    return float(times["end_s"].max()) / 60 if len(times) else 0.0
 
 
 def _judging(record: SearchRecord) -> dict[str, Any]:

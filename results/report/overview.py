@@ -296,8 +296,9 @@ def history(search: Search) -> Picture | None:
             rows = rows.assign(minutes=rows["end_s"] / 60)
             axes.scatter(rows[column], rows[search.metric].astype(float), s=18, color=colour,
                          linewidths=0, label=name, rasterized=len(rows) > MANY)  # fmt: skip
-        line = frame.sort_values(column)
-        axes.step(line[column], line["best"], where="post", color=BEST, label="best so far")
+        line = frame.sort_values(column, kind="stable")
+        axes.step(line[column], _best(search, line[search.metric]), where="post", color=BEST,
+                  label="best so far")  # fmt: skip
         as_metric(axes.yaxis, search.metric)
         if column == "number":
             as_count(axes.xaxis, label)
@@ -309,16 +310,17 @@ def history(search: Search) -> Picture | None:
     final = float(frame["best"].iloc[-1])
     reached = frame[frame["best"] == final].iloc[0]
     close = frame[(frame["best"] - final).abs() <= 0.01].iloc[0]
-    total = float(search.times["end_s"].max()) / 60
+    ended = search.times[search.times["number"].isin(search.trials["number"])]["end_s"] / 60
+    is_late = (ended <= reached["minutes"]).mean() > 0.9
     unit = "within a point of it" if drawing.is_fraction(search.metric) else "within 0.01 of it"
     return Picture(
         name="history",
         title=f"Best {said(search.metric)} so far, against trials and against wall clock",
         caption=f"The best was found by trial {int(reached['number'])}, after "
-        f"{reached['minutes']:.1f} of {total:.1f} minutes; {unit} was trial "
+        f"{reached['minutes']:.1f} of {ended.max():.1f} minutes; {unit} was trial "
         f"{int(close['number'])}, after {close['minutes']:.1f}."
-        + (" It was among the last tenth: more trials may find better ones."
-           if reached["place"] >= 0.9 * len(frame) and len(frame) > 4 else ""),
+        + (" That was among the last tenth of the trials: more may find better ones." if is_late
+           else ""),
         table=frame.drop(columns="place"),
         figures=tuple(figures),
     )  # fmt: skip
@@ -329,18 +331,22 @@ def best_so_far(search: Search) -> pd.DataFrame:
     rows = search.complete[["number", search.metric]].merge(search.times, on="number", how="left")
     rows = rows.sort_values("end_s", kind="stable").reset_index(drop=True)
     values = rows[search.metric].astype(float)
-    best = values.cummax() if search.sign > 0 else values.cummin()
     return pd.DataFrame(
         {
             "number": rows["number"], "minutes": rows["end_s"] / 60, search.metric: values,
-            "best": best, "place": rows.index + 1,
+            "best": _best(search, values), "place": rows.index + 1,
         }
     )  # fmt: skip
+
+
+def _best(search: Search, values: "pd.Series[float]") -> "pd.Series[float]":
+    return values.cummax() if search.sign > 0 else values.cummin()
 
 
 def learning(search: Search) -> Picture | None:
     """Show every trial's result by epoch, pruned ones too."""
     epochs = search.epochs.dropna(subset=["epoch", search.metric])
+    epochs = epochs[epochs["number"].isin(search.trials["number"])]
     if search.best is None or not len(epochs):
         return None
     best, metric = int(search.best["number"]), search.metric
@@ -376,11 +382,7 @@ def learning(search: Search) -> Picture | None:
         caption = (
             f"{len(pruned)} of {len(search.trials)} trials were pruned (crosses), after "
             f"{pruned['epochs_trained'].mean():.1f} epochs on average"
-            + (
-                f"; they took {100 * on_pruned / spent:.0f}% of the training time."
-                if spent
-                else "."
-            )
+            + (f" and {100 * on_pruned / spent:.0f}% of the training time." if spent else ".")
         )
     if best in of_trial and int(search.best["best_epoch"] or 0) == of_trial[best]["epoch"].max():
         caption += " The best trial was best in its last epoch: more epochs may still help."
@@ -536,12 +538,14 @@ def parallel(search: Search) -> Picture | None:
     axes.spines[:].set_visible(False)
     legend_below(axes)
     left_out = len(search.naming.keys) - len(keys)
+    skips = any(key not in each for each in acts for key in keys)
     table = pd.DataFrame([{key: each.get(key) for key in search.naming.keys} for each in acts])
     table.insert(0, "number", search.complete["number"].to_numpy())
     return Picture(
         name="parallel",
         title="Every complete trial as a line through its choices",
         caption=_common(acts, values * search.sign, search.naming.keys)
+        + (" A line skips what its configuration does not have." if skips else "")
         + (f" {left_out} keys are in the CSV alone." if left_out else ""),
         table=table.assign(**{search.metric: values}),
         figures=(figure,),
@@ -651,7 +655,7 @@ def _seeds_panel(search: Search, frame: pd.DataFrame, labels: list[str]) -> Figu
 
 
 def _paired_panel(frame: pd.DataFrame, labels: list[str], metric: str) -> Figure:
-    figure, axes = panel("Difference to the best mean at the same seeds, 95% interval",
+    figure, axes = panel("Paired difference to the best mean, 95% interval",
                          1.2 + 0.42 * len(frame))  # fmt: skip
     for place, row in enumerate(rows_of(frame)):
         if row.difference == row.difference:

@@ -163,17 +163,19 @@ def _side_by_side(searches: Sequence[Search], writer: _Writer) -> Section:
         return section
     metric = searches[0].metric
     frame = answer.comparison(searches)
+    rates = [name for name in answer.columns(metric) if name in frame]
     rows = []
     for row in frame.to_dict("records"):
         has_ends = row["low"] == row["low"]
         ends = f"({plain(metric, row['low'])}-{plain(metric, row['high'])})" if has_ends else ""
         trial = "" if pd.isna(row["best trial"]) else str(int(row["best trial"]))
-        value = "" if pd.isna(row[metric]) else plain(metric, row[metric])
-        cells = [(row["search"], ""), (trial, ""), (row["configuration"], ""), (value, ends)]
+        cells = [(row["search"], ""), (trial, ""), (row["configuration"], "")]
+        values = ["" if pd.isna(row[name]) else plain(name, row[name]) for name in rates]
+        cells += [(value, ends if place == 0 else "") for place, value in enumerate(values)]
         cells += [(str(row[state]), "") for state in ("complete", "pruned", "failed")]
         rows.append({"cells": [*cells, (f"{row['minutes']:.1f}", "")], "is_best": False})
-    heads = ["search", "best trial", "configuration", said(metric), "complete", "pruned", "failed",
-             "minutes"]  # fmt: skip
+    heads = ["search", "best trial", "configuration", *(name.replace("_", " ") for name in rates)]
+    heads += ["complete", "pruned", "failed", "minutes"]
     note = "In percent, with the 95% interval by classes of each one's best trial."
     shown = {"heads": heads, "rows": rows, "text": [0, 2], "note": note}
     section.tables.append(writer.table("searches", frame, shown))

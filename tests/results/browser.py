@@ -43,7 +43,7 @@ class Browser:
         offline = {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0}
         self._call("Network.emulateNetworkConditions", **offline)
         feature = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self._call("Emulation.setEmulatedMedia", features=[feature])
+        self._call("Emulation.setEmulatedMedia", media="", features=[feature])
         self._call(
             "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1,
             mobile=width < 600,
@@ -61,6 +61,10 @@ class Browser:
         """Write the whole page as PNG."""
         found = self._call("Page.captureScreenshot", captureBeyondViewport=True)
         file.write_bytes(base64.b64decode(found["data"]))
+
+    def print_as_screen(self) -> None:
+        """Lay the page out as for paper, until the next one is opened."""
+        self._call("Emulation.setEmulatedMedia", media="print", features=[])
 
     def pdf(self, file: Path) -> None:
         """Print the page."""

@@ -95,6 +95,11 @@ def test_page_opens_without_errors_and_every_picture_is_there(page: Path, tmp_pa
             assert [box["id"] for boxes in pictures for box in boxes if not box["inside"]] == []
         assert chromium.run("document.querySelectorAll('h1 i, td b, .warn b').length") == 0
         assert chromium.run("document.querySelector('h1').textContent") == "asked & <i>told</i>"
+        chromium.open(page, width=688)  # of A4 within its margins
+        chromium.print_as_screen()
+        wide = """[...document.querySelectorAll("body *")].filter(each => !each.closest("svg") &&
+            each.getBoundingClientRect().right > innerWidth + 1).map(each => each.outerHTML)"""
+        assert chromium.run(wide) == []
         chromium.pdf(tmp_path / "page.pdf")
         assert (tmp_path / "page.pdf").stat().st_size > 100_000
 

@@ -128,6 +128,11 @@ def test_slots_are_filled_and_a_pause_before_a_resume_is_no_time(search: Search)
     frame = overview.best_so_far(search.read())
     assert frame["number"].tolist() == [1, 2, 0, 3]  # as they ended
     assert frame["best"].tolist() == [0.2, 0.3, 0.3, 0.3]
+    picture = overview.history(search.read())
+    assert picture is not None
+    by_trial, by_clock = (figure.axes[0].lines[0].get_ydata() for figure in picture.figures)
+    assert [*by_trial] == [0.1, 0.2, 0.3, 0.3]
+    assert [*by_clock] == [0.2, 0.3, 0.3, 0.3]
 
 
 # --- Thresholds ----------------------------------------------------------------------------------
@@ -280,6 +285,18 @@ def test_searches_that_cannot_be_compared_are_named(tmp_path: Path) -> None:
     assert len(lines) == 2
     assert "data fingerprints differ" in lines[0]
     assert "another metric" in lines[1]
+
+
+def test_what_varies_between_searches_alone_is_named_beside_each_other(tmp_path: Path) -> None:
+    first, other = Search(tmp_path / "a"), Search(tmp_path / "b")
+    first.tell(lr=0.01, score=0.5)
+    other.tell(lr=0.1, score=0.6)
+    frame = answer.comparison([first.read(), other.read()])
+    assert frame["configuration"].tolist() == ["lr 0.01", "lr 0.1"]
+    assert frame["score"].tolist() == [0.5, 0.6]
+    picture = overview.side_by_side([first.read(), other.read()])
+    assert picture is not None
+    assert picture.caption == "asked ends highest, +10.0 points against asked."
 
 
 # --- Drawing -------------------------------------------------------------------------------------
