@@ -215,7 +215,7 @@ def _how_sure(search: Search) -> str:
     parts = []
     ends = intervals_of(best).get(metric)
     if ends:
-        parts.append(f"its 95% interval by classes is {between(metric, *ends)}")
+        parts.append(f"its 95% interval for other classes is {between(metric, *ends)}")
     nested = nested_choice(search.trials, search.record.metrics[0])
     if nested is not None and search.record.metrics[0] == metric:
         parts.append(

@@ -382,7 +382,7 @@ def learning(search: Search) -> Picture | None:
         caption = (
             f"{len(pruned)} of {len(search.trials)} trials were pruned (crosses), after "
             f"{pruned['epochs_trained'].mean():.1f} epochs on average"
-            + (f" and {100 * on_pruned / spent:.0f}% of the training time." if spent else ".")
+            + (f"; they took {100 * on_pruned / spent:.0f}% of the time." if spent else ".")
         )
     if best in of_trial and int(search.best["best_epoch"] or 0) == of_trial[best]["epoch"].max():
         caption += " The best trial was best in its last epoch: more epochs may still help."

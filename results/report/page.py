@@ -176,7 +176,7 @@ def _side_by_side(searches: Sequence[Search], writer: _Writer) -> Section:
         rows.append({"cells": [*cells, (f"{row['minutes']:.1f}", "")], "is_best": False})
     heads = ["search", "best trial", "configuration", *(name.replace("_", " ") for name in rates)]
     heads += ["complete", "pruned", "failed", "minutes"]
-    note = "In percent, with the 95% interval by classes of each one's best trial."
+    note = "In percent, with the 95% interval for other classes of each one's best trial."
     shown = {"heads": heads, "rows": rows, "text": [0, 2], "note": note}
     section.tables.append(writer.table("searches", frame, shown))
     picture = overview.side_by_side(searches)
