@@ -13,9 +13,18 @@ from upath import UPath
 
 from results.evaluation import Evaluation, evaluate, frequent
 from results.labels import Labels, matched, read_labels
-from results.predict import add_model, is_registered, load_model, model_folder
+from results.options import place
+from results.predict import (
+    REMEDY,
+    add_model,
+    add_skip_broken,
+    is_registered,
+    load_model,
+    model_folder,
+    write_skipped,
+)
 from results.promise import comparable, intervals_of, range_text, rates_text
-from results.terminal import plain_console
+from results.terminal import counted, plain_console
 from trainable.checkpoint import write_atomically
 from trainable.classifier import Classifier
 from trainable.data.dataset import image_blocks
@@ -40,17 +49,20 @@ def main(argv: list[str] | None = None) -> int:
         "or the word novel for novel, the subclass may be empty; true_class tells novel ones apart",
     )  # fmt: skip
     parser.add_argument(
-        "--out", type=UPath, metavar="DIR", help="(default: evaluation, in the model's folder)"
+        "--out", type=place, metavar="DIR", help="(default: evaluation, in the model's folder)"
     )
+    add_skip_broken(parser.add_argument, "skipped.csv")
     parser.add_argument("--json", action="store_true", help="end with all figures as one line")
     args = parser.parse_args(argv)
     console = plain_console()
     try:
         out = args.out or _beside(args.model, args.storage)
         classifier = load_model(args)
-        found = evaluate_images(classifier, args.images, args.labels, console.print)
+        broken: dict[str, str] | None = {} if args.skip_broken else None
+        found = evaluate_images(classifier, args.images, args.labels, console.print, broken)
         promise, told = comparable(promise_of(classifier.info), found.counts)
         files = write(out, found, promise)
+        skipped = None if broken is None else write_skipped(out / "skipped.csv", broken)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -61,6 +73,8 @@ def main(argv: list[str] | None = None) -> int:
     if told:
         console.print(f"\n{told}", markup=False)
     console.print(f"wrote {out}: {', '.join(file.name for file in files)}")
+    if skipped:
+        console.print(skipped)
     if args.json:
         print(json.dumps(summary(found, promise) | {"out": str(out)}), flush=True)
     return 0
@@ -73,23 +87,32 @@ def _beside(model: str, storage: UPath | None) -> UPath:
 
 
 def evaluate_images(
-    classifier: Classifier, images: str, labels: Path, note: Callable[[str], None]
+    classifier: Classifier,
+    images: str,
+    labels: Path,
+    note: Callable[[str], None],
+    broken: dict[str, str] | None = None,
 ) -> Evaluation:
     """Return what the labels in a file say of the answers to the images in a folder or zip.
 
+    Broken images are skipped, and their names get the reason in `broken`.
+
     Raises:
-        DataError: Labels or images that cannot be used.
+        DataError: Labels or images that cannot be used; without `broken`, also broken images.
     """
     known = labels_for(classifier, labels, note)
-    labelled, broken = set(known.images), dict[str, str]()
+    labelled, reasons = set(known.images), dict[str, str]()
     names: list[str] = []
     parts: list[Response] = []
-    for of_block, pixels in image_blocks(images, classifier.stored_size, broken, note):
+    for of_block, pixels in image_blocks(images, classifier.stored_size, reasons, note):
         names += of_block
         places = [place for place, name in enumerate(of_block) if name in labelled]
         if places:
             parts.append(classifier.response(pixels[places]))
-    check_whole({images: broken}, "replace or remove each")
+    if broken is None:
+        check_whole({images: reasons}, REMEDY)
+    else:
+        broken |= reasons
     judged = matched(known, names, note)
     return evaluate(joined(parts), classifier, known.of(judged))
 
@@ -165,7 +188,7 @@ def print_tables(console: Console, found: Evaluation, promise: Mapping[str, floa
     """Print metrics beside the promise, the most frequent confusions, the surest mistakes."""
     counts = found.counts
     console.print(
-        f"\n{counts['images']:,} images: {counts['seen']:,} of seen subclasses, "
+        f"\n{counted(counts['images'], 'image')}: {counts['seen']:,} of seen subclasses, "
         f"{counts['novel_subclass']:,} of novel subclasses, {counts['novel_superclass']:,} of "
         f"novel superclasses" + (f", {counts['without_subclass']:,} without a subclass"
         if counts["without_subclass"] else "")

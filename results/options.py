@@ -6,7 +6,12 @@ from typing import Any
 from upath import UPath
 
 from trainable.errors import UserError
-from trainable.urls import ambiguous, hidden
+from trainable.urls import ambiguous, hidden, without_file_scheme
+
+
+def place(text: str) -> UPath:
+    """Return a folder or file that was typed as a path or a URI: file:///PATH is the path."""
+    return UPath(without_file_scheme(text))
 
 
 def add_stores(add: Any) -> None:
@@ -15,7 +20,7 @@ def add_stores(add: Any) -> None:
     Args:
         add: `add_argument` of a parser or a group.
     """
-    add("--storage", type=UPath, metavar="DIR|URI", help="where searches are (default: runs)")
+    add("--storage", type=place, metavar="DIR|URI", help="where searches are (default: runs)")
     add("--study", metavar="URL",
         help="Optuna storage (default: the search's, at first study.db in its folder)")  # fmt: skip
     add("--tracking-uri", metavar="URI",

@@ -5,6 +5,7 @@ import os
 import re
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from upath import UPath
 from results.history import trials_frame
 from results.mlflow_store import connect, default_uri, explained
 from results.model import answers
-from results.options import add_stores, check_stores
+from results.options import add_stores, check_stores, place
 from results.ranking import best_trial
 from results.record import RECORD_FILE, absolute_url, load_record, run_folder, trial_folder
+from results.terminal import counted
 from trainable.checkpoint import write_atomically
 from trainable.classifier import INFO_FILE, Classifier
 from trainable.data.dataset import image_blocks
@@ -25,6 +27,7 @@ from trainable.data.pixels import check_whole
 from trainable.errors import DataError, Parser, UserError, reason_of, typed
 
 COLUMNS = ["image", "superclass_index", "subclass_index"]
+REMEDY = "replace or remove each, or pass --skip-broken"
 MORE_COLUMNS = ["superclass", "subclass", "super_score", "sub_score"]
 """With --scores: the names of the answers, and how known each image looks, higher is more known."""
 
@@ -38,10 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--scores", action="store_true", help="write names and novelty scores behind the indices"
     )
-    parser.add_argument(
-        "--skip-broken", action="store_true",
-        help="predict the rest, and write which were skipped to FILE.skipped.csv",
-    )  # fmt: skip
+    add_skip_broken(parser.add_argument, "FILE.skipped.csv")
     args = parser.parse_args(argv)
     try:
         if args.out.is_dir():
@@ -52,8 +52,7 @@ def main(argv: list[str] | None = None) -> int:
         broken: dict[str, str] = {}
         table = predict_images(classifier, args.images, broken)
         if not args.skip_broken:
-            remedy = "replace or remove each, or pass --skip-broken"
-            check_whole({args.images: broken}, remedy)
+            check_whole({args.images: broken}, REMEDY)
         if not len(table):
             raise DataError(f"{args.images}: there must be images to predict, all are broken")
     except UserError as error:
@@ -64,19 +63,29 @@ def main(argv: list[str] | None = None) -> int:
     try:
         write_atomically(args.out, table[columns].to_csv(index=False).encode())
         if args.skip_broken:
-            reasons = pd.DataFrame(broken.items(), columns=["image", "reason"])
-            write_atomically(skipped, reasons.to_csv(index=False).encode())
+            print(write_skipped(skipped, broken))
     except OSError as error:
         print(f"error: --out {args.out}: {error.strerror}", file=sys.stderr)
         return 2
     novel = (table["superclass"] == "novel").sum(), (table["subclass"] == "novel").sum()
     print(
-        f"wrote {args.out}: {len(table):,} images, {novel[0]:,} of a novel superclass, "
+        f"wrote {args.out}: {counted(len(table), 'image')}, {novel[0]:,} of a novel superclass, "
         f"{novel[1]:,} of a novel subclass"
     )
-    if args.skip_broken:
-        print(f"wrote {skipped}: {len(broken):,} broken images, which were skipped")
     return 0
+
+
+def add_skip_broken(add: Any, file: str) -> None:
+    """Add --skip-broken, which writes `file`, to a command line by its `add_argument`."""
+    add("--skip-broken", action="store_true",
+        help=f"answer the rest, and write which were skipped to {file}")  # fmt: skip
+
+
+def write_skipped(file: UPath | Path, broken: Mapping[str, str]) -> str:
+    """Write the reason why each broken image was skipped; return a line that says so."""
+    reasons = pd.DataFrame(broken.items(), columns=["image", "reason"])
+    write_atomically(file, reasons.to_csv(index=False).encode())
+    return f"wrote {file}: {counted(len(broken), 'broken image')} skipped"
 
 
 def predict_images(classifier: Classifier, images: str, broken: dict[str, str]) -> pd.DataFrame:
@@ -125,7 +134,7 @@ def model_folder(model: str, storage: UPath | None) -> UPath:
         DataError: A URI of a kind that nothing here can read.
     """
     try:
-        folder = UPath(model)
+        folder = place(model)
     except ValueError as error:
         raise DataError(f"--model {model}: {error}") from error
     if re.fullmatch(r"\w[\w.-]*", model) and (storage is not None or not folder.exists()):

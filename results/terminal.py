@@ -15,3 +15,8 @@ def plain_console(**options: Any) -> Console:
         options: Others of `rich.console.Console`.
     """
     return Console(highlight=False, markup=False, emoji=False, soft_wrap=True, **options)
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun: 1 image, 2,000 images."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")

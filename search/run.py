@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from upath import UPath
 
-from results.options import add_experiment, add_stores, check_stores
+from results.options import add_experiment, add_stores, check_stores, place
 from search.shipped import shipped, space_file
 from trainable.config import parse_settings
 from trainable.errors import Parser, UserError, nearest, typed
@@ -84,7 +84,7 @@ def _parser(kind: type[Parser] = Parser) -> Parser:
         description="Search for the best classifier that knows when to say novel.",
     )
     what = parser.add_argument_group("what is searched").add_argument
-    what("--space", type=UPath, metavar="FILE|NAME",
+    what("--space", type=place, metavar="FILE|NAME",
          help=f"space file, or a shipped one: {', '.join(shipped())}")  # fmt: skip
     what("--trials", type=int, metavar="N", help="trials in all, over the file's NUM_TRIALS")
     what("--epochs", type=int, metavar="N", help="epochs of every trial, over the file's EPOCHS")

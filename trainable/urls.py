@@ -96,6 +96,17 @@ def public(url: str) -> str:
     return f"{scheme}://{without}"
 
 
+def without_file_scheme(text: str) -> str:
+    """Return the path of a file:///PATH on this machine; anything else as it is."""
+    scheme, mark, rest = text.partition(":/")
+    if scheme.lower() != "file" or not mark:
+        return text
+    host, slash, path = (
+        rest.removeprefix("/").partition("/") if rest[:1] == "/" else ("", "/", rest)
+    )
+    return unquote(slash + path) if slash and host in ("", "localhost") else text
+
+
 def ambiguous(url: str) -> bool:
     """Return whether readers of the URL could differ on where its password ends.
 

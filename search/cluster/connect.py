@@ -12,6 +12,11 @@ from search.cluster.own import own_ray
 import ray  # isort: skip  (after search.cluster.settings, which sets what it reads)
 
 
+def times(share: float, whole: float) -> int:
+    """Return how often `share` fits into `whole`; 0.1 fits ten times into 1."""
+    return int(whole / share + 1e-9)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Node:
     """One machine of a cluster, and what it has."""
@@ -37,7 +42,7 @@ class Cluster:
 
         Nodes that hold no trial do not count; 0 where none does.
         """
-        most = (int(n.cpus / n.gpus / cpus_per_trial) for n in self.nodes if n.gpus)
+        most = (times(cpus_per_trial, n.cpus / n.gpus) for n in self.nodes if n.gpus)
         return min((each for each in most if each), default=0)
 
     def __str__(self) -> str:

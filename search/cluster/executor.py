@@ -12,7 +12,7 @@ from upath import UPath
 
 from results.database import STORAGE_ERRORS
 from results.record import SearchRecord, trial_folder
-from search.cluster.connect import Cluster, Node
+from search.cluster.connect import Cluster, Node, times
 from search.cluster.settings import ClusterError
 from search.cluster.worker import run_trial
 from search.study.lock import LeaseLostError
@@ -182,13 +182,8 @@ def run_trials(
 
 def _fits(node: Node, cpus: float, gpus: float) -> int:
     """Return how many trials a node holds; a share is of one device, what is left of it is lost."""
-    by_cpus = _times(cpus, node.cpus)
-    return min(by_cpus, int(node.gpus) * _times(gpus, 1.0)) if gpus else by_cpus
-
-
-def _times(share: float, whole: float) -> int:
-    """Return how often `share` fits into `whole`; 0.1 fits ten times into 1."""
-    return int(whole / share + 1e-9)
+    by_cpus = times(cpus, node.cpus)
+    return min(by_cpus, int(node.gpus) * times(gpus, 1.0)) if gpus else by_cpus
 
 
 def _behind(

@@ -1,6 +1,7 @@
 """Does an evaluation say what a model's answers are worth, and leave nothing out?"""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -281,5 +282,17 @@ def test_command_counts_what_does_not_match_and_refuses_what_cannot(
     assert "1 rows are of images that are not there: nosuch.png" in printed
     assert "1 images have no row and are not judged: " in printed
     assert f"{len(labels) - 1} images: " in printed
-    assert main([*arguments, str(tmp_path / "labels.csv")]) == 2
+    images = tmp_path / "images"
+    shutil.copytree(data / "test_images", images)
+    (images / str(labels["image"][1])).write_bytes(b"")
+    arguments[arguments.index("--images") + 1] = str(images)
+    assert main([*arguments, str(tmp_path / "out")]) == 2
+    assert "or pass --skip-broken" in capsys.readouterr().err
+    assert main([*arguments, str(tmp_path / "out"), "--skip-broken"]) == 0
+    printed = capsys.readouterr().out
+    assert f"{len(labels) - 2} images: " in printed
+    skipped = tmp_path / "out" / "skipped.csv"
+    assert f"wrote {skipped}: 1 broken image skipped" in printed
+    assert [*pd.read_csv(skipped)["image"]] == [labels["image"][1]]
+    assert main([*arguments, str(tmp_path / "labels.csv"), "--skip-broken"]) == 2
     assert "this is a file, a folder is needed" in capsys.readouterr().err

@@ -84,7 +84,7 @@ def test_broken_images_are_all_named_and_skipped_when_asked(
     skipped = tmp_path / "out.skipped.csv"
     assert [row["image"] for row in rows(skipped)] == ["0.jpg", "10.png"]
     assert all("cannot identify" in row["reason"] for row in rows(skipped))
-    assert f"wrote {skipped}: 2 broken images, which were skipped" in capsys.readouterr().out
+    assert f"wrote {skipped}: 2 broken images skipped" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("given", ["", "~/images"])

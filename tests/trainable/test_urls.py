@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sqlalchemy.engine import make_url
 
 from trainable.errors import Parser, TrialError, UserError
-from trainable.urls import ambiguous, hidden, public
+from trainable.urls import ambiguous, hidden, public, without_file_scheme
 
 
 @pytest.mark.parametrize(
@@ -63,6 +63,18 @@ def test_password_is_hidden_where_shown_and_left_out_where_stored(
 )  # fmt: skip
 def test_url_without_a_password_stays_as_it_is(url: str) -> None:
     assert (hidden(url), public(url), ambiguous(url)) == (url, url, False)
+
+
+@pytest.mark.parametrize(
+    ("typed", "path"),
+    [
+        ("file:///tmp/a%20b", "/tmp/a b"), ("file:/tmp/x", "/tmp/x"), ("FILE://localhost/x", "/x"),
+        ("file://elsewhere/x", "file://elsewhere/x"), ("s3://b/x", "s3://b/x"), ("runs", "runs"),
+        ("file", "file"), ("/tmp/file:/x", "/tmp/file:/x"),
+    ],
+)  # fmt: skip
+def test_url_of_a_file_here_is_its_path(typed: str, path: str) -> None:
+    assert without_file_scheme(typed) == path
 
 
 @given(password=st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=6))

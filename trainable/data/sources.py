@@ -23,6 +23,7 @@ from zipfile import ZIP_DEFLATED, ZIP_STORED
 
 from trainable.checkpoint import write_atomically
 from trainable.errors import DataError, nearest
+from trainable.urls import without_file_scheme
 
 MAX_ENTRY_BYTES = 200_000_000
 MAX_ENTRIES = 2_000_000
@@ -65,7 +66,9 @@ class Source:
     """Every folder in it, also empty ones."""
 
     hidden: list[str]
-    """Entries that are images by their suffix, and hidden by a dot before their own name."""
+    """Entries that are images by their suffix, and hidden by a dot before their own name or a
+    folder's.
+    """
 
     open: Callable[[str], IO[bytes]]
     """Opens one entry, by its name."""
@@ -126,7 +129,7 @@ def source_path(text: str | Path) -> Path:
     if not str(text).strip():
         raise DataError("a folder or a .zip is needed, got an empty text: is a variable not set?")
     try:
-        return Path(text).expanduser()
+        return Path(without_file_scheme(str(text))).expanduser()
     except RuntimeError as error:  # nobody of that name
         raise DataError(f"there must be a folder or a .zip at {str(text)!r}: {error}") from error
 
@@ -213,9 +216,26 @@ def _is_hidden(part: str) -> bool:
     return part.startswith(".") or part == "__MACOSX"
 
 
-def _is_hidden_image(part: str) -> bool:
-    """Return whether a hidden file is worth a word: ._x.jpg holds what a Mac knows about x.jpg."""
-    return not part.startswith("._") and part.lower().endswith(IMAGE_SUFFIXES)
+def _is_hidden_image(*parts: str) -> bool:
+    """Return whether a file that is hidden, or in a hidden folder, is worth a word.
+
+    ._x.jpg holds what a Mac knows about x.jpg, and __MACOSX nothing else.
+    """
+    is_of_mac = "__MACOSX" in parts or parts[-1].startswith("._")
+    return not is_of_mac and parts[-1].lower().endswith(IMAGE_SUFFIXES)
+
+
+def _hidden_images(entry: "os.DirEntry[str]", shown: str) -> list[str]:
+    """Return the shown names of what are images in a hidden entry: itself, or those below it."""
+    if not entry.is_dir(follow_symlinks=False):
+        return [shown] if _is_hidden_image(entry.name) else []
+    top = shown.removesuffix(entry.name)
+    return [
+        top + os.path.relpath(folder, Path(entry.path).parent) + "/" + name
+        for folder, _, names in os.walk(entry.path)
+        for name in names
+        if _is_hidden_image(*Path(folder).parts, name)
+    ]
 
 
 def _composed(name: str, where: str) -> str:
@@ -244,8 +264,7 @@ def _list_folder(listing: _Listing, root: Path) -> None:
                 path = prefix + entry.name
                 shown = shown_prefix + _composed(entry.name, listing.name)
                 if _is_hidden(entry.name):
-                    if _is_hidden_image(entry.name):
-                        listing.hidden.append(shown)
+                    listing.hidden += _hidden_images(entry, shown)
                     continue
                 _check_link(listing.name, root, path, shown, entry)
                 if entry.is_dir():
@@ -283,7 +302,7 @@ def _list_zip(listing: _Listing, archive: zipfile.ZipFile, stamp: str) -> tuple[
             )
         shown = _composed("/".join(parts), listing.name)
         if any(map(_is_hidden, parts)):
-            if not any(map(_is_hidden, parts[:-1])) and _is_hidden_image(parts[-1]):
+            if not written.endswith("/") and _is_hidden_image(*parts):
                 listing.hidden.append(shown)
             continue
         if not is_sure:

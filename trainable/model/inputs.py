@@ -1,5 +1,6 @@
 """What the trained part of a branch sees: augmented images, or cached frozen features."""
 
+import contextlib
 import errno
 import functools
 import hashlib
@@ -171,13 +172,13 @@ class FeatureInputs:
         for tensor in inputs:
             digest.update(tensor.numpy().tobytes())
         file = self._folder / f"{digest.hexdigest()[:32]}.safetensors"
-        if not file.exists():
+        try:
+            return safetensors.torch.load(file.read_bytes())["values"]
+        except (FileNotFoundError, safetensors.SafetensorError, KeyError):
             values = compute().contiguous()
-            try:
+            with contextlib.suppress(OSError):  # the next trial computes them again
                 write_atomically(file, safetensors.torch.save({"values": values}))
-            except OSError:
-                return values  # the next trial computes them again
-        return safetensors.torch.load(file.read_bytes())["values"]
+            return values
 
     def _gather(self, rows: torch.Tensor, views: torch.Tensor) -> torch.Tensor:
         device, features = self._model.mean.device, None
@@ -314,6 +315,9 @@ def _extract(
     except filelock.Timeout:
         return None
     with held:
+        if done_file.exists() and _is_damaged(values_file, len(data.images)):
+            note(f"the stored features in {values_file} are damaged: computed again")
+            values_file.unlink()
         if not values_file.exists():  # somebody deleted what is large
             done_file.unlink(missing_ok=True)
         done = _read_mask(done_file, len(data.images))
@@ -328,6 +332,14 @@ def _extract(
                     values_file.unlink(missing_ok=True)
                 raise
     return torch.from_numpy(np.load(values_file, mmap_mode="c"))
+
+
+def _is_damaged(file: Path, num_rows: int) -> bool:
+    """Return whether a file of features is there and not whole, as after a copy that was cut."""
+    try:
+        return file.exists() and len(np.load(file, mmap_mode="r")) != num_rows
+    except (ValueError, EOFError, TypeError, SyntaxError):
+        return True
 
 
 def _read_mask(file: Path, num_rows: int) -> torch.Tensor:

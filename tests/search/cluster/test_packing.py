@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from upath import UPath
 
-from search.cluster.connect import connected
+from search.cluster.connect import Cluster, Node, connected
 from search.cluster.executor import Job
 from search.cluster.packing import PACKINGS, Sample, choose_packing, find_packing, kind_of, pilots
 from search.cluster.worker import CONTEXT_BYTES
@@ -126,6 +126,8 @@ def test_no_more_trials_are_packed_than_there_are_cpus_for() -> None:
     pilot = Pilot({FULL: RATES}, peak_gib=1.0)
     assert pilot.find(FULL, most=5) == 4
     assert pilot.find(FULL, most=0) == 1
+    node = Node(address="a", cpus=0.6, gpus=1)
+    assert Cluster((node,)).trials_per_gpu(0.1) == 6, "0.6 / 0.1 is 5.999..."
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """No file is left out, and no picture loses what it shows, without a word."""
 
 import struct
+import zipfile
 import zlib
 from pathlib import Path
 
@@ -46,7 +47,11 @@ OTHER_NAMES = [
 ]  # fmt: skip
 
 
-def test_images_by_any_name_are_read_and_the_rest_is_counted_by_suffix(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_zip", [False, True])
+def test_images_by_any_name_are_read_and_the_rest_is_counted_by_suffix(
+    tmp_path: Path, is_zip: bool
+) -> None:
+    path = tmp_path
     for kind, name in OTHER_NAMES:
         with (tmp_path / name).open("wb") as file:
             Image.fromarray(COLOURS).save(file, kind)
@@ -54,13 +59,24 @@ def test_images_by_any_name_are_read_and_the_rest_is_counted_by_suffix(tmp_path:
     for name in ("BMW list.txt", "notes.txt", "Thumbs.db", ".DS_Store", "._1.jpg", "inner.zip"):
         (tmp_path / name).write_bytes(b"BM and no image")
     (tmp_path / ".hidden.jpg").write_bytes(b"")
+    for folder in (".h/in it", "__MACOSX"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "1.PNG").write_bytes(b"")
+    if is_zip:
+        path = tmp_path / "all.zip"
+        with zipfile.ZipFile(path, "w") as archive:
+            for file in tmp_path.rglob("*"):
+                if file != path and file.is_file():
+                    archive.write(file, file.relative_to(tmp_path))
     notes: list[str] = []
-    names, images = load_images(str(tmp_path), SIZE, notes.append)
+    names, images = load_images(str(path), SIZE, notes.append)
     assert names == [name for _, name in OTHER_NAMES]
     assert np.abs(images.numpy().astype(int) - COLOURS).mean((1, 2, 3)).max() < 60
     assert len(notes) == 2
     assert "images by their content, by suffix: 2 without suffix, 1 .img, 1 .photo" in notes[0]
-    assert "left out, as no images: 2 .txt, 1 .db, 1 .nef, 1 .zip, hidden 1 .jpg" in notes[1]
+    assert (
+        "left out, as no images: 2 .txt, 1 .db, 1 .nef, 1 .zip, hidden 1 .jpg, 1 .png" in notes[1]
+    )
 
 
 def test_all_broken_images_are_named_at_once_and_may_be_left_out(tmp_path: Path) -> None:

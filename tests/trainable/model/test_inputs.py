@@ -222,6 +222,17 @@ def test_values_that_were_deleted_without_their_mask_are_computed_anew(tmp_path:
     assert second.rows == ALL[:40].tolist(), "stored"
 
 
+@pytest.mark.parametrize("damage", ["cut", "no array"])
+def test_damaged_values_are_computed_anew_and_that_is_said(tmp_path: Path, damage: str) -> None:
+    cached(CountingModel(), tmp_path, ALL[:40], ALL[40:])
+    (values,) = tmp_path.rglob("view_*.npy")
+    values.write_bytes(values.read_bytes()[:-9] if damage == "cut" else b"features")
+    notes: list[str] = []
+    inputs = cached(CountingModel(), tmp_path, ALL[:30], ALL[30:40], note=notes.append)
+    assert torch.equal(inputs.plain(ALL[:40]), expected_features(ALL[:40]))
+    assert notes[0] == f"the stored features in {values} are damaged: computed again"
+
+
 def test_other_seeds_share_the_features(tmp_path: Path) -> None:
     cached(CountingModel(), tmp_path, ALL, ALL, config=AUGMENTED)
     model = CountingModel()
