@@ -1,8 +1,11 @@
 """What tests of several packages share."""
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
 from trainable.data import synthetic
 
@@ -13,3 +16,31 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "tiny"
     synthetic.write(folder, images_per_subclass=4, novel_per_class=8, test_per_class=1)
     return folder
+
+
+@pytest.fixture(scope="session")
+def make_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
+    """A function that puts an empty MLflow database into a folder.
+
+    It is copied: MLflow takes seconds to make one, by all the steps of its own history.
+    """
+    folder = tmp_path_factory.mktemp("mlflow-empty")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)  # MLflow puts artifacts beside its database
+        MlflowClient(f"sqlite:///{folder / 'mlflow.db'}").search_experiments()
+
+    def make(target: Path) -> Path:
+        return Path(shutil.copy(folder / "mlflow.db", target))
+
+    return make
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep tests that share what takes long in one process, where they run in several.
+
+    That is for `--dist loadgroup`: a fixture of a module is then made once.
+    """
+    for item in items:
+        fixtures = getattr(item, "_fixtureinfo").name2fixturedefs.values()  # noqa: B009 - private
+        if any(each[-1].scope == "module" for each in fixtures):
+            item.add_marker(pytest.mark.xdist_group(item.path.name))

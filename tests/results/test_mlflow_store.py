@@ -4,6 +4,7 @@ import shutil
 import socket
 import sqlite3
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,9 @@ from results.mlflow_store import TrackingError, connect, experiment_id
 
 
 @pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def database(tmp_path_factory: pytest.TempPathFactory, make_mlflow: Callable[[Path], Path]) -> Path:
     """An MLflow database with a deleted experiment."""
-    folder = tmp_path_factory.mktemp("store")
+    folder = make_mlflow(tmp_path_factory.mktemp("store")).parent
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)  # MLflow puts artifacts beside its database
         client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import sysconfig
 import tomllib
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
@@ -64,9 +65,11 @@ def declared_and_required(lines: list[str]) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def registered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def registered(
+    tmp_path_factory: pytest.TempPathFactory, make_mlflow: Callable[[Path], Path]
+) -> Path:
     """The files of a registered model, as a server that deploys it gets them."""
-    folder = tmp_path_factory.mktemp("registered")
+    folder = make_mlflow(tmp_path_factory.mktemp("registered")).parent
     config = tiny_config(fine_tune="full")
     data = make_data(size=32)
     save_by_hand(folder / "refit", data, config=config)

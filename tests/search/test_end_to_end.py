@@ -131,8 +131,9 @@ def arguments(data: Path, cache: Path) -> list[str]:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Where a search is started: `runs/` and `mlflow.db` come to lie in it."""
+def folder(tmp_path: Path, make_mlflow: Callable[[Path], Path]) -> Path:
+    """Where a search is started: `runs/` comes to lie in it, `mlflow.db` is there and empty."""
+    make_mlflow(tmp_path)
     (tmp_path / "tiny.py").write_text(SPACE)
     return tmp_path
 
@@ -632,6 +633,7 @@ def test_search_without_a_trial_that_succeeds_exits_1_and_says_why(
 
 
 def test_tracking_uri_is_used_by_every_command(folder: Path, arguments: list[str]) -> None:
+    (folder / "mlflow.db").unlink()
     uri = f"sqlite:///{folder / 'elsewhere.db'}"
     done = run(folder, *arguments, "--trials", "1", "--tracking-uri", uri)
     assert done.code == 0, done

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -108,10 +109,12 @@ def test_median_thresholds_are_of_the_seeds_that_use_the_same_scores() -> None:
 
 
 @pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+def kept(
+    tmp_path_factory: pytest.TempPathFactory, data: Path, make_mlflow: Callable[[Path], Path]
+) -> Path:
     """A folder with an MLflow database and `runs/asked`, a search whose one trial is complete."""
     torch.set_num_threads(1)  # the work is too small for more
-    folder = tmp_path_factory.mktemp("kept")
+    folder = make_mlflow(tmp_path_factory.mktemp("kept")).parent
     shutil.copytree(data, folder / "data")
     known, novel = str(folder / "data"), str(folder / "data/novel_images")
     weights = write_weights(folder / "weights.pt")
@@ -135,9 +138,6 @@ def kept(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     study.add_trial(
         create_trial(state=TrialState.COMPLETE, value=metrics["score"], user_attrs=attributes)
     )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        MlflowClient(asked.tracking_uri).search_experiments()
     return folder
 
 

@@ -134,9 +134,9 @@ class Shown:
 
 
 @pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def database(tmp_path_factory: pytest.TempPathFactory, make_mlflow: Callable[[Path], Path]) -> Path:
     """A folder with an MLflow database, shared: the searches in it have ids of their own."""
-    return tmp_path_factory.mktemp("mlflow")
+    return make_mlflow(tmp_path_factory.mktemp("mlflow")).parent
 
 
 @pytest.fixture
