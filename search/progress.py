@@ -10,10 +10,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from search.study.study import Trial
+from results.trial import Trial, TrialState
 from trainable.novelty.metrics import METRICS
 
-_COLOURS = {"COMPLETE": "green", "PRUNED": "yellow", "FAIL": "red"}
+_COLOURS = {TrialState.COMPLETE: "green", TrialState.PRUNED: "yellow", TrialState.FAIL: "red"}
 
 
 class Progress:
@@ -47,7 +47,7 @@ class Progress:
             return
         was_running = self._running.pop(trial.number, None) is not None
         self._num_finished += 1
-        is_candidate = trial.state == "COMPLETE" and trial.repeat_of is None
+        is_candidate = trial.state is TrialState.COMPLETE and trial.repeat_of is None
         if is_candidate and (self._best is None or self._is_better(trial, self._best)):
             self._best = trial
         if was_running:
@@ -84,7 +84,7 @@ class Progress:
             if trial.config is None:
                 continue
             done, total = len(trial.epochs), trial.config.epochs
-            last = trial.epochs[-1] if trial.epochs else {}
+            last = trial.epochs[-1].metrics if trial.epochs else {}
             value = f"{last[self._metric]:.3f}" if self._metric in last else ""
             table.add_row(
                 f"{number:05d}",

@@ -17,6 +17,7 @@ from results.mlflow_store import default_uri
 from results.record import RECORD_FILE, SearchRecord, trial_folder
 from results.report.tables import write_tables
 from results.terminal import plain_console
+from results.trial import Trial
 from search.cluster.connect import Cluster, connected
 from search.cluster.executor import Job, SearchStoppedError, deadline_after, make_slots, run_trials
 from search.cluster.joined import check_address
@@ -39,7 +40,7 @@ from search.space.space import Space
 from search.start import study_of, taken_back
 from search.study.lock import Check, LeaseLostError, only_driver
 from search.study.storage import with_distributions
-from search.study.study import Study, Trial
+from search.study.study import Study
 from search.tracking import Tracker, search_info
 from trainable.checkpoint import drop_checkpoints
 from trainable.data.dataset import Data, folder_for_images, load_data

@@ -20,7 +20,7 @@ from upath import UPath
 from results.history import INTERVALS
 from results.mlflow_store import connect, experiment_id, explained
 from results.record import EXPERIMENT, SearchRecord, trial_folder
-from search.study.study import Trial
+from results.trial import Trial, TrialState
 from trainable.classifier import INFO_FILE, MODEL_FILE, OUTPUTS_FILE, TABLE_FILE
 from trainable.data.dataset import Data
 from trainable.errors import reason_of
@@ -32,7 +32,12 @@ RETRY_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 CLOSE_S = 60.0
 """How long the end of a search waits for what is not sent yet."""
 
-_STATUS = {"RUNNING": "RUNNING", "COMPLETE": "FINISHED", "PRUNED": "FINISHED", "FAIL": "FAILED"}
+_STATUS = {
+    TrialState.RUNNING: "RUNNING",
+    TrialState.COMPLETE: "FINISHED",
+    TrialState.PRUNED: "FINISHED",
+    TrialState.FAIL: "FAILED",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +138,7 @@ class Tracker:
             for run in self._find("trial"):
                 number = int(run.data.tags["trial"])
                 self._run_ids[number] = run.info.run_id
-                if run.info.status in (_STATUS["COMPLETE"], _STATUS["FAIL"]):
+                if run.info.status in (_STATUS[TrialState.COMPLETE], _STATUS[TrialState.FAIL]):
                     self._ended.add(number)  # ending the run is the last call of all
         self._thread.start()
 
@@ -216,11 +221,12 @@ class Tracker:
         run_id = self._run_id(trial)
         sent = self._sent(trial, run_id)
         now_ms = int(time.time() * 1000)
-        for metrics in trial.epochs:
-            step = int(metrics["epoch"])
+        for epoch in trial.epochs:
+            step = epoch.number
             if step in sent:
                 continue
-            values = [Metric(k, float(v), now_ms, step) for k, v in metrics.items() if k != "epoch"]
+            shown = {k: v for k, v in epoch.to_dict().items() if k != "epoch"}
+            values = [Metric(k, float(v), now_ms, step) for k, v in shown.items()]
             self._client.log_batch(run_id, metrics=values, tags=_where(trial))
             sent.add(step)
         if trial.is_finished:
@@ -230,7 +236,7 @@ class Tracker:
         now_ms = int(time.time() * 1000)
         best = [
             Metric(f"best_{key}", float(value), now_ms, 0)
-            for key, value in trial.metrics.items()
+            for key, value in (trial.best.to_dict() if trial.best else {}).items()
             if key in (*METRICS, *INTERVALS, "epoch", "tau_super", "tau_sub", "novel_images_used")
         ]
         tags = [RunTag("state", trial.state), *_where(trial)]

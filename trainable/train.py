@@ -108,6 +108,8 @@ def train(
         TrialError: The loss or an output is not finite.
         UserError: The data, the weights and the configuration do not go together.
     """
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()  # a process trains one trial after another
     pools = pools or make_pools(data, config)
     trainer = Trainer(
         config, data, pools,
@@ -356,11 +358,16 @@ class Trainer:
             trainer.train_epoch(epoch)
         if not math.isfinite(train_loss):
             raise TrialError(f"the loss is {train_loss} in epoch {epoch}: lower lr")
-        return {
+        seconds = time.perf_counter() - start_s
+        metrics = {
             "epoch": epoch,
             "train_loss": train_loss,
-            "epoch_s": time.perf_counter() - start_s,
+            "epoch_s": seconds,
+            "images_per_s": len(self.pools.train) / seconds,
         }
+        if self.device.type == "cuda":
+            metrics["peak_bytes"] = torch.cuda.max_memory_reserved(self.device)
+        return metrics
 
     def _losses(
         self, rows: torch.Tensor, epoch: int, step: int

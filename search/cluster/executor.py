@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, assert_never
 
 import pyarrow.fs
 from upath import UPath
@@ -13,6 +13,15 @@ from upath import UPath
 from results.database import STORAGE_ERRORS
 from results.record import SearchRecord, trial_folder
 from search.cluster.connect import Cluster, Node, times
+from search.cluster.messages import (
+    EpochDone,
+    Failed,
+    Finished,
+    Note,
+    OutOfMemory,
+    Started,
+    from_wire,
+)
 from search.cluster.settings import ClusterError
 from search.cluster.worker import run_trial
 from search.study.lock import LeaseLostError
@@ -306,24 +315,33 @@ class _StudyScheduler(_NotPickled, FIFOScheduler):
         number = trial.config["number"]
         if self._study.trials[number].is_finished:
             return FIFOScheduler.CONTINUE  # Tune repeats the last report when a function returns
-        kind, content = result["event"]
-        if kind == "started":
-            self._study.start(number, **content)
-        elif kind == "epoch":
-            if self._study.report(number, content):
+        match from_wire(result["event"]):
+            case Started() as started:
+                self._study.start(number, started.host, started.device)
+            case EpochDone(epoch=epoch):
+                if self._study.report(number, epoch):
+                    self._failures_in_a_row.clear()
+                    return FIFOScheduler.STOP
+            case Finished(best=best):
+                self._study.finish(number, best)
                 self._failures_in_a_row.clear()
-                return FIFOScheduler.STOP
-        elif kind == "result":
-            self._study.finish(number, content)
-            self._failures_in_a_row.clear()
-        elif kind == "failed" or (kind == "out_of_memory" and not 0 < trial.config["gpus"] < 1):
-            self.fail(number, content)
-        elif kind == "out_of_memory" and number not in self.set_aside:
+            case Failed(reason=reason):
+                self.fail(number, reason)
+            case OutOfMemory(reason=reason):
+                self._set_aside(number, reason, has_share=0 < trial.config["gpus"] < 1)
+            case Note(line=line):
+                self._note(f"trial {number:05d}  {line}")
+            case other:
+                assert_never(other)
+        return FIFOScheduler.CONTINUE
+
+    def _set_aside(self, number: int, reason: str, *, has_share: bool) -> None:
+        """Have the trial tried again alone, if it had but a share of a GPU; else it fails."""
+        if not has_share:
+            self.fail(number, reason)
+        elif number not in self.set_aside:
             self.set_aside.add(number)
             self._note(f"trial {number:05d}  out of GPU memory; it is tried again alone at the end")
-        elif kind == "note":
-            self._note(f"trial {number:05d}  {content}")
-        return FIFOScheduler.CONTINUE
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         """Fail the trial, unless Tune calls this because it runs the trial again."""

@@ -13,9 +13,20 @@ import torch
 from ray import tune
 from upath import UPath
 
+from search.cluster.messages import (
+    EpochDone,
+    Failed,
+    Finished,
+    Message,
+    Note,
+    OutOfMemory,
+    Started,
+    to_wire,
+)
 from trainable.checkpoint import write_atomically
 from trainable.config import TrialConfig
 from trainable.data.dataset import Data, find_data, load_data, store_data
+from trainable.epoch import Epoch
 from trainable.errors import DataError, TrialError, UserError
 from trainable.memory import give_back_memory, keep_freed_memory
 from trainable.train import train
@@ -56,7 +67,7 @@ def run_trial(task: dict[str, Any], shipped: tuple[Any, ...] = (None,)) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before CUDA starts; this process never gets one
     elif torch.cuda.is_available():
         torch.cuda.set_per_process_memory_fraction(_memory_fraction(task["gpus"]))
-    _send("started", {"host": os.uname().nodename, "device": _device()})
+    _send(Started(host=os.uname().nodename, device=_device()))
     try:
         # Only the metrics are kept: the models would outlive the cleaning below.
         metrics = train(
@@ -64,30 +75,30 @@ def run_trial(task: dict[str, Any], shipped: tuple[Any, ...] = (None,)) -> None:
             node_data(
                 task["data"], task["novel"], Path(task["cache"]), task["fingerprint"], *shipped
             ),
-            lambda metrics: _send("epoch", metrics),
+            lambda metrics: _send(EpochDone(epoch=Epoch.of(metrics))),
             folder=folder,
             cache=Path(task["cache"]) if task["is_fast"] else None,
             weights=Path(task["weights"]) if task["weights"] else None,
             full_precision=not task["is_fast"],
             metric=task["metric"],
-            note=lambda line: _send("note", line),
+            note=lambda line: _send(Note(line=line)),
         ).metrics
-        last: tuple[str, Any] = ("result", metrics)
+        last: Message = Finished(best=Epoch.of(metrics))
     except torch.cuda.OutOfMemoryError as error:
-        last = ("out_of_memory", str(error))  # the driver may have a larger share for it
+        last = OutOfMemory(reason=str(error))  # the driver may have a larger share for it
     except (TrialError, UserError) as error:
-        last = ("failed", str(error))
+        last = Failed(reason=str(error))
     except Exception as error:  # noqa: BLE001 (whatever it is, it is this trial's reason)
         with contextlib.suppress(OSError):  # the disk may be what failed
             write_atomically(folder / "error.txt", traceback.format_exc().encode())
-        last = ("failed", f"{type(error).__name__}: {error}")
+        last = Failed(reason=f"{type(error).__name__}: {error}")
     finally:
         # The process lives on for the next trial.
         gc.collect()
         give_back_memory()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-    _send(*last)
+    _send(last)
 
 
 @functools.cache
@@ -109,9 +120,9 @@ def _memory_fraction(share: float) -> float:
     return max(share / 2, share - CONTEXT_BYTES / total_bytes)
 
 
-def _send(kind: str, content: Any) -> None:
-    """Report to the driver; a list, because Tune flattens dicts."""
-    tune.report({"event": [kind, content]})
+def _send(message: Message) -> None:
+    """Report to the driver."""
+    tune.report({"event": to_wire(message)})
 
 
 def _device() -> str:

@@ -9,8 +9,8 @@ from optuna.distributions import BaseDistribution, check_distribution_compatibil
 from sqlalchemy import make_url
 
 from results.database import STORAGE_ERRORS, Storage, is_missing
-from results.history import TRIAL_STEPS
 from results.record import password_hint
+from results.trial import TRIAL_STEPS
 from trainable.errors import UserError, reason_of
 from trainable.novelty.metrics import METRICS
 from trainable.schema import SCHEMA, schema_of, stamp, upgraded

@@ -4,21 +4,20 @@ import copy
 import math
 import types
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import optuna
-from optuna.trial import TrialState
 
 from results.database import patiently
-from results.history import TRIAL_STEPS
 from results.record import Repeat
+from results.trial import Trial, TrialState, from_optuna, to_attributes
 from search.space.file import SpaceError
 from search.space.space import Space
 from search.study.sampler import make_sampler
 from trainable.config import TrialConfig
-from trainable.schema import schema_of, upgraded
+from trainable.epoch import Epoch
+from trainable.schema import schema_of
 from trainable.train import best_epoch
 
 REDUCTION_FACTOR = 3
@@ -28,35 +27,6 @@ RUNG_FRACTION = 5
 
 _RUNG = "completed_rung_"  # Optuna's name
 _PASSED = "passed_epoch"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trial:
-    """One trial as it stands. Its number is its identity everywhere."""
-
-    number: int
-    config: TrialConfig | None
-    """Null: the space gave none, and `reason` says why."""
-    state: str
-    """RUNNING, COMPLETE (all epochs), PRUNED, FAIL."""
-    is_baseline: bool
-    repeat_of: int | None = None
-    """Number of the trial whose configuration it has, with another seed; null: of none."""
-    epochs: tuple[dict[str, float], ...] = ()
-    """Metrics of each epoch, in order."""
-    metrics: dict[str, float] = field(default_factory=dict)
-    """Of the best epoch."""
-    reason: str = ""
-    """Why it failed."""
-    host: str = ""
-    """Machine that ran it last."""
-    device: str = ""
-    """Name of the GPU, or cpu."""
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether it will not run again."""
-        return self.state != "RUNNING"
 
 
 Observer = Callable[[Trial], None]
@@ -96,14 +66,14 @@ class Study:
         self._live: dict[int, optuna.Trial] = {}
         schema = schema_of(study.user_attrs, f"the study {study.study_name}")
         self.trials: dict[int, Trial] = {
-            frozen.number: _trial(frozen, upgraded(frozen.user_attrs, schema, TRIAL_STEPS))
+            frozen.number: from_optuna(frozen, schema)
             for frozen in study.get_trials(deepcopy=False)
-            if "config" in frozen.user_attrs or frozen.state == TrialState.FAIL
+            if "config" in frozen.user_attrs or frozen.state == optuna.trial.TrialState.FAIL
         }
         self._to_resume = [
             frozen.number
             for frozen in study.get_trials(deepcopy=False)
-            if frozen.state == TrialState.RUNNING
+            if frozen.state == optuna.trial.TrialState.RUNNING
         ]
 
     @property
@@ -153,8 +123,7 @@ class Study:
             try:
                 self._publish(self._configured(number, trial))
             except SpaceError as error:
-                running = Trial(number=number, config=None, state="RUNNING", is_baseline=False)
-                self._publish(running)
+                self._publish(_running(number, None))
                 self.fail(number, str(error))
         return self.trials[number]
 
@@ -182,7 +151,7 @@ class Study:
         if place >= len(self._space.baselines):
             return
         parameters = self._space.parameters_of(self._space.baselines[place])
-        waiting = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        waiting = self._study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.WAITING,))
         if parameters and not waiting:
             self._study.enqueue_trial(parameters)
 
@@ -197,90 +166,93 @@ class Study:
                 self._space.ask(trial)  # the space has it, so the sampler can learn from it
         else:
             config = self._space.ask(trial)
-        if is_baseline:
-            trial.set_user_attr("baseline", True)
-        trial.set_user_attr("config", config.to_dict())
-        return Trial(number=number, config=config, state="RUNNING", is_baseline=is_baseline)
+        configured = replace(_running(number, config), is_baseline=is_baseline)
+        self._store(trial, None, configured)
+        return configured
 
     def _repeated(self, repeat: Repeat, trial: optuna.Trial) -> Trial:
         original = self.trials[repeat.trial].config
         assert original is not None  # it is COMPLETE
         config = replace(original, seed=repeat.seed)
-        trial.set_user_attr("repeat_of", repeat.trial)
-        trial.set_user_attr("config", config.to_dict())
-        return Trial(
-            number=repeat.number,
-            config=config,
-            state="RUNNING",
-            is_baseline=False,
-            repeat_of=repeat.trial,
-        )
+        repeated = replace(_running(repeat.number, config), repeat_of=repeat.trial)
+        self._store(trial, None, repeated)
+        return repeated
+
+    def _store(self, live: optuna.Trial, before: Trial | None, now: Trial) -> None:
+        """Write what of a trial's attributes is new."""
+        stored = to_attributes(before) if before else {}
+        for key, value in to_attributes(now).items():
+            if key not in stored or stored[key] != value:
+                live.set_user_attr(key, value)
 
     def start(self, number: int, host: str, device: str) -> None:
         """Record where the trial runs."""
         self._check()
-        self._live[number].set_user_attr("host", host)
-        self._live[number].set_user_attr("device", device)
-        self._publish(replace(self.trials[number], host=host, device=device))
+        started = replace(self.trials[number], host=host, device=device)
+        self._store(self._live[number], self.trials[number], started)
+        self._publish(started)
 
-    def report(self, number: int, metrics: dict[str, float]) -> bool:
+    def report(self, number: int, epoch: Epoch) -> bool:
         """Record an epoch and return whether to prune the trial, which is then told PRUNED.
 
         An epoch that is already recorded (a resumed trial repeats them) is not recorded twice.
         """
         self._check()
-        trial, epoch = self.trials[number], int(metrics["epoch"])
+        trial = self.trials[number]
         config = trial.config
         assert config is not None
-        if epoch > len(trial.epochs):
-            self._report_to_optuna(self._live[number], metrics, epoch)
+        if epoch.number > len(trial.epochs):
+            self._report_to_optuna(self._live[number], epoch)
             # This write makes the epoch a recorded one, so it comes last.
-            self._live[number].set_user_attr(f"epoch_{epoch:05d}", metrics)
-            trial = replace(trial, epochs=(*trial.epochs, metrics))
+            longer = replace(trial, epochs=(*trial.epochs, epoch))
+            self._store(self._live[number], trial, longer)
+            trial = longer
             self._publish(trial)
-        is_last = epoch >= config.epochs
-        if epoch < len(trial.epochs) or is_last or not self._should_prune(trial, epoch):
+        is_last = epoch.number >= config.epochs
+        is_known = epoch.number < len(trial.epochs)
+        if is_known or is_last or not self._should_prune(trial, epoch.number):
             return False
-        self._tell(
-            replace(
-                trial,
-                state="PRUNED",
-                metrics=best_epoch(list(trial.epochs), self._space.metrics[0]),
-            )
-        )
+        history = [each.to_dict() for each in trial.epochs]
+        best = Epoch.of(best_epoch(history, self._space.metrics[0]))
+        self._tell(replace(trial, state=TrialState.PRUNED, best=best))
         return True
 
-    def _report_to_optuna(self, live: optuna.Trial, metrics: dict[str, float], epoch: int) -> None:
+    def _report_to_optuna(self, live: optuna.Trial, epoch: Epoch) -> None:
         name = self._space.metrics[0]
-        if self._is_single and name in metrics:
+        if self._is_single and name in epoch.metrics:
             with warnings.catch_warnings():  # that the value is there: of a killed driver
                 warnings.simplefilter("ignore", UserWarning)
-                live.report(metrics[name], epoch)
+                live.report(epoch.metrics[name], epoch.number)
 
-    def finish(self, number: int, metrics: dict[str, float]) -> None:
-        """Record that the trial ran all its epochs; values that are not finite make it a FAIL."""
-        values = [metrics.get(name, math.nan) for name in self._space.metrics]
+    def finish(self, number: int, best: Epoch) -> None:
+        """Record that the trial ran all its epochs; values that are not finite make it a FAIL.
+
+        Args:
+            number: Of the trial.
+            best: What counts as its result.
+        """
+        values = [best.metrics.get(name, math.nan) for name in self._space.metrics]
         if not all(map(math.isfinite, values)):
             self.fail(number, f"{'/'.join(self._space.metrics)} is not finite: {values}")
             return
-        self._tell(replace(self.trials[number], state="COMPLETE", metrics=metrics))
+        self._tell(replace(self.trials[number], state=TrialState.COMPLETE, best=best))
 
     def fail(self, number: int, reason: str) -> None:
         """Record that the trial failed, and why."""
-        self._tell(replace(self.trials[number], state="FAIL", reason=reason))
+        self._tell(replace(self.trials[number], state=TrialState.FAIL, reason=reason))
 
     def _tell(self, trial: Trial) -> None:
         if self.trials[trial.number].is_finished:
             return  # a worker that died after its last report was run again
         self._check()
         live = self._live.pop(trial.number)
-        live.set_user_attr("metrics", trial.metrics)
-        if trial.reason or "reason" in live.user_attrs:  # a killed driver may have left one
-            live.set_user_attr("reason", trial.reason)
+        self._store(live, self.trials[trial.number], trial)
+        if not trial.reason and "reason" in live.user_attrs:  # a killed driver left one
+            live.set_user_attr("reason", "")
         values = None
-        if trial.state == "COMPLETE":
+        if trial.state is TrialState.COMPLETE:
             values = [trial.metrics[name] for name in self._space.metrics]
-        self._study.tell(live, values, state=TrialState[trial.state])
+        self._study.tell(live, values, state=optuna.trial.TrialState[trial.state])
         self._publish(trial)
 
     def _should_prune(self, trial: Trial, epoch: int) -> bool:
@@ -326,19 +298,8 @@ class Study:
             observer(trial)
 
 
-_ASKED = (TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+_ASKED = tuple(state for state in optuna.trial.TrialState if state.name != TrialState.WAITING)
 
 
-def _trial(frozen: optuna.trial.FrozenTrial, attributes: Mapping[str, Any]) -> Trial:
-    return Trial(
-        number=frozen.number,
-        config=TrialConfig.from_dict(attributes["config"]) if "config" in attributes else None,
-        state=frozen.state.name,
-        is_baseline=attributes.get("baseline", False),
-        repeat_of=attributes.get("repeat_of"),
-        epochs=tuple(attributes[key] for key in sorted(attributes) if key.startswith("epoch_")),
-        metrics=attributes.get("metrics", {}),
-        reason=attributes.get("reason", "") if frozen.state == TrialState.FAIL else "",
-        host=attributes.get("host", ""),
-        device=attributes.get("device", ""),
-    )
+def _running(number: int, config: TrialConfig | None) -> Trial:
+    return Trial(number=number, config=config, state=TrialState.RUNNING, is_baseline=False)

@@ -24,6 +24,7 @@ from search.space.space import Space, load_space
 from search.study.study import Study
 from tests.benchmarks.common import finish, say
 from trainable.config import TrialConfig
+from trainable.epoch import Epoch
 from trainable.rng import generator
 
 NOISE = 0.01
@@ -159,7 +160,7 @@ def search(
     while (trial := study.next()) is not None:
         noise = NOISE * random.Random(f"{seed} {trial.number}").gauss()
         value = by_hand[-1 - trial.number] if trial.is_baseline else truth(trial.config)
-        study.finish(trial.number, {"epoch": 1, "score": value + noise})
+        study.finish(trial.number, Epoch(number=1, metrics={"score": value + noise}))
     sampled = [trial for trial in study.trials.values() if not trial.is_baseline]
     return truth(max(sampled, key=lambda trial: trial.metrics["score"]).config)
 

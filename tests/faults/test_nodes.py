@@ -18,10 +18,10 @@ from ray._private import services
 from ray.cluster_utils import Cluster
 from upath import UPath
 
+from results.trial import Trial
 from search.cluster.connect import connected
 from search.cluster.nodes import check_packages, check_storage
 from search.cluster.settings import ClusterError
-from search.study.study import Trial
 from tests.clusters import ray_cluster
 from tests.faults import faulty
 from tests.faults.conftest import SmallSearch
@@ -63,7 +63,7 @@ def test_a_dead_node_costs_only_time_and_a_joining_node_is_used(
     assert joined, "the nodes were never swapped"
     assert small_search.states() == ["COMPLETE"] * trials
     for trial in study.trials.values():
-        assert [metrics["epoch"] for metrics in trial.epochs] == [1, 2, 3]
+        assert [epoch.number for epoch in trial.epochs] == [1, 2, 3]
     used = {file.name.removeprefix("node_") for file in small_search.folder.rglob("node_*")}
     assert joined[0] in used
 

@@ -31,6 +31,7 @@ from search.study.storage import StudyError, create_study, open_study
 from search.study.study import Study
 from tests.faults.chaos import SPACE
 from tests.search import test_resume
+from trainable.epoch import Epoch
 
 pytestmark = pytest.mark.slow
 START_LIMIT_S = 60
@@ -249,12 +250,12 @@ def test_a_search_whose_connections_are_cut_loses_and_doubles_nothing(
             sa.event.listen(engine, "commit", cut)
         with only_driver(UPath("memory://search"), optuna_study) as check:
             study = Study(optuna_study, load_space(file), seed=0, observers=[], check=check)
-            told = {"epoch": 1, "score": 0.5}
+            told = Epoch(number=1, metrics={"score": 0.5})
             while (trial := study.next()) is not None:
                 for act, content in (
                     (study.start, {"host": "node", "device": "cpu"}),
-                    (study.report, {"metrics": told}),
-                    (study.finish, {"metrics": told}),
+                    (study.report, {"epoch": told}),
+                    (study.finish, {"best": told}),
                 ):
                     if is_cut and moment == "between calls":
                         cut_connections(postgres_url)

@@ -20,11 +20,12 @@ from mlflow.entities import Param, Run
 
 from results.mlflow_store import TrackingError
 from results.record import EXPERIMENT
+from results.trial import Trial, TrialState
 from search import tracking
-from search.study.study import Trial
 from search.tracking import SearchInfo, Tracker
 from trainable.config import TrialConfig
 from trainable.data.dataset import Data
+from trainable.epoch import Epoch
 
 ROOT = Path(__file__).parents[2]
 DEADLINE_S = 180.0
@@ -45,20 +46,20 @@ DATA = Data(
 )
 
 
-def epochs(count: int) -> tuple[dict[str, float], ...]:
+def epochs(count: int) -> tuple[Epoch, ...]:
     return tuple(
-        {"epoch": n, "score": n / 10, "train_loss": 1 / n, "score_calibration": n / 10}
+        Epoch(number=n, metrics={"score": n / 10, "train_loss": 1 / n, "score_calibration": n / 10})
         for n in range(1, count + 1)
     )
 
 
 def trial(number: int = 0, num_epochs: int = 0, **changes: Any) -> Trial:
-    """Return a running trial; `metrics` makes it a finished one."""
+    """Return a running trial, unless `changes` say otherwise."""
     values = {"host": "node", "device": "cpu"} | changes
     return Trial(
         number=number,
         config=TrialConfig(alpha=0.5, epochs=3),
-        state=values.pop("state", "RUNNING"),
+        state=TrialState(values.pop("state", "RUNNING")),
         is_baseline=number == 0,
         epochs=epochs(num_epochs),
         **values,
@@ -66,9 +67,9 @@ def trial(number: int = 0, num_epochs: int = 0, **changes: Any) -> Trial:
 
 
 def complete(number: int = 0) -> Trial:
-    best = {"epoch": 3, "score": 0.3, "seen_sub": 0.25, "tau_super": 0.5, "not shown": 1.0}
-    best |= {"interval.score.low": 0.2}
-    return trial(number, 3, state="COMPLETE", metrics=best)
+    metrics = {"score": 0.3, "seen_sub": 0.25, "tau_super": 0.5, "not shown": 1.0}
+    best = Epoch(number=3, metrics=metrics | {"interval.score.low": 0.2})
+    return trial(number, 3, state="COMPLETE", best=best)
 
 
 def wait_until(event: Callable[[], object], within_s: float = DEADLINE_S) -> None:

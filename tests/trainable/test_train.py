@@ -25,6 +25,7 @@ from trainable.classifier import INFO_FILE, MODEL_FILE, OUTPUTS_FILE, TABLE_FILE
 from trainable.config import Branch, TrialConfig
 from trainable.data.dataset import Data
 from trainable.data.splits import LEFT_OUT, Pools, make_pools, make_refit_pools
+from trainable.epoch import Epoch
 from trainable.errors import ConfigError, TrialError
 from trainable.model import backbones
 from trainable.model.backbones import Backbone
@@ -110,7 +111,7 @@ def differing(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> set[str
 
 
 def timeless(history: list[Metrics]) -> list[Metrics]:
-    return [{k: v for k, v in metrics.items() if k != "epoch_s"} for metrics in history]
+    return [dict(Epoch.of(metrics).metrics, epoch=metrics["epoch"]) for metrics in history]
 
 
 @torch.inference_mode()
@@ -750,7 +751,7 @@ def test_refit_without_validation_reports_training_figures(
     pools = make_refit_pools(tiny_data, config)
     result, reports = run(config, pools=pools, folder=tmp_path / "trial", cache=tmp_path)
     assert [set(metrics) for metrics in reports] == [
-        {"epoch", "train_loss", "epoch_s", "novel_images_used"}
+        {"epoch", "train_loss", "epoch_s", "images_per_s", "novel_images_used"}
     ] * 2
     assert result.metrics["epoch"] == 2
     assert not (tmp_path / "trial" / MODEL_FILE).exists()  # the caller decides on thresholds
@@ -1004,7 +1005,7 @@ def test_command_without_cache_gives_the_same_metrics_and_stores_nothing(
     for use_cache in (False, True):
         assert command("epochs=2", f"fine_tune={fine_tune}", use_cache=use_cache) == 0
         out = capsys.readouterr().out
-        found.append(json.loads(out[out.index("{") :]) | {"epoch_s": 0})
+        found.append(json.loads(out[out.index("{") :]) | {"epoch_s": 0, "images_per_s": 0})
         shutil.rmtree(tmp_path / "trial")
         assert (tmp_path / "cache").exists() == use_cache
         assert [*(tmp_path / "temporary").iterdir()] == []

@@ -10,17 +10,19 @@ import pytest
 import torch
 
 from search.cluster import worker
+from search.cluster.messages import Failed, Finished, Message, OutOfMemory, Started
 from trainable.config import TrialConfig
+from trainable.epoch import Epoch
 from trainable.errors import TrialError
 
 MIB = 2**20
 
 
 @pytest.fixture
-def events(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
+def events(monkeypatch: pytest.MonkeyPatch) -> list[Message]:
     """What the worker sends, without Tune."""
-    sent: list[tuple[str, Any]] = []
-    monkeypatch.setattr(worker, "_send", lambda kind, content: sent.append((kind, content)))
+    sent: list[Message] = []
+    monkeypatch.setattr(worker, "_send", sent.append)
     monkeypatch.setattr(worker, "node_data", lambda *args: None)
     monkeypatch.setattr(torch, "set_num_threads", lambda num: None)  # of this process
     monkeypatch.setattr(worker, "_prepare_process", lambda: None)  # likewise
@@ -48,41 +50,42 @@ def fragmented() -> list[bytes]:
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="of Linux's memory")
 def test_freed_memory_goes_back_to_the_system_after_each_trial(
-    events: list[tuple[str, Any]], task: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    events: list[Message], task: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept, used = [], []
 
     def train(*_: Any, **__: Any) -> Any:
         kept.append(fragmented())
         used.append(psutil.Process().memory_info().rss)
-        return SimpleNamespace(metrics={"epoch": 1})
+        return SimpleNamespace(metrics={"epoch": 1, "score": 0.5})
 
     monkeypatch.setattr(worker, "train", train)
     trial = threading.Thread(target=worker.run_trial, args=(task,))  # as Tune runs it
     trial.start()
     trial.join()
-    assert events[-1] == ("result", {"epoch": 1})
+    assert events[-1] == Finished(best=Epoch(number=1, metrics={"score": 0.5}))
     assert used[0] - psutil.Process().memory_info().rss > 150 * MIB
 
 
 @pytest.mark.parametrize(
     ("error", "event"),
     [
-        (torch.cuda.OutOfMemoryError("20 GiB"), ("out_of_memory", "20 GiB")),
-        (TrialError("the loss is nan"), ("failed", "the loss is nan")),
-        (ZeroDivisionError("by nothing"), ("failed", "ZeroDivisionError: by nothing")),
+        (torch.cuda.OutOfMemoryError("20 GiB"), OutOfMemory(reason="20 GiB")),
+        (TrialError("the loss is nan"), Failed(reason="the loss is nan")),
+        (ZeroDivisionError("by nothing"), Failed(reason="ZeroDivisionError: by nothing")),
     ],
 )
 def test_trial_that_raises_says_why(
-    events: list[tuple[str, Any]],
+    events: list[Message],
     task: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
     error: Exception,
-    event: tuple[str, Any],
+    event: Message,
 ) -> None:
     def train(*_: Any, **__: Any) -> Any:
         raise error
 
     monkeypatch.setattr(worker, "train", train)
     worker.run_trial(task)
-    assert events == [("started", events[0][1]), event]
+    assert isinstance(events[0], Started)
+    assert events[1:] == [event]

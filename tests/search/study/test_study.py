@@ -18,12 +18,14 @@ from optuna.trial import TrialState
 
 from results.database import Storage
 from results.record import Repeat
+from results.trial import Trial
 from search.space.space import Space, load_space
 from search.study.lock import LeaseLostError
 from search.study.sampler import _Learnable
 from search.study.storage import StudyError, create_study, open_study, with_distributions
-from search.study.study import RUNG_FRACTION, Study, Trial
+from search.study.study import RUNG_FRACTION, Study
 from trainable.config import TrialConfig
+from trainable.epoch import Epoch
 from trainable.schema import SCHEMA, SchemaError, stamp
 
 EPOCHS = 6
@@ -43,7 +45,6 @@ def space(trial):
 """
 
 Loader = Callable[..., Space]
-Epochs = dict[str, float]
 
 
 class Memory:
@@ -54,11 +55,13 @@ class Memory:
         self.repeats: list[Repeat] = []
         if url is None:
             self._storage = optuna.storages.InMemoryStorage()
-            optuna.create_study(
+            study = optuna.create_study(
                 storage=self._storage,
                 study_name="asked",
                 directions=["maximize"] * len(space.metrics),
             )
+            for key, value in stamp().items():
+                study.set_user_attr(key, value)
         else:
             create_study(url, "asked", space.metrics)
 
@@ -99,7 +102,7 @@ def memory(load: Loader, url: str | None) -> Memory:
     return Memory(load(), url)
 
 
-def epoch_of(config: TrialConfig, epoch: int) -> Epochs:
+def epoch_of(config: TrialConfig, epoch: int) -> Epoch:
     """Return what a worker reports: better with lr near 1e-3, and later, with noise."""
     noise = random.Random(f"{config.lr} {config.alpha} {epoch}").random()
     fit = math.exp(-((math.log10(config.lr) + 3) ** 2))
@@ -107,18 +110,18 @@ def epoch_of(config: TrialConfig, epoch: int) -> Epochs:
     return scored(epoch, score)
 
 
-def scored(epoch: int, score: float) -> Epochs:
-    return {
-        "epoch": epoch,
+def scored(epoch: int, score: float) -> Epoch:
+    metrics = {
         "score": score,
         "score_calibration": score + 0.01,
         "seen_sub": score,
         "unseen_sub": 1 - score,
     }
+    return Epoch(number=epoch, metrics=metrics)
 
 
-def best_of(trial: Trial) -> Epochs:
-    return max(trial.epochs, key=lambda metrics: metrics["score_calibration"])
+def best_of(trial: Trial) -> Epoch:
+    return max(trial.epochs, key=lambda epoch: epoch.metrics["score_calibration"])
 
 
 def do_next(study: Study, number: int) -> bool:
@@ -211,7 +214,7 @@ def test_trial_with_all_its_epochs_is_complete_with_the_metrics_of_its_best(memo
     assert trial.intermediate_values[4] == 0.9
     again = memory.open().trials[0]
     assert (again.state, again.is_finished) == ("COMPLETE", True)
-    assert again.metrics == scored(4, 0.9)
+    assert again.best == scored(4, 0.9)
 
 
 def test_pruned_trial_is_not_reported_as_complete(load: Loader, url: str | None) -> None:
@@ -226,7 +229,7 @@ def test_pruned_trial_is_not_reported_as_complete(load: Loader, url: str | None)
     again = memory.open().trials[1]
     assert again.state == "PRUNED"
     assert again.epochs == (scored(1, 0.8),)
-    assert again.metrics == scored(1, 0.8)
+    assert again.best == scored(1, 0.8)
 
 
 def test_pruned_trial_has_the_metrics_of_its_best_epoch_by_the_calibration_half(
@@ -240,9 +243,10 @@ def test_pruned_trial_has_the_metrics_of_its_best_epoch_by_the_calibration_half(
         assert not study.report(number, scored(2, offset))
         if number == 0:
             assert not study.report(0, scored(3, 0.9))
-    best_first = scored(3, 0.7) | {"score_calibration": 0.1}
+    metrics = {**scored(3, 0.7).metrics, "score_calibration": 0.1}
+    best_first = Epoch(number=3, metrics=metrics)
     assert study.report(1, best_first)
-    assert study.trials[1].metrics == scored(1, 0.6)
+    assert study.trials[1].best == scored(1, 0.6)
 
 
 def test_failed_trial_keeps_its_reason(memory: Memory) -> None:
@@ -292,7 +296,7 @@ def test_finished_trial_is_not_told_twice(memory: Memory) -> None:
     study.finish(0, scored(EPOCHS, 0.5))
     study.fail(0, "its worker process died")
     study.finish(0, scored(EPOCHS, 0.9))
-    assert memory.open().trials[0].metrics == scored(EPOCHS, 0.5)
+    assert memory.open().trials[0].best == scored(EPOCHS, 0.5)
     assert memory.optuna.get_trials()[0].state == TrialState.COMPLETE
 
 
@@ -360,12 +364,12 @@ def test_repeated_report_of_a_known_epoch_is_not_recorded_twice(memory: Memory) 
     assert study.next()
     for epoch in (1, 2, 1, 2, 3):
         study.report(0, scored(epoch, 0.1 * epoch))
-    assert [metrics["epoch"] for metrics in study.trials[0].epochs] == [1, 2, 3]
+    assert [epoch.number for epoch in study.trials[0].epochs] == [1, 2, 3]
     again = memory.open()
     assert again.next()
     for epoch in (1, 2, 3, 4):
         again.report(0, scored(epoch, 0.1 * epoch))
-    assert [metrics["epoch"] for metrics in memory.open().trials[0].epochs] == [1, 2, 3, 4]
+    assert [epoch.number for epoch in memory.open().trials[0].epochs] == [1, 2, 3, 4]
     (trial,) = memory.optuna.get_trials()
     assert sorted(trial.intermediate_values) == [1, 2, 3, 4]
 
@@ -377,7 +381,7 @@ def test_epochs_come_back_in_order_beyond_the_ninth(load: Loader, url: str | Non
     assert study.next()
     for epoch in range(1, 12):
         study.report(0, scored(epoch, 0.5))
-    assert [each["epoch"] for each in memory.open().trials[0].epochs] == [*range(1, 12)]
+    assert [each.number for each in memory.open().trials[0].epochs] == [*range(1, 12)]
 
 
 @pytest.mark.parametrize("write", ["report", "set_user_attr"])
@@ -399,7 +403,7 @@ def test_epoch_recorded_in_half_by_a_killed_driver_is_whole_after_a_resume(
     assert again.next()
     for epoch in (1, 2, 3):
         again.report(0, scored(epoch, 0.1 * epoch))
-    assert [metrics["epoch"] for metrics in memory.open().trials[0].epochs] == [1, 2, 3]
+    assert [epoch.number for epoch in memory.open().trials[0].epochs] == [1, 2, 3]
     assert sorted(memory.optuna.get_trials()[0].intermediate_values) == [1, 2, 3]
 
 

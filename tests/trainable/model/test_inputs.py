@@ -27,6 +27,7 @@ from tests.trainable.tiny import (
 )
 from trainable.config import Task, TrialConfig
 from trainable.data.dataset import Data
+from trainable.epoch import Epoch
 from trainable.model import inputs as inputs_module
 from trainable.model.backbones import Backbone
 from trainable.model.branch import BranchModel
@@ -367,7 +368,7 @@ def trial(
     result = train(
         config, data, lambda metrics: None, cache=cache, weights=weights, note=notes.append
     )
-    metrics = {key: value for key, value in result.metrics.items() if key != "epoch_s"}
+    metrics = dict(Epoch.of(result.metrics).metrics)
     return metrics, [line for line in notes if line.startswith("features of")], result
 
 

@@ -1,0 +1,132 @@
+"""One trial as it stands, and the one codec between it and Optuna's attributes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import optuna
+
+from trainable.config import TrialConfig
+from trainable.epoch import Epoch
+from trainable.schema import CONFIG_STEPS, Step, upgraded
+
+_EPOCH = "epoch_"
+
+
+class TrialState(StrEnum):
+    """Where a trial stands, by Optuna's names.
+
+        WAITING --asked--> RUNNING --all its epochs--> COMPLETE
+                           |  ^  |--stopped at a rung--> PRUNED
+                           |  |  `--it raised, or its result is not finite--> FAIL
+                           `--' its driver or worker is gone: it goes on from its checkpoint
+
+    A trial that has ended stays as it is.
+    """
+
+    WAITING = "WAITING"
+    """A baseline's parameters that a killed driver did not get to ask for."""
+    RUNNING = "RUNNING"
+    """Handed out, now or by a driver that is gone."""
+    COMPLETE = "COMPLETE"
+    PRUNED = "PRUNED"
+    FAIL = "FAIL"
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it will not run again."""
+        return self in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One trial as it stands. Its number is its identity everywhere."""
+
+    number: int
+    config: TrialConfig | None
+    """Null: the space gave none, and `reason` says why."""
+    state: TrialState
+    is_baseline: bool
+    repeat_of: int | None = None
+    """Number of the trial whose configuration it has, with another seed; null: of none."""
+    epochs: tuple[Epoch, ...] = ()
+    """In order."""
+    best: Epoch | None = None
+    """What counts as its result; null: it is not COMPLETE or PRUNED."""
+    reason: str = ""
+    """Why it failed."""
+    host: str = ""
+    """Machine that ran it last."""
+    device: str = ""
+    """Name of the GPU, or cpu."""
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it will not run again."""
+        return self.state.is_finished
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """Measurements of the best epoch; empty without one."""
+        return self.best.metrics if self.best else {}
+
+
+def to_attributes(trial: Trial) -> dict[str, Any]:
+    """Return a trial as Optuna's user attributes. A stored epoch is a recorded one: they come last.
+
+    What is not said here is Optuna's own: number, state, values and parameters.
+    """
+    attributes: dict[str, Any] = {}
+    if trial.is_baseline:
+        attributes["baseline"] = True
+    if trial.repeat_of is not None:
+        attributes["repeat_of"] = trial.repeat_of
+    if trial.config is not None:
+        attributes["config"] = trial.config.to_dict()
+    if trial.host:
+        attributes |= {"host": trial.host, "device": trial.device}
+    if trial.is_finished:
+        attributes["metrics"] = trial.best.to_dict() if trial.best else {}
+    if trial.reason:
+        attributes["reason"] = trial.reason
+    return attributes | {f"{_EPOCH}{each.number:05d}": each.to_dict() for each in trial.epochs}
+
+
+def from_optuna(frozen: optuna.trial.FrozenTrial, schema: int) -> Trial:
+    """Return the trial that Optuna holds.
+
+    Args:
+        frozen: As read.
+        schema: Of its study, see `trainable.schema`.
+
+    Raises:
+        ConfigError: Its configuration is none.
+    """
+    attributes = upgraded(frozen.user_attrs, schema, TRIAL_STEPS)
+    state = TrialState(frozen.state.name)
+    stored = sorted(key for key in attributes if key.startswith(_EPOCH))
+    metrics = attributes.get("metrics")
+    return Trial(
+        number=frozen.number,
+        config=TrialConfig.from_dict(attributes["config"]) if "config" in attributes else None,
+        state=state,
+        is_baseline=bool(attributes.get("baseline", False)),
+        repeat_of=attributes.get("repeat_of"),
+        epochs=tuple(Epoch.of({"epoch": key[len(_EPOCH) :]} | attributes[key]) for key in stored),
+        best=Epoch.of({"epoch": len(stored)} | metrics) if metrics else None,
+        # A driver that was killed before it told a failure may have left one.
+        reason=attributes.get("reason", "") if state is TrialState.FAIL else "",
+        host=attributes.get("host", ""),
+        device=attributes.get("device", ""),
+    )
+
+
+def _to_2(attributes: dict[str, Any]) -> dict[str, Any]:
+    if "config" not in attributes:
+        return attributes
+    return attributes | {"config": upgraded(attributes["config"], 1, CONFIG_STEPS[:1])}
+
+
+TRIAL_STEPS: tuple[Step, ...] = (_to_2,)
+"""Of a trial's attributes in the study."""

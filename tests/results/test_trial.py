@@ -1,0 +1,64 @@
+"""A trial goes into Optuna's attributes and comes back the same, by the one codec."""
+
+import optuna
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from results.trial import Trial, TrialState, from_optuna, to_attributes
+from tests.trainable.test_epoch import EPOCHS
+from trainable.config import TrialConfig
+from trainable.schema import SCHEMA
+
+OPTUNA = optuna.trial.TrialState
+
+
+def stored(trial: Trial) -> optuna.trial.FrozenTrial:
+    """Return what Optuna holds of the trial."""
+    frozen = optuna.trial.create_trial(
+        state=OPTUNA[trial.state],
+        value=0.5 if trial.state is TrialState.COMPLETE else None,
+        user_attrs=to_attributes(trial),
+    )
+    frozen.number = trial.number
+    return frozen
+
+
+@st.composite
+def trials(draw: st.DrawFn) -> Trial:
+    state = draw(st.sampled_from([*TrialState]))
+    epochs = [each for each in draw(st.lists(EPOCHS, max_size=3)) if each.metrics]
+    numbered = tuple(
+        type(each)(**vars(each) | {"number": n}) for n, each in enumerate(epochs, start=1)
+    )
+    has_result = state in (TrialState.COMPLETE, TrialState.PRUNED) and numbered
+    where = draw(st.sampled_from([{}, {"host": "node", "device": "cpu"}]))
+    return Trial(
+        number=draw(st.integers(0, 99)),
+        config=draw(st.sampled_from([None, TrialConfig(alpha=0.5)])),
+        state=state,
+        is_baseline=draw(st.booleans()),
+        repeat_of=draw(st.none() | st.integers(0, 9)),
+        epochs=numbered,
+        best=numbered[0] if has_result else None,
+        reason="out of memory" if state is TrialState.FAIL else "",
+        **where,
+    )
+
+
+@settings(deadline=None)
+@given(trials())
+def test_trial_comes_back_as_it_was_stored(trial: Trial) -> None:
+    assert from_optuna(stored(trial), SCHEMA) == trial
+
+
+def test_states_are_optunas() -> None:
+    assert {state.value for state in TrialState} == {state.name for state in OPTUNA}
+    for state in TrialState:
+        assert state.is_finished == OPTUNA[state].is_finished()
+
+
+def test_reason_that_a_killed_driver_left_is_none_of_a_trial_that_goes_on() -> None:
+    left = optuna.trial.create_trial(
+        state=OPTUNA.RUNNING, user_attrs={"config": TrialConfig().to_dict(), "reason": "so near"}
+    )
+    assert from_optuna(left, SCHEMA).reason == ""

@@ -1,0 +1,40 @@
+"""One epoch of a trial: what was measured, kept apart from how the training went on."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+_NUMBER = "epoch"
+_BOOKKEEPING = {"seconds": "epoch_s", "images_per_s": "images_per_s", "peak_bytes": "peak_bytes"}
+"""Fields, and the names they are stored under among the metrics."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Epoch:
+    """What `train` reports of one epoch."""
+
+    number: int
+    """Counts from 1; 0 is an evaluation without training."""
+    metrics: Mapping[str, float]
+    """Measured: the training loss, what `metrics.evaluate` found, thresholds."""
+    seconds: float | None = None
+    """It took to train; null: nothing was trained, as for the two below."""
+    images_per_s: float | None = None
+    """Training images per second."""
+    peak_bytes: int | None = None
+    """Most of the GPU's memory reserved by this trial so far; null: on no GPU, or an earlier
+    version."""
+
+    @classmethod
+    def of(cls, stored: Mapping[str, Any]) -> Self:
+        """Return the epoch that `to_dict` gave, or that an earlier version stored."""
+        kept = {key: stored.get(name) for key, name in _BOOKKEEPING.items()}
+        aside = {_NUMBER, *_BOOKKEEPING.values()}
+        metrics = {name: value for name, value in stored.items() if name not in aside}
+        return cls(number=int(stored[_NUMBER]), metrics=metrics, **kept)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything under one name each, ready for JSON."""
+        kept = {name: getattr(self, key) for key, name in _BOOKKEEPING.items()}
+        known = {name: value for name, value in kept.items() if value is not None}
+        return {_NUMBER: self.number, **known, **self.metrics}
