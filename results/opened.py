@@ -28,7 +28,7 @@ class OpenedSearch:
 
     @property
     def trials(self) -> pd.DataFrame:
-        """One row per trial, by number: see `results.load.trials_frame`.
+        """One row per trial, by number: see `results.history.trials_frame`.
 
         Raises:
             UserError: The study cannot be read.

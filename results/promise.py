@@ -7,6 +7,7 @@ import pandas as pd
 import torch
 
 from results.history import INTERVALS, searched
+from results.ranking import completed, sign
 from trainable.novelty.intervals import Interval, interval_of
 from trainable.novelty.metrics import MAIN, METRICS, combined
 
@@ -136,9 +137,9 @@ def nested_choice(trials: pd.DataFrame, metric: str) -> float | None:
     columns = [f"part_a.{metric}", f"part_b.{metric}"]
     if not {*columns} <= {*trials.columns}:
         return None
-    complete = searched(trials[trials["state"] == "COMPLETE"])
+    complete = searched(completed(trials))
     parts = complete[columns].astype(float).dropna().to_numpy()
     if len(parts) < 2:
         return None
-    place = parts.argmax(0) if METRICS[metric] == "maximize" else parts.argmin(0)
-    return float((parts[place[0], 1] + parts[place[1], 0]) / 2)
+    place_a, place_b = (parts * sign(metric)).argmax(0)
+    return float((parts[place_a, 1] + parts[place_b, 0]) / 2)

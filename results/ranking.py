@@ -6,15 +6,17 @@ held-out subclasses, the validation images, the initial heads and the order, so 
 are compared by their differences at the same seeds, which cancels what the seed does to both.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import optuna
 import pandas as pd
 
 from results.history import searched
+from results.trial import TrialState
 from trainable.config import TrialConfig
 from trainable.novelty.metrics import METRICS
 
@@ -27,30 +29,69 @@ def ranking_metric(metrics: list[str]) -> str:
     return metrics[0] if len(metrics) == 1 else "score"
 
 
+def sign(metric: str) -> float:
+    """Return 1 where more of the metric is better, else -1: times it, the largest is the best."""
+    return 1.0 if METRICS[metric] == "maximize" else -1.0
+
+
+def best_place(values: npt.ArrayLike, metric: str) -> int | None:
+    """Return the place of the first best value of a metric; NaN never is, and None if all are."""
+    signed_N = np.asarray(values, dtype=float) * sign(metric)
+    return None if np.isnan(signed_N).all() else int(np.nanargmax(signed_N))
+
+
+def running_best(values: "pd.Series[float]", metric: str) -> "pd.Series[float]":
+    """Return for each value of a metric the best one up to there."""
+    return (values * sign(metric)).cummax() * sign(metric)
+
+
+def completed(trials: pd.DataFrame) -> pd.DataFrame:
+    """Return the trials that ran to their end, whose results may be ranked."""
+    return trials[trials["state"] == TrialState.COMPLETE] if len(trials) else trials
+
+
 def best_row(trials: pd.DataFrame, metrics: list[str]) -> "pd.Series[Any] | None":
     """Return the best complete trial: by the one metric, or by `score` on a Pareto front.
 
     Where no trial has a `score`, which not all of them need to have, it is the first metric's.
     """
-    complete = trials[trials["state"] == "COMPLETE"] if len(trials) else trials
+    complete = completed(trials)
     for metric in (ranking_metric(metrics), metrics[0]):
-        having = complete[complete[metric].notna()] if len(complete) else complete
-        if len(having):
-            order = having[metric].astype(float).to_numpy()
-            place = order.argmax() if METRICS[metric] == "maximize" else order.argmin()
-            return having.iloc[int(place)]
+        place = best_place(complete[metric], metric) if len(complete) else None
+        if place is not None:
+            return complete.iloc[place]
     return None
 
 
 def pareto_rows(trials: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:
     """Return the complete trials that no other one beats in every metric."""
-    complete = trials[trials["state"] == "COMPLETE"]
-    signs = [1.0 if METRICS[name] == "maximize" else -1.0 for name in metrics]
-    values = complete[metrics].astype(float).to_numpy() * signs
-    keep = [
-        not any((other >= row).all() and (other > row).any() for other in values) for row in values
-    ]
-    return complete[pd.Series(keep, index=complete.index, dtype=bool)]
+    complete = completed(trials).dropna(subset=metrics)
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # it tells of every new study
+    try:
+        study = optuna.create_study(directions=[METRICS[name] for name in metrics])
+    finally:
+        optuna.logging.set_verbosity(verbosity)
+    values = complete[metrics].astype(float).to_numpy().tolist()
+    study.add_trials([optuna.trial.create_trial(values=each) for each in values])
+    return complete.iloc[sorted(trial.number for trial in study.best_trials)]
+
+
+def by_configuration(configs: Iterable[TrialConfig | None]) -> list[list[int]]:
+    """Return the places of each configuration, whatever its seed, in the order of the first."""
+    groups: dict[TrialConfig, list[int]] = {}
+    for place, config in enumerate(configs):
+        if config is not None:
+            groups.setdefault(replace(config, seed=0), []).append(place)
+    return [*groups.values()]
+
+
+def ranked_originals(complete: pd.DataFrame, metric: str) -> list[int]:
+    """Return the first trial of each configuration, best first, by the mean of its own trials."""
+    values_N = complete[metric].astype(float).to_numpy() * sign(metric)
+    groups = by_configuration(complete["config"])
+    groups.sort(key=lambda places: -values_N[places].mean())
+    return [int(complete["number"].iloc[places[0]]) for places in groups]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,15 +117,11 @@ class Repeated:
 
 def repeated(trials: pd.DataFrame) -> list[Repeated]:
     """Return the configurations that were asked to run with two seeds or more, by number."""
-    groups: dict[TrialConfig, list[int]] = {}
-    for place, config in enumerate(trials["config"]):
-        if config is not None:
-            groups.setdefault(replace(config, seed=0), []).append(place)
     found = []
     # Most configurations ran once, and tables of one row each are seconds in a long search.
-    for places in (each for each in groups.values() if len(each) > 1):
+    for places in (each for each in by_configuration(trials["config"]) if len(each) > 1):
         rows = trials.iloc[places]
-        complete = rows[rows["state"] == "COMPLETE"]
+        complete = completed(rows)
         seeds = frozenset(config.seed for config in rows["config"])
         if len(seeds) > 1 and len(complete):
             by_seed = complete.assign(seed=[config.seed for config in complete["config"]])
@@ -104,9 +141,10 @@ def whole(configurations: Sequence[Repeated]) -> list[Repeated]:
 
 def best_repeated(configurations: Sequence[Repeated], metric: str) -> Repeated | None:
     """Return the whole configuration with the best mean, the first of equals; None without any."""
-    sign = 1.0 if METRICS[metric] == "maximize" else -1.0
     return max(
-        whole(configurations), key=lambda each: sign * each.values(metric).mean(), default=None
+        whole(configurations),
+        key=lambda each: sign(metric) * each.values(metric).mean(),
+        default=None,
     )
 
 
@@ -148,9 +186,8 @@ def repeats_frame(trials: pd.DataFrame, metrics: list[str], shown: Sequence[str]
     metric = ranking_metric(metrics)
     best = best_repeated(configurations, metric)
     are_whole = {each.number for each in whole(configurations)}
-    sign = 1.0 if METRICS[metric] == "maximize" else -1.0
     configurations.sort(
-        key=lambda each: (each.number not in are_whole, -sign * each.values(metric).mean())
+        key=lambda each: (each.number not in are_whole, -sign(metric) * each.values(metric).mean())
     )
     rows = []
     for each in configurations:

@@ -10,8 +10,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from results.ranking import sign
 from results.trial import Trial, TrialState
-from trainable.novelty.metrics import METRICS
 
 _COLOURS = {TrialState.COMPLETE: "green", TrialState.PRUNED: "yellow", TrialState.FAIL: "red"}
 
@@ -55,7 +55,7 @@ class Progress:
 
     def _is_better(self, trial: Trial, other: Trial) -> bool:
         gain = trial.metrics[self._metric] - other.metrics[self._metric]
-        return gain > 0 if METRICS[self._metric] == "maximize" else gain < 0
+        return gain * sign(self._metric) > 0
 
     def _line(self, trial: Trial) -> Text:
         took_s = time.monotonic() - self._started_s[trial.number]

@@ -4,11 +4,9 @@ from dataclasses import replace
 
 import pandas as pd
 
-from results.ranking import ranking_metric
+from results.ranking import completed, ranked_originals, ranking_metric
 from results.record import Repeat, SearchRecord
-from trainable.config import TrialConfig
 from trainable.errors import UserError, typed
-from trainable.novelty.metrics import METRICS
 
 
 class RepeatError(UserError):
@@ -41,11 +39,11 @@ def planned(
             f"{record.name}: {num_ended} of {record.num_trials} trials are finished, and --repeat "
             f"ranks all: first run {typed('search.run')} --resume --name {record.name}"
         )
-    originals = _ranked(own[own["state"] == "COMPLETE"], ranking_metric(record.metrics))
+    originals = ranked_originals(completed(own), ranking_metric(record.metrics))
     if not originals:
         raise RepeatError(f"{record.name}: no trial is COMPLETE, so there is nothing to repeat")
     configs = dict(zip(asked["number"], asked["config"], strict=True))
-    there = set(own.loc[own["state"] == "COMPLETE", "config"])
+    there = set(completed(own)["config"])
     there |= {replace(configs[each.trial], seed=each.seed) for each in record.repeats}
     repeats = list(record.repeats)
     for offset in range(num_seeds):
@@ -55,14 +53,3 @@ def planned(
                 following = max(len(asked), *(each.number + 1 for each in repeats), 0)
                 repeats.append(Repeat(number=following, trial=number, seed=config.seed))
     return repeats
-
-
-def _ranked(complete: pd.DataFrame, metric: str) -> list[int]:
-    """Return the first trial of each configuration, best first, by the mean of its own trials."""
-    groups: dict[TrialConfig, list[int]] = {}
-    for place, config in enumerate(complete["config"]):
-        groups.setdefault(replace(config, seed=0), []).append(place)
-    sign = 1.0 if METRICS[metric] == "maximize" else -1.0
-    values = complete[metric].astype(float).to_numpy() * sign
-    order = sorted(groups.values(), key=lambda places: -values[places].mean())
-    return [int(complete["number"].iloc[places[0]]) for places in order]

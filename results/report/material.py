@@ -11,13 +11,12 @@ from upath import UPath
 
 from results.history import searched, trials_frame
 from results.naming import Names
-from results.ranking import Repeated, best_trial, ranking_metric, repeated
+from results.ranking import Repeated, best_trial, completed, ranking_metric, repeated, sign
 from results.record import SearchRecord, study_url, trial_folder
 from trainable.classifier import INFO_FILE, OUTPUTS_FILE, load_outputs, load_rule, read_info
 from trainable.config import TrialConfig
 from trainable.data.dataset import Data, find_data
 from trainable.errors import UserError
-from trainable.novelty.metrics import METRICS
 from trainable.novelty.rule import Rule
 from trainable.novelty.thresholds import Answers, Outputs, PartRules
 
@@ -81,7 +80,7 @@ class Search:
     @property
     def sign(self) -> float:
         """1 where more of `metric` is better, else -1."""
-        return 1.0 if METRICS[self.metric] == "maximize" else -1.0
+        return sign(self.metric)
 
     @cached_property
     def trials(self) -> pd.DataFrame:
@@ -91,7 +90,7 @@ class Search:
     @cached_property
     def complete(self) -> pd.DataFrame:
         """The complete ones of `trials`."""
-        return self.trials[self.trials["state"] == "COMPLETE"]
+        return completed(self.trials)
 
     @cached_property
     def best(self) -> "pd.Series[Any] | None":

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from results.naming import NOT_A_CHOICE
-from results.ranking import interval, pareto_rows, repeats_frame
+from results.ranking import interval, pareto_rows, repeats_frame, running_best
 from results.report import drawing
 from results.report.drawing import (
     BEST,
@@ -340,7 +340,7 @@ def best_so_far(search: Search) -> pd.DataFrame:
 
 
 def _best(search: Search, values: "pd.Series[float]") -> "pd.Series[float]":
-    return values.cummax() if search.sign > 0 else values.cummin()
+    return running_best(values, search.metric)
 
 
 def learning(search: Search) -> Picture | None:

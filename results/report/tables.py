@@ -14,12 +14,14 @@ from results.promise import intervals_of, nested_choice, rates_text
 from results.ranking import (
     best_repeated,
     best_row,
+    completed,
     pareto_rows,
     ranking_metric,
     repeated,
     repeats_frame,
 )
 from results.record import SearchRecord
+from results.trial import TrialState
 from trainable.checkpoint import write_atomically
 from trainable.novelty.metrics import METRICS
 
@@ -41,7 +43,7 @@ def print_tables(console: Console, trials: pd.DataFrame, record: SearchRecord) -
     best = best_row(trials, record.metrics)
     if best is None:
         console.print("No trial has finished, so there is no result.")
-    failed = trials[(trials["state"] == "FAIL") & (trials["reason"] != "")]
+    failed = trials[(trials["state"] == TrialState.FAIL) & (trials["reason"] != "")]
     for reason, count in failed["reason"].value_counts().items():
         console.print(f"{count} failed: {reason}", style="red")
     if best is None:
@@ -49,7 +51,7 @@ def print_tables(console: Console, trials: pd.DataFrame, record: SearchRecord) -
     metric = record.metrics[0]
     if trials["baseline"].any():
         _print_rows(console, "Baselines", trials[trials["baseline"]], metric, best)
-    complete = trials[trials["state"] == "COMPLETE"]
+    complete = completed(trials)
     groups = [best_row(group, record.metrics) for _, group in complete.groupby("architecture")]
     _print_rows(console, "Best by architecture", pd.DataFrame(groups), metric, best)
     if len(record.metrics) > 1:
@@ -73,7 +75,7 @@ def print_promise(
         _print_indented(console, f"with 95% intervals for other classes: {rates_text(best, ends)}")
     nested = nested_choice(trials, metric)
     if nested is not None:
-        num = int((trials["state"] == "COMPLETE").sum())
+        num = len(completed(trials))
         _print_indented(
             console,
             f"best of {num} trials: promised {metric} {best[metric]:.3f}; by nested choice (one "
@@ -134,7 +136,7 @@ def _print_rows(
     table.add_column("configuration", overflow="fold")
     for _, row in rows.iterrows():
         values = ["" if pd.isna(row[name]) else f"{row[name]:.3f}" for name in shown]
-        if row["state"] != "COMPLETE":
+        if row["state"] != TrialState.COMPLETE:
             values[0] = str(row["state"])
         style = "bold" if row["number"] == best["number"] else None
         table.add_row(f"{row['number']:05d}", *values, row["config"].describe(), style=style)

@@ -19,6 +19,7 @@ from results.ranking import (
     pareto_rows,
     repeated,
     repeats_frame,
+    running_best,
     whole,
 )
 from results.report import __main__ as report
@@ -66,6 +67,28 @@ def test_best_row_is_complete() -> None:
     best = best_row(trials, ["score"])
     assert best is not None
     assert best["number"] == 2
+
+
+@pytest.mark.parametrize("metric", ["score", "ce_sub"])
+def test_trial_without_the_value_is_never_the_best(metric: str) -> None:
+    nan = float("nan")
+    best = best_row(frame(**{metric: [nan, 0.5, nan]}), [metric])
+    assert best is not None
+    assert best["number"] == 1
+    assert best_row(frame(**{metric: [nan, nan]}), [metric]) is None
+    front = pareto_rows(
+        frame(seen_sub=[nan, 0.5], unseen_sub=[0.9, 0.5]), ["seen_sub", "unseen_sub"]
+    )
+    assert [*front["number"]] == [1]
+
+
+@pytest.mark.parametrize(
+    ("metric", "expected"), [("score", [0.2, 0.2, 0.5]), ("ce_sub", [0.2, 0.1, 0.1])]
+)
+def test_running_best_follows_the_direction_of_the_metric(
+    metric: str, expected: list[float]
+) -> None:
+    assert [*running_best(pd.Series([0.2, 0.1, 0.5]), metric)] == expected
 
 
 def test_best_row_of_a_front_is_by_score() -> None:
