@@ -1,5 +1,6 @@
 """A Ray of the search's own, on this machine: nobody else's, and for nobody else."""
 
+import contextlib
 import logging
 import os
 import secrets
@@ -7,6 +8,9 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+
+import filelock
 
 from search.cluster.settings import (
     WORKER_ENVIRONMENT,
@@ -22,6 +26,9 @@ LOCAL_OBJECT_STORE_BYTES = 100 * 2**20
 """Images and features are memory-mapped files, so objects are small."""
 MAX_TEMPORARY_BYTES = 26
 """Of a path to which Ray appends 77 bytes for a socket; macOS takes 103 bytes, Linux 107."""
+
+OWNER_FILE = "noveltune.lock"
+"""In the folder of Ray's sockets: held as long as their driver lives."""
 
 
 @contextmanager
@@ -49,16 +56,35 @@ def own_ray(num_cpus: int | None, note: Callable[[str], None]) -> Iterator[None]
 
 @contextmanager
 def sockets(note: Callable[[str], None]) -> Iterator[str]:
-    """Give a folder for Ray's sockets and logs that is nobody else's, and delete it at the end."""
+    """Give a folder for Ray's sockets and logs that is nobody else's, and delete it at the end.
+
+    Those of drivers that were killed are deleted, too.
+    """
     folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
     if len(os.fsencode(folder)) > MAX_TEMPORARY_BYTES:
         note(f"Ray's sockets are in /tmp: their names would be too long in {folder}")
         folder = "/tmp"
+    _remove_orphans(Path(folder))
     try:
         made = tempfile.mkdtemp(prefix="ray-", dir=folder)
     except OSError as error:
         raise ClusterError(f"Ray needs a folder for its sockets: {error}") from error
+    # It has its name once it is held: a lock that nobody holds is one of the dead.
+    lock = filelock.FileLock(Path(made) / ".making")
     try:
-        yield made
+        with lock:
+            (Path(made) / ".making").rename(Path(made) / OWNER_FILE)
+            yield made
     finally:
         shutil.rmtree(made, ignore_errors=True)  # its processes may still be writing there
+
+
+def _remove_orphans(folder: Path) -> None:
+    """Delete what killed drivers of this user left: the end of a process ends its lock."""
+    for file in folder.glob(f"ray-*/{OWNER_FILE}"):
+        with contextlib.suppress(OSError, filelock.Timeout):
+            made = file.parent
+            if made.is_symlink() or made.lstat().st_uid != os.getuid():
+                continue
+            with filelock.FileLock(file, blocking=False):
+                shutil.rmtree(made, ignore_errors=True)

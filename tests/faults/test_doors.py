@@ -5,6 +5,7 @@ import os
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -110,6 +111,36 @@ def test_folder_of_the_sockets_is_private_short_and_deleted(
         assert stat.S_IMODE(Path(folder).stat().st_mode) == 0o700
         (Path(folder) / "log").touch()
     assert not Path(folder).exists()
+
+
+HOLDER = """
+import os, signal, sys
+from search.cluster import own
+with own.sockets(print) as folder:
+    print(folder, flush=True)
+    sys.stdin.readline()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_folder_of_a_killed_driver_is_deleted_by_the_next_and_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with tempfile.TemporaryDirectory(prefix="t-", dir="/tmp") as short:
+        monkeypatch.setenv("RAY_TMPDIR", short)
+        other = Path(short) / "ray-of-somebody"
+        other.mkdir()
+        holder = subprocess.Popen(
+            [sys.executable, "-c", HOLDER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert holder.stdout is not None
+        held = Path(holder.stdout.readline().strip())
+        with own.sockets(print):
+            assert held.exists(), "its driver lives"
+        holder.communicate("now\n")
+        assert held.exists(), "it was killed"
+        with own.sockets(print) as mine:
+            assert {*Path(short).iterdir()} == {other, Path(mine)}
 
 
 def test_temporary_folder_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
