@@ -15,7 +15,7 @@ from results.database import STORAGE_ERRORS
 from results.record import RECORD_FILE, SearchRecord, study_url
 from search.plan import SearchError
 from search.study.lock import LeaseLostError
-from search.study.storage import StudyError, create_study, open_study
+from search.study.storage import StudyError, create_study, delete_study, open_study
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +69,7 @@ def taken_back(study: optuna.Study, new: New | None) -> Iterator[None]:
     except BaseException:
         with contextlib.suppress(*STORAGE_ERRORS):
             if new and not study.get_trials(deepcopy=False):
-                optuna.delete_study(study_name=study.study_name, storage=study._storage)
-                if optuna.get_all_study_names(study._storage):  # of a start beside this one
+                if delete_study(study):  # others are there, of a start beside this one
                     new = replace(new, database=None)
                 new.remove()
         raise

@@ -71,6 +71,12 @@ def open_study(url: str, name: str) -> optuna.Study:
     return study
 
 
+def delete_study(study: optuna.Study) -> bool:
+    """Delete a study; return whether its storage has others."""
+    optuna.delete_study(study_name=study.study_name, storage=study._storage)
+    return bool(optuna.get_all_study_names(study._storage))
+
+
 def with_distributions(
     study: optuna.Study, distributions: Mapping[str, BaseDistribution]
 ) -> optuna.Study:

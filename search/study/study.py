@@ -1,31 +1,25 @@
 """What was tried and what was learnt: every trial's true state, in Optuna's storage."""
 
-import copy
 import math
-import types
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import optuna
+from optuna.study import StudyDirection
 
 from results.database import patiently
 from results.record import Repeat
 from results.trial import Trial, TrialState, from_optuna, to_attributes
 from search.space.file import SpaceError
 from search.space.space import Space
+from search.study.pruning import decide, is_rung, record_rungs, rung_epoch, rungs_of
 from search.study.sampler import make_sampler
 from trainable.config import TrialConfig
 from trainable.epoch import Epoch
 from trainable.schema import schema_of
 from trainable.train import best_epoch
 
-REDUCTION_FACTOR = 3
-"""A third of the trials pass each rung of successive halving."""
-RUNG_FRACTION = 5
-"""The first rung is after a fifth of the epochs."""
-
-_RUNG = "completed_rung_"  # Optuna's name
 _PASSED = "passed_epoch"
 
 
@@ -259,32 +253,27 @@ class Study:
         if not self._is_single or trial.repeat_of is not None:
             return False
         assert trial.config is not None
-        min_resource = max(1, trial.config.epochs // RUNG_FRACTION)
-        rung_epochs = {f"{_RUNG}{k}": min_resource * REDUCTION_FACTOR**k for k in range(64)}
-        live = self._live[trial.number]
-        if epoch not in rung_epochs.values() or live.user_attrs.get(_PASSED, 0) >= epoch:
+        num_epochs, live = trial.config.epochs, self._live[trial.number]
+        if not is_rung(epoch, num_epochs) or live.user_attrs.get(_PASSED, 0) >= epoch:
             return False
-        pruner = optuna.pruners.SuccessiveHalvingPruner(
-            min_resource=min_resource, reduction_factor=REDUCTION_FACTOR
-        )
-        # A driver killed between this rung's record and what follows from it left a rung that
-        # this epoch has still to decide: without it the same decision is taken again.
-        trials = list(self._study.get_trials(deepcopy=False))
-        frozen = copy.copy(trials[trial.number])
-        frozen.system_attrs = {
-            key: value
-            for key, value in frozen.system_attrs.items()
-            if rung_epochs.get(key, 0) < epoch
-        }
-        trials[trial.number] = frozen
-        view = types.SimpleNamespace(
-            get_trials=lambda deepcopy: trials,
-            direction=self._study.direction,
-            _storage=self._study._storage,
-        )
-        # Baselines are never pruned, but the others are measured against them.
-        if pruner.prune(view, frozen) and not trial.is_baseline:  # type: ignore[arg-type]
-            return True
+        trials = self._study.get_trials(deepcopy=False)
+        value = trials[trial.number].intermediate_values.get(epoch)
+        if value is not None:
+            # A driver killed between this rung's record and what follows from it left a rung that
+            # this epoch has still to decide: without it the same decision is taken again.
+            before = rungs_of(trials[trial.number])
+            decision = decide(
+                epoch,
+                value,
+                {k: v for k, v in before.items() if rung_epoch(k, num_epochs) < epoch},
+                [rungs_of(each) for each in trials if each.number != trial.number],
+                num_epochs=num_epochs,
+                is_maximized=self._study.direction == StudyDirection.MAXIMIZE,
+            )
+            record_rungs(self._study, live, decision.reached)
+            # Baselines are never pruned, but the others are measured against them.
+            if decision.is_behind and not trial.is_baseline:
+                return True
         live.set_user_attr(_PASSED, epoch)
         return False
 

@@ -21,9 +21,10 @@ from results.record import Repeat
 from results.trial import Trial
 from search.space.space import Space, load_space
 from search.study.lock import LeaseLostError
+from search.study.pruning import RUNG_FRACTION
 from search.study.sampler import _Learnable
 from search.study.storage import StudyError, create_study, open_study, with_distributions
-from search.study.study import RUNG_FRACTION, Study
+from search.study.study import Study
 from trainable.config import TrialConfig
 from trainable.epoch import Epoch
 from trainable.schema import SCHEMA, SchemaError, stamp
