@@ -254,7 +254,10 @@ class Trainer:
         if not self.fold_trainers:
             for model in self.branches:
                 for superclass, fold in self.folds.items():
-                    model.add_fold(superclass, _num_classes(fold), config.seed)
+                    if shares:
+                        model.add_share(superclass)
+                    else:
+                        model.add_fold(superclass, _num_classes(fold), config.seed)
                 model.folds.to(self.device)
         self.evaluated = self.branches
         """The models that are judged and kept: the trained ones, or their moving averages."""

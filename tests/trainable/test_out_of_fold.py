@@ -15,7 +15,7 @@ from trainable.data.splits import SEEN, make_refit_pools
 from trainable.novelty.rule import decide
 from trainable.novelty.thresholds import choose_rule
 from trainable.out_of_fold import Rejected, carried_over, joined, moved, pools_of_shares
-from trainable.train import train
+from trainable.train import Trainer, train
 
 
 def silent(_: Any) -> None:
@@ -119,6 +119,22 @@ def test_images_of_a_share_reach_nothing_that_scores_it(
     ]  # fmt: skip
     for name in ("super_logits", "sub_logits", "super_feature_scores", "sub_feature_scores"):
         assert torch.equal(*(getattr(each, name) for each in said))
+
+
+def test_heads_of_shares_start_as_those_of_the_refit(tiny_data: Data, tiny_weights: Path) -> None:
+    """Drawn anew, their thresholds rejected half as many known images in the refit as promised."""
+    config = tiny_config(fine_tune="frozen")
+    pools, shares = make_refit_pools(tiny_data, config), pools_of_shares(tiny_data, config)
+    trainer = Trainer(
+        config, tiny_data, pools, cache=None, weights=tiny_weights, shares=shares, note=silent
+    )
+    (model,) = trainer.branches
+    for share in range(len(shares)):
+        for name, each in model.heads.state_dict().items():
+            assert torch.equal(model.folds[str(share)].state_dict()[name], each)
+    trainer.train_epoch(1)
+    heads = [model.heads, *model.folds.values()]
+    assert len({float(next(each.parameters()).detach().sum()) for each in heads}) == len(heads)
 
 
 def test_heads_of_shares_leave_the_refit_as_it_is(tiny_data: Data, tiny_weights: Path) -> None:

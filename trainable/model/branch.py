@@ -115,6 +115,14 @@ class BranchModel(nn.Module):
             }
         )  # fmt: skip
 
+    def add_share(self, number: int) -> None:
+        """Copy the heads as they were drawn, for others that train without a share of the images.
+
+        What they were drawn as shifts their scores for good, alike for all images: heads that were
+        drawn anew would have thresholds of their own.
+        """
+        self.folds[str(number)] = copy.deepcopy(self.heads)
+
     @functools.cached_property
     def frozen_fingerprint(self) -> str:
         """Digest of the frozen part's weights, which names it in checkpoints and caches."""
