@@ -12,6 +12,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 
+from search.internals import allows
 from search.space.file import barely_counted
 
 
@@ -75,7 +76,7 @@ class GivenTrial(optuna.trial.FixedTrial):
 
     def _suggest(self, name: str, distribution: BaseDistribution) -> Any:
         value = self._params.get(name)
-        if name not in self._params or not _contains(distribution, value):
+        if name not in self._params or not allows(distribution, value):
             is_choice = isinstance(distribution, CategoricalDistribution)
             self._params[name] = distribution.choices[0] if is_choice else distribution.low  # type: ignore[attr-defined]
         return super()._suggest(name, distribution)
@@ -85,20 +86,13 @@ class InsideTrial(optuna.trial.FixedTrial):
     """A fixed trial that refuses values outside the ranges, and knows which were asked for."""
 
     def _suggest(self, name: str, distribution: Any) -> Any:
-        if name not in self._params or not _contains(distribution, self._params[name]):
+        if name not in self._params or not allows(distribution, self._params[name]):
             raise ValueError(f"{name} is outside the space")
         return super()._suggest(name, distribution)
 
     @property
     def params(self) -> dict[str, Any]:
         return {name: self._params[name] for name in self.distributions}
-
-
-def _contains(distribution: BaseDistribution, value: Any) -> bool:
-    try:
-        return distribution._contains(distribution.to_internal_repr(value))
-    except (ValueError, TypeError):
-        return False
 
 
 def described(distribution: BaseDistribution) -> str:

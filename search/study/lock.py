@@ -18,6 +18,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from upath import UPath
 
 from results.database import patiently
+from search.internals import engine_of
 from trainable.errors import UserError
 
 LEASE_S = 60.0
@@ -66,7 +67,7 @@ def only_driver(folder: UPath, study: optuna.Study) -> Iterator[Check]:
                 held.enter_context(lock.acquire(blocking=False))
             except filelock.Timeout:
                 raise LockError(f"{folder}: another driver is running this search") from None
-        engine = _engine(study)
+        engine = engine_of(study)
         if engine is None or _is_within(engine.url, folder):
             yield _nothing_to_check
         else:
@@ -75,11 +76,6 @@ def only_driver(folder: UPath, study: optuna.Study) -> Iterator[Check]:
 
 def _nothing_to_check() -> None:
     """A lock on a file ends with its process: it cannot be lost."""
-
-
-def _engine(study: optuna.Study) -> sa.Engine | None:
-    storage = getattr(study._storage, "_backend", study._storage)
-    return getattr(storage, "engine", None)
 
 
 def _is_within(url: sa.URL, folder: UPath) -> bool:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import optuna
 
+from search.internals import set_system_attribute
+
 REDUCTION_FACTOR = 3
 """A third of the trials pass each rung."""
 RUNG_FRACTION = 5
@@ -94,4 +96,4 @@ def rungs_of(trial: optuna.trial.FrozenTrial) -> dict[int, float]:
 def record_rungs(study: optuna.Study, trial: optuna.Trial, reached: Mapping[int, float]) -> None:
     """Write a trial's values at rungs to where Optuna's own pruner does."""
     for rung, value in reached.items():
-        study._storage.set_trial_system_attr(trial._trial_id, f"{_KEY}{rung}", value)
+        set_system_attribute(study, trial, f"{_KEY}{rung}", value)

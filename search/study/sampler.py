@@ -8,6 +8,7 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import TrialState
 
+from search.internals import all_trials
 from trainable.rng import generator
 
 
@@ -76,9 +77,7 @@ class _Learnable:
     def __init__(self, study: optuna.Study, hidden: Collection[int]) -> None:
         self._study = study
         self._trials = [
-            trial
-            for trial in study._get_trials(deepcopy=False)
-            if trial.params and trial.number not in hidden
+            trial for trial in all_trials(study) if trial.params and trial.number not in hidden
         ]
 
     def __getattr__(self, name: str) -> Any:

@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Mapping
-from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, check_distribution_compatibility
@@ -11,6 +10,7 @@ from sqlalchemy import make_url
 from results.database import STORAGE_ERRORS, Storage, is_missing
 from results.record import password_hint
 from results.trial import TRIAL_STEPS
+from search.internals import allows, storage_of
 from trainable.errors import UserError, reason_of
 from trainable.novelty.metrics import METRICS
 from trainable.schema import SCHEMA, schema_of, stamp, upgraded
@@ -73,8 +73,8 @@ def open_study(url: str, name: str) -> optuna.Study:
 
 def delete_study(study: optuna.Study) -> bool:
     """Delete a study; return whether its storage has others."""
-    optuna.delete_study(study_name=study.study_name, storage=study._storage)
-    return bool(optuna.get_all_study_names(study._storage))
+    optuna.delete_study(study_name=study.study_name, storage=storage_of(study))
+    return bool(optuna.get_all_study_names(storage_of(study)))
 
 
 def with_distributions(
@@ -97,7 +97,7 @@ def with_distributions(
         if name in trial.distributions
     ):
         return study
-    storage = study._storage
+    storage = storage_of(study)
     taken = {summary.study_name for summary in optuna.get_all_study_summaries(storage)}
     base = study.study_name.partition("~")[0]
     name = next(each for n in itertools.count(2) if (each := f"{base}~{n}") not in taken)
@@ -118,7 +118,7 @@ def _retold(
     trial: optuna.trial.FrozenTrial, distributions: Mapping[str, BaseDistribution], schema: int
 ) -> optuna.trial.FrozenTrial:
     now = {name: distributions.get(name, old) for name, old in trial.distributions.items()}
-    kept = {name: value for name, value in trial.params.items() if _is_choice(now[name], value)}
+    kept = {name: value for name, value in trial.params.items() if allows(now[name], value)}
     return optuna.trial.create_trial(
         state=trial.state,
         values=trial.values,
@@ -128,13 +128,6 @@ def _retold(
         system_attrs=trial.system_attrs,
         intermediate_values=trial.intermediate_values,
     )
-
-
-def _is_choice(distribution: BaseDistribution, value: Any) -> bool:
-    try:
-        return distribution._contains(distribution.to_internal_repr(value))
-    except ValueError:
-        return False
 
 
 def _storage(url: str) -> optuna.storages.BaseStorage:

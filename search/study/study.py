@@ -11,6 +11,7 @@ from optuna.study import StudyDirection
 from results.database import patiently
 from results.record import Repeat
 from results.trial import Trial, TrialState, from_optuna, to_attributes
+from search.internals import live
 from search.space.file import SpaceError
 from search.space.space import Space
 from search.study.pruning import decide, is_rung, record_rungs, rung_epoch, rungs_of
@@ -126,7 +127,7 @@ class Study:
         self._study.sampler = self._sampler(number)
         trials = self._study.get_trials(deepcopy=False, states=_ASKED)
         if len(trials) > number:
-            return optuna.Trial(self._study, trials[number]._trial_id)
+            return live(self._study, trials[number])
         return self._study.ask()
 
     def _place(self, number: int) -> int:
