@@ -14,16 +14,17 @@ import torch
 import torch.nn.functional as F
 
 from trainable.checkpoint import write_atomically
-from trainable.config import FEATURE_SCORES, TASKS, Task, TrialConfig
+from trainable.config import TASKS, Task, TrialConfig
 from trainable.data.dataset import Data
 from trainable.data.splits import Pools
 from trainable.errors import DataError, WeightsError
 from trainable.model.branch import BranchModel
 from trainable.model.inputs import FORWARD_BATCH
-from trainable.novelty.feature_scores import FeatureBank
+from trainable.novelty.bank import FeatureBank
 from trainable.novelty.metrics import score_table
 from trainable.novelty.rule import Response, Rule, decide, joined
 from trainable.novelty.thresholds import Fold, Outputs
+from trainable.parts import needs_bank
 from trainable.schema import CONFIG_STEPS, schema_of, stamp, upgraded
 
 if TYPE_CHECKING:
@@ -39,6 +40,9 @@ SCORING_BATCH = 128
 """Images at once that are compared with a bank: of 32 each takes about twice as long."""
 _BANK, _HEADS_OF_FOLDS = "bank.", "folds."
 _LEFT_OUT = "left_out."
+_SCORES = ("super_feature_scores", "sub_feature_scores")
+_COLUMNS = ("knn", "knn_difference", "rmds")
+"""In the order of version 0.1."""
 _SHARED = ("in_part_a", "rows", "true_class")
 """What a fold's outputs have in common with the trial's."""
 
@@ -74,9 +78,9 @@ def save_classifier(
     tensors: dict[str, torch.Tensor] = {}
     for number, model in enumerate(branches):
         state = model.state_dict() if self_contained else model.trained_state()
-        bank = banks[number]
-        if bank is not None and _scores_by_features(model, rule):
-            state |= {f"{_BANK}{key}": tensor for key, tensor in bank.tensors().items()}
+        bank, names = banks[number], _bank_scores(model, rule)
+        if bank is not None:
+            state |= {f"{_BANK}{key}": tensor for key, tensor in bank.tensors(names).items()}
         tensors |= {f"{number}.{key}": t.detach().contiguous() for key, t in state.items()}
     info = {
         **stamp(),
@@ -102,9 +106,11 @@ def add_promise(folder: UPath, promise: Mapping[str, float]) -> None:
     write_atomically(folder / INFO_FILE, json.dumps(info, indent=2).encode())
 
 
-def _scores_by_features(model: BranchModel, rule: Rule) -> bool:
+def _bank_scores(model: BranchModel, rule: Rule) -> list[str]:
+    """Return the scores of features by which the rule answers for the branch."""
     used = {"super": rule.super_score, "sub": rule.sub_score}
-    return any(used[task] in FEATURE_SCORES for task in model.branch.tasks)
+    names = dict.fromkeys(used[task] for task in model.branch.tasks)
+    return [name for name in names if needs_bank(name)]
 
 
 def load_weights(folder: UPath, branches: Sequence[BranchModel]) -> None:
@@ -125,15 +131,46 @@ def _of_branch(
 
 
 def save_outputs(folder: UPath, outputs: Outputs) -> None:
-    """Write the validation outputs, from which every threshold and score can be evaluated."""
-    # Cloned, as two heads of one branch share their scores and the format knows no sharing.
-    tensors = {name: each.clone() for name, each in vars(outputs).items() if _is_tensor(each)}
+    """Write the validation outputs, from which every threshold and score can be evaluated.
+
+    A score of features is stored by its name: as super_feature_scores.NAME.
+    """
+    tensors = _named_tensors(outputs)
     for fold in outputs.folds:
-        own = {name: each.clone() for name, each in vars(fold).items() if _is_tensor(each)}
+        own = _named_tensors(fold)
         own["exact"] = torch.tensor([task in fold.exact for task in TASKS])
         prefix = f"{_LEFT_OUT}{fold.superclass}."
         tensors |= {f"{prefix}{name}": each for name, each in own.items() if name not in _SHARED}
     write_atomically(folder / OUTPUTS_FILE, safetensors.torch.save(tensors))
+
+
+def _named_tensors(outputs: Outputs) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = {}
+    for name, each in vars(outputs).items():
+        if name in _SCORES:
+            found |= {f"{name}.{score}": tensor for score, tensor in each.items()}
+        elif isinstance(each, torch.Tensor):
+            found[name] = each
+    # Cloned, as two heads of one branch share their scores and the format knows no sharing.
+    return {name: each.clone() for name, each in found.items()}
+
+
+def _with_scores(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """Return the fields of `Outputs` that `_named_tensors` wrote.
+
+    Version 0.1 wrote a column per score, NaN where it was not computed.
+    """
+    values: dict[str, Any] = {name: {} for name in _SCORES}
+    for key, tensor in tensors.items():
+        field, dot, score = key.partition(".")
+        if dot:
+            values[field][score] = tensor
+        elif field in _SCORES:
+            columns = zip(_COLUMNS, tensor.double().T, strict=True)
+            values[field] = {k: each.contiguous() for k, each in columns if not each.isnan().any()}
+        else:
+            values[key] = tensor
+    return values
 
 
 def save_table(folder: UPath, outputs: Outputs, config: TrialConfig) -> None:
@@ -159,7 +196,7 @@ def load_outputs(folder: UPath) -> Outputs:
         tensors.setdefault("true_class", torch.full_like(tensors["rows"], -1))
         main = {name: each for name, each in tensors.items() if not name.startswith(_LEFT_OUT)}
         shared = {name: main[name] for name in _SHARED}
-        return Outputs(**main, folds=_folds(tensors, shared))
+        return Outputs(**_with_scores(main), folds=_folds(tensors, shared))
     except (safetensors.SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
         raise DataError(f"{file} cannot be read: {error}") from error
 
@@ -175,12 +212,8 @@ def _folds(tensors: dict[str, torch.Tensor], shared: dict[str, torch.Tensor]) ->
     for superclass, own in sorted(of_fold.items()):
         are_exact = own.pop("exact").tolist()
         exact = tuple(task for task, is_exact in zip(TASKS, are_exact, strict=True) if is_exact)
-        result.append(Fold(**own, **shared, superclass=superclass, exact=exact))  # type: ignore[arg-type]
+        result.append(Fold(**_with_scores(own | shared), superclass=superclass, exact=exact))
     return tuple(result)
-
-
-def _is_tensor(value: object) -> bool:
-    return isinstance(value, torch.Tensor)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,9 +301,12 @@ class Classifier:
                     model.load_trained_state(state)
                 else:
                     model.load_state_dict(state)
-                is_needed = _scores_by_features(model, _rule(info))
+                names = _bank_scores(model, _rule(info))
                 bank = {key: tensor.to(device) for key, tensor in bank.items()}
-                banks.append(FeatureBank.from_tensors(bank) if is_needed else None)
+                is_needed = len(names) > 0
+                banks.append(
+                    FeatureBank.from_tensors(bank, names, model.num_features) if is_needed else None
+                )
             except (ValueError, RuntimeError, TypeError) as error:
                 reason = " ".join(str(error).split())[:300]
                 raise WeightsError(
@@ -309,22 +345,23 @@ class Classifier:
     def _said(self, images_NHWC: torch.Tensor, size: int) -> Response:
         """Return what the heads say of at most `size` images."""
         logits: dict[Task, torch.Tensor] = {}
-        scores: dict[Task, torch.Tensor] = {}
+        scores: dict[Task, dict[str, torch.Tensor]] = {}
         num, pooled = len(images_NHWC), dict[str, list[torch.Tensor]]()
         for number, (model, bank) in enumerate(zip(self._branches, self._banks, strict=True)):
             # Two frozen branches of one backbone make the same features: once is enough.
-            which = f"{model.branch.image_size} {model.frozen_fingerprint}"
+            branch = model.branch
+            which = f"{branch.backbone} {branch.image_size} {model.frozen_fingerprint}"
             which = which if model.is_frozen else f"branch {number}"
             if which not in pooled:
                 pooled[which] = _pooled(model, images_NHWC)
             answers = [model.classify(each) for each in pooled[which]]
-            score = torch.full((size, len(FEATURE_SCORES)), torch.nan)
+            found: dict[str, torch.Tensor] = {}
             if bank is not None:
-                whole = torch.cat(pooled[which])[:num]
-                score = bank.scores(F.pad(whole, (0, 0, 0, size - num))).cpu()
-            for task in model.branch.tasks:
+                whole = F.pad(torch.cat(pooled[which])[:num], (0, 0, 0, size - num))
+                found = bank.scores(whole, _bank_scores(model, self.rule))
+            for task in branch.tasks:
                 logits[task] = torch.cat([each[task] for each in answers])[:num].cpu()
-                scores[task] = score[:num]
+                scores[task] = {name: score.cpu()[:num] for name, score in found.items()}
         return Response(
             super_logits=logits["super"],
             sub_logits=logits["sub"],

@@ -5,11 +5,12 @@ import math
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, Self
 
 from trainable.errors import ConfigError, nearest
+from trainable.parts import AUGMENTS, HEADS, LOSSES, SCORES, needs_borrowed
 
 Task = Literal["super", "sub"]
 TASKS: tuple[Task, ...] = ("super", "sub")
@@ -20,14 +21,9 @@ TASKS_OF_BRANCHES: dict[str, tuple[tuple[Task, ...], ...]] = {
 }
 """The tasks of each branch, by architecture."""
 ARCHITECTURES = tuple(TASKS_OF_BRANCHES)
-HEADS = ("linear", "cosine")
 OPTIMIZERS = ("adam", "adamw")
 SCHEDULES = ("constant", "one_cycle", "cosine")
 LEFT_OUT = ("features", "train", "none")
-AUGMENTS = ("none", "flip_rotate", "strong")
-LOGIT_SCORES = ("msp", "max_logit", "energy", "gen")
-FEATURE_SCORES = ("knn", "knn_difference", "rmds")
-NOVELTY_SCORES = (*LOGIT_SCORES, *FEATURE_SCORES)
 BEST = "best"
 """As novelty_score: the one that is best on the calibration half."""
 
@@ -128,6 +124,9 @@ class TrialConfig:
     compile: bool = False
     """Whether what is trained passes through torch.compile: minutes first, then faster steps. On
     a CPU it needs a C++ compiler. Results differ from those without by rounding."""
+
+    loss: str = "cross_entropy+interaction"
+    """Loss terms whose sum is minimised, joined by +."""
 
     alpha: float = 0.1
     """Weight of the interaction loss of a branch with two heads, 0 or more."""
@@ -237,6 +236,8 @@ class TrialConfig:
         _check_choice("optimizer", self.optimizer, OPTIMIZERS)
         _check_choice("schedule", self.schedule, SCHEDULES)
         _check_choice("augment", self.augment, AUGMENTS)
+        for term in self.loss_terms():
+            _check_choice("loss", term, LOSSES)
         _check_choice("left_out", self.left_out, LEFT_OUT)
         _check_range("novel_images", self.novel_images, 0, math.inf)
         _check_range("weight_decay", self.weight_decay, 0.0, 10.0)
@@ -258,11 +259,11 @@ class TrialConfig:
     def _check_decision(self, task: Task) -> None:
         """Check the keys that say when `task` answers novel."""
         score = self.of(task, "novelty_score")
-        _check_choice(self._set_as(task, "novelty_score"), score, (*NOVELTY_SCORES, BEST))
-        if score == "knn_difference" and self.novel_images == 0:
+        _check_choice(self._set_as(task, "novelty_score"), score, (*SCORES, BEST))
+        if score != BEST and needs_borrowed(score) and self.novel_images == 0:
             raise ConfigError(
-                f"`{self._set_as(task, 'novelty_score')}` knn_difference measures the distance to "
-                "borrowed images, but novel_images is 0: take knn, or borrow some"
+                f"`{self._set_as(task, 'novelty_score')}` {score} needs borrowed images, but "
+                "novel_images is 0: take another score, or borrow some"
             )
         tau, rejection = getattr(self, f"tau_{task}"), getattr(self, f"known_rejection_{task}")
         if tau is not None and not math.isfinite(tau):
@@ -288,6 +289,10 @@ class TrialConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return every key and value, ready for JSON."""
         return asdict(self)
+
+    def loss_terms(self) -> list[str]:
+        """Return the names in `loss`."""
+        return self.loss.split("+")
 
     def of(self, task: Task, key: str) -> Any:
         """Return the value of `key` for `task`: the override if there is one."""
@@ -371,7 +376,7 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
     return value
 
 
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+def _check_choice(name: str, value: str, choices: Collection[str]) -> None:
     if value not in choices:
         raise ConfigError(
             f"`{name}` must be one of {', '.join(choices)}, "

@@ -7,14 +7,14 @@ the trial's thresholds.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 
 from trainable.config import Task, TrialConfig
 from trainable.data.dataset import Data
 from trainable.data.splits import SEEN, Pools, make_refit_pools
-from trainable.novelty.rule import Rule, acceptance, conformal_threshold
+from trainable.novelty.rule import Rule, acceptance, conformal_threshold, joined
 from trainable.novelty.thresholds import Outputs
 from trainable.rng import generator
 
@@ -107,16 +107,6 @@ def pools_of_shares(data: Data, config: TrialConfig) -> list[Pools]:
                 )
             )
     return result
-
-
-def joined(shares: Sequence[Outputs]) -> Outputs:
-    """Return the outputs of different images by models with the same classes as one."""
-    names = [
-        field.name for field in fields(Outputs)
-        if isinstance(getattr(shares[0], field.name), torch.Tensor) and field.name != "super_of_sub"
-    ]  # fmt: skip
-    whole = {name: torch.cat([getattr(each, name) for each in shares]) for name in names}
-    return replace(shares[0], **whole, folds=())
 
 
 def moved(rule: Rule, rejected: Rejected, known: Outputs, tasks: Sequence[Task]) -> Rule:

@@ -5,6 +5,7 @@ Without Ray: ``python -m trainable.train --set epochs=2``.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import sys
@@ -16,7 +17,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from trainable.checkpoint import load_checkpoint, save_checkpoint
 from trainable.classifier import (
@@ -27,19 +27,20 @@ from trainable.classifier import (
     save_outputs,
     save_table,
 )
-from trainable.config import BEST, FEATURE_SCORES, TASKS, Task, TrialConfig, parse_settings
+from trainable.config import BEST, TASKS, Task, TrialConfig, parse_settings
 from trainable.data.dataset import Data, default_cache, folder_for_images, load_data
 from trainable.data.splits import Pools, make_folds, make_pools, true_classes
 from trainable.errors import Parser, TrialError, UserError, WeightsError, chosen, typed
 from trainable.memory import keep_freed_memory
 from trainable.model.branch import BranchModel
 from trainable.model.inputs import FORWARD_BATCH, FeatureInputs, inputs_for
-from trainable.model.losses import interaction_loss, soft_targets
-from trainable.novelty.feature_scores import FeatureBank, formula
+from trainable.model.losses import Step, soft_targets
+from trainable.novelty.bank import FeatureBank, all_of_features, formula
 from trainable.novelty.intervals import flat, outputs_intervals
 from trainable.novelty.metrics import METRICS, evaluate
 from trainable.novelty.rule import Rule, accepting_all
 from trainable.novelty.thresholds import Fold, Outputs, PartRules, choose_rule
+from trainable.parts import LOSSES
 from trainable.rng import generator
 
 if TYPE_CHECKING:
@@ -268,7 +269,7 @@ class Trainer:
                 model.tuned.compile()  # in place: names in its state stay
         self._num_steps = 0
         self._frozen_banks: dict[tuple[int, int | None], FeatureBank] = {}
-        self._frozen_scores: dict[tuple[int, int | None], torch.Tensor] = {}
+        self._frozen_scores: dict[tuple[str, int, int | None], torch.Tensor] = {}
         self.optimizer = self._optimizer()
         self.schedule = self._schedule()
         self.super_of_sub = {
@@ -395,29 +396,38 @@ class Trainer:
             if mixed is not None:
                 x = mixed.of(x)
             pooled = self._pooled(model, x)
-            loss = self._loss(model.classify(pooled), None, batches[None])
+            loss = self._loss(pooled, model.classify(pooled), None, batches[None])
             of_folds = torch.zeros((), device=self.device)
             pooled = pooled.detach()
             for superclass in () if self.fold_trainers else self.folds:
                 batch = batches[superclass]
                 if batch.place is not None and len(batch.place):
-                    logits = model.classify(pooled[batch.place], superclass)
-                    of_folds = of_folds + self._loss(logits, superclass, batch)
+                    seen = pooled[batch.place]
+                    logits = model.classify(seen, superclass)
+                    of_folds = of_folds + self._loss(seen, logits, superclass, batch)
             yield loss, of_folds
 
     def _loss(
-        self, logits: dict[Task, torch.Tensor], fold: int | None, batch: _Batch
+        self,
+        pooled: torch.Tensor,
+        logits: dict[Task, torch.Tensor],
+        fold: int | None,
+        batch: _Batch,
     ) -> torch.Tensor:
-        """Return the cross-entropy of each head, and the interaction."""
+        """Return the sum of the loss terms of the heads of a branch, or of a fold."""
+        step = Step(
+            config=self.config,
+            logits=logits,
+            wanted={
+                task: self._wanted(task, batch, each.shape[1]) for task, each in logits.items()
+            },
+            pooled_ND=pooled,
+            super_of_sub=self.super_of_sub[fold],
+            keep_N=self._unexposed(batch, self.super_of_sub[fold].shape[0] - 1),
+        )
         loss = torch.zeros((), device=self.device)
-        for task, logits_NC in logits.items():
-            wanted = self._wanted(task, batch, logits_NC.shape[1])
-            loss = loss + F.cross_entropy(logits_NC, wanted)
-        if len(logits) == 2 and self.config.alpha > 0:
-            loss = loss + self.config.alpha * interaction_loss(
-                logits["super"], logits["sub"], self.super_of_sub[fold], self.config.temperature,
-                keep_N=self._unexposed(batch, logits["sub"].shape[1] - 1),
-            )  # fmt: skip
+        for name in self.config.loss_terms():
+            loss = loss + LOSSES.named(name)(step)
         return loss
 
     def _unexposed(self, batch: _Batch, novel: int) -> torch.Tensor | None:
@@ -500,7 +510,7 @@ class Trainer:
     def _features(self, number: int, all_scores: bool) -> _Features:
         """Return what a branch makes of the images that `outputs` asks about."""
         model, bank_ND = self.evaluated[number], None
-        if not model.is_frozen and (all_scores or self._needs_bank(model)):
+        if not model.is_frozen and (all_scores or self._bank_scores(model)):
             bank_ND = self._pooled_of_bank(number, self._bank_rows()[0])
         return _Features(self._pooled_all(number, self.pools.val), bank_ND)
 
@@ -512,9 +522,9 @@ class Trainer:
         Without features a branch says NaN.
         """
         logits: dict[Task, torch.Tensor] = {}
-        scores: dict[Task, torch.Tensor] = {}
+        scores: dict[Task, dict[str, torch.Tensor]] = {}
         for number, model in enumerate(self.evaluated):
-            score = torch.full((len(pools.val), len(FEATURE_SCORES)), math.nan).double()
+            found: dict[str, torch.Tensor] = {}
             if (features := pooled[number]) is None:
                 sizes = _num_classes(pools)
                 answers = {
@@ -523,10 +533,10 @@ class Trainer:
                 }
             else:
                 answers = model.classify(features.val_ND, fold)
-                if all_scores or self._needs_bank(model):
-                    score = self._feature_scores(number, features, fold, pools.val)
+                names = all_of_features() if all_scores else self._bank_scores(model)
+                found = self._scores(number, features, fold, names, pools.val)
             logits |= {task: each.cpu() for task, each in answers.items()}
-            scores |= dict.fromkeys(model.branch.tasks, score)
+            scores |= dict.fromkeys(model.branch.tasks, found)
         return {
             "super_logits": logits["super"],
             "sub_logits": logits["sub"],
@@ -545,29 +555,43 @@ class Trainer:
     def banks(self) -> list[FeatureBank | None]:
         """Return the bank of each branch whose novelty score is of features."""
         return [
-            self._bank(number) if self._needs_bank(model) else None
+            self._bank(number) if self._bank_scores(model) else None
             for number, model in enumerate(self.evaluated)
         ]
 
-    def _needs_bank(self, model: BranchModel) -> bool:
+    def _bank_scores(self, model: BranchModel) -> list[str]:
+        """Return the scores of features that the config asks for."""
         names = {self.config.of(task, "novelty_score") for task in model.branch.tasks}
-        return not names.isdisjoint((*FEATURE_SCORES, BEST))
+        return [name for name in all_of_features() if not names.isdisjoint((name, BEST))]
 
-    def _feature_scores(
-        self, number: int, pooled: _Features, fold: int | None, rows: torch.Tensor
-    ) -> torch.Tensor:
-        """Return the scores of the images `rows`, whose pooled features are given."""
+    def _scores(
+        self,
+        number: int,
+        pooled: _Features,
+        fold: int | None,
+        names: Sequence[str],
+        rows: torch.Tensor,
+    ) -> dict[str, torch.Tensor]:
+        """Return scores of the images `rows`, whose pooled features are given: (N,) each."""
+        if not names:
+            return {}
         if not self.evaluated[number].is_frozen:
-            return self._bank(number, fold, pooled.bank_ND).scores(pooled.val_ND).cpu()
-        if (number, fold) not in self._frozen_scores:
-            inputs = self.inputs[number]
-            assert isinstance(inputs, FeatureInputs)
-            self._frozen_scores[number, fold] = inputs.once(
-                formula(),
-                (*self._bank_rows(fold), rows),
-                lambda: self._bank(number, fold).scores(pooled.val_ND).cpu(),
-            )
-        return self._frozen_scores[number, fold]
+            found = self._bank(number, fold, pooled.bank_ND).scores(pooled.val_ND, names)
+            return {name: score.cpu() for name, score in found.items()}
+        inputs = self.inputs[number]
+        assert isinstance(inputs, FeatureInputs)
+
+        def compute(name: str) -> torch.Tensor:
+            return self._bank(number, fold).scores(pooled.val_ND, [name])[name].cpu()
+
+        for name in names:
+            if (name, number, fold) not in self._frozen_scores:
+                self._frozen_scores[name, number, fold] = inputs.once(
+                    formula(name),
+                    (*self._bank_rows(fold), rows),
+                    functools.partial(compute, name),
+                )
+        return {name: self._frozen_scores[name, number, fold] for name in names}
 
     def _bank(
         self, number: int, fold: int | None = None, whole_ND: torch.Tensor | None = None

@@ -28,10 +28,11 @@ from upath import UPath
 
 from tests.benchmarks.common import finish, parser, say, sources
 from trainable.classifier import load_outputs, load_rule
-from trainable.config import FEATURE_SCORES, Task, TrialConfig
+from trainable.config import Task, TrialConfig
 from trainable.data.dataset import Data, load_data
 from trainable.data.splits import NOVEL, PSEUDO_NOVEL, SEEN, Pools, make_pools, make_refit_pools
 from trainable.model.inputs import inputs_for
+from trainable.novelty.bank import all_of_features
 from trainable.novelty.intervals import interval_of
 from trainable.novelty.metrics import judge
 from trainable.novelty.rule import Rule
@@ -189,10 +190,9 @@ def answered(
         judged: Whether the pools held subclasses out.
     """
     logits: dict[Task, torch.Tensor] = {}
-    scores: dict[Task, torch.Tensor] = {}
+    scores: dict[Task, dict[str, torch.Tensor]] = {}
     for model, bank in zip(result.branches, result.banks, strict=True):
-        nothing = torch.full((len(pooled_ND), len(FEATURE_SCORES)), torch.nan).double()
-        score = nothing if bank is None else bank.scores(pooled_ND)
+        score = {} if bank is None else bank.scores(pooled_ND, all_of_features())
         for task, each in model.eval().classify(pooled_ND).items():
             logits[task], scores[task] = each.float(), score
     num_super, num_sub = len(split.data.superclasses), len(split.data.subclasses)

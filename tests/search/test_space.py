@@ -13,7 +13,8 @@ import search.space.file
 from search.space.file import DRY_TRIALS, SpaceError
 from search.space.space import Space, load_space
 from search.space.suggestions import described
-from trainable.config import FEATURE_SCORES, TrialConfig
+from trainable.config import TrialConfig
+from trainable.novelty.bank import all_of_features
 
 SPACES = Path(__file__).parents[2] / "spaces"
 FILES = sorted(path.name for path in SPACES.glob("*.py") if path.name != "__init__.py")
@@ -122,8 +123,8 @@ def test_frozen_superclass_branches_may_be_told_by_features_and_bounds(name: str
     samples = load_space(SPACES / name).samples
     frozen = [each for each in samples if each.of("super", "fine_tune") == "frozen"]
     scores = {each.of("super", "novelty_score") for each in frozen}
-    assert scores & set(FEATURE_SCORES)
-    assert scores - set(FEATURE_SCORES)
+    assert scores & set(all_of_features())
+    assert scores - set(all_of_features())
     for task in ("super", "sub"):
         assert any(getattr(each, f"known_rejection_{task}") is not None for each in samples)
 

@@ -6,10 +6,16 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 
-from trainable.config import FEATURE_SCORES, Task
+from trainable.config import Task
 from trainable.data.splits import LEFT_OUT, NOVEL, PSEUDO_NOVEL, SECOND, SEEN
+from trainable.novelty.bank import all_of_features
+from trainable.novelty.rule import by_image
 from trainable.novelty.thresholds import Fold, Outputs
+from trainable.parts import SCORES
 
+NOVELTY_SCORES = tuple(SCORES)
+FEATURE_SCORES = tuple(all_of_features())
+LOGIT_SCORES = tuple(name for name in NOVELTY_SCORES if name not in FEATURE_SCORES)
 SUPER_OF_SUB = (0, 0, 1, 1, 2)  # novel subclass 4 belongs to novel superclass 2
 
 
@@ -30,9 +36,9 @@ def make_outputs(
         noise = torch.randn(num, num_classes, generator=rng)
         return noise + F.one_hot(target, num_classes)
 
-    def feature_scores(is_known: torch.Tensor) -> torch.Tensor:
+    def feature_scores(is_known: torch.Tensor) -> dict[str, torch.Tensor]:
         noise = torch.randn(num, len(FEATURE_SCORES), generator=rng, dtype=torch.float64)
-        return noise + is_known[:, None] - 2
+        return dict(zip(FEATURE_SCORES, (noise + is_known[:, None] - 2).T, strict=True))
 
     return Outputs(
         super_logits=logits(super_target, 3),
@@ -53,17 +59,13 @@ def mixed(a: Outputs, b: Outputs) -> Outputs:
     """Return outputs with part A of one and part B of the other."""
     assert torch.equal(a.in_part_a, b.in_part_a)
 
-    def choose(name: str) -> torch.Tensor:
-        ours, theirs = getattr(a, name), getattr(b, name)
+    def choose(parts: list[torch.Tensor]) -> torch.Tensor:
+        ours, theirs = parts
         keep = a.in_part_a.view(-1, *[1] * (ours.dim() - 1))
         return torch.where(keep, ours, theirs)
 
-    names = [
-        name for name, each in vars(a).items()
-        if isinstance(each, torch.Tensor) and name != "super_of_sub"
-    ]  # fmt: skip
     folds = tuple(mixed(ours, theirs) for ours, theirs in zip(a.folds, b.folds, strict=True))
-    return replace(a, **{name: choose(name) for name in names}, folds=folds)
+    return replace(a, **by_image([a, b], choose), folds=folds)
 
 
 def with_folds(
@@ -84,7 +86,9 @@ def with_folds(
             Fold(
                 super_logits=said.super_logits[:, [0, 2]] + shift[0],
                 sub_logits=said.sub_logits[:, [*known, 4]] + shift[1],
-                super_feature_scores=said.super_feature_scores - super_target[:, None],
+                super_feature_scores={
+                    name: each - super_target for name, each in said.super_feature_scores.items()
+                },
                 sub_feature_scores=said.sub_feature_scores,
                 super_of_sub=torch.tensor([0] * len(known) + [1]),
                 super_target=super_target,
@@ -102,5 +106,4 @@ def with_folds(
 
 def without_bank(outputs: Outputs) -> Outputs:
     """Return the outputs of a trial that fitted no bank of features."""
-    nothing = torch.full_like(outputs.super_feature_scores, torch.nan)
-    return replace(outputs, super_feature_scores=nothing, sub_feature_scores=nothing)
+    return replace(outputs, super_feature_scores={}, sub_feature_scores={})

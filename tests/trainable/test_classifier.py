@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from tests.trainable.made_outputs import make_outputs, with_folds
+from tests.trainable.made_outputs import NOVELTY_SCORES, make_outputs, with_folds
 from tests.trainable.tiny import tiny_config, write_weights
 from trainable.classifier import (
     INFO_FILE,
@@ -25,13 +25,13 @@ from trainable.classifier import (
     save_classifier,
     save_outputs,
 )
-from trainable.config import NOVELTY_SCORES, TASKS, Task, TrialConfig
+from trainable.config import TASKS, Task, TrialConfig
 from trainable.data.dataset import Data
 from trainable.data.splits import Pools, make_pools, true_classes
 from trainable.errors import DataError, WeightsError
 from trainable.model import backbones
 from trainable.model.branch import BranchModel
-from trainable.novelty.feature_scores import FeatureBank
+from trainable.novelty.bank import FeatureBank
 from trainable.novelty.rule import Rule, decide
 from trainable.novelty.thresholds import available_scores, choose_rule
 from trainable.schema import SCHEMA, SchemaError, version
@@ -324,7 +324,9 @@ def test_models_and_banks_are_on_the_device_that_is_asked_for(
 ) -> None:
     classifier = Classifier.load(with_bank, tiny_weights, device="meta")
     tensors = [tensor for model in classifier._branches for tensor in model.state_dict().values()]
-    tensors += [tensor for bank in classifier._banks if bank for tensor in vars(bank).values()]
+    tensors += [
+        tensor for bank in classifier._banks if bank for tensor in bank.tensors(["rmds"]).values()
+    ]
     assert any(classifier._banks)
     assert {tensor.device.type for tensor in tensors} == {"meta"}
 
@@ -426,14 +428,16 @@ def bank_tensors(folder: Path) -> dict[str, torch.Tensor]:
 def test_bank_is_stored_only_where_features_score(
     trial: Path, with_bank: Path, tmp_path: Path, tiny_data: Data, tiny_weights: Path
 ) -> None:
-    names = {field.name for field in fields(FeatureBank)}
+    names = ("mean_CD", "background_mean_D", "precision_DD", "background_precision_DD")
     assert bank_tensors(trial) == {}
-    assert set(bank_tensors(with_bank)) == {f"0.bank.{name}" for name in names}
+    assert set(bank_tensors(with_bank)) == {f"0.bank.rmds.{name}" for name in names}
     config = tiny_config(
         architecture="two_models", fine_tune="frozen", epochs=0, sub_novelty_score="knn"
     )
     train(config, tiny_data, silent, folder=tmp_path, weights=tiny_weights, note=silent)
-    assert set(bank_tensors(tmp_path)) == {f"1.bank.{name}" for name in names}
+    assert set(bank_tensors(tmp_path)) == {
+        f"1.bank.knn.{name}" for name in ("known_ND", "borrowed_MD")
+    }
 
 
 def test_bank_comes_back_bit_for_bit_and_scores_alike(
@@ -444,9 +448,11 @@ def test_bank_comes_back_bit_for_bit_and_scores_alike(
     (bank,) = result.banks
     assert bank is not None
     stored = {key.removeprefix("0.bank."): t for key, t in bank_tensors(with_bank).items()}
-    assert all(torch.equal(tensor, stored[key]) for key, tensor in bank.tensors().items())
-    features = torch.randn(20, bank.known_ND.shape[1], generator=torch.Generator().manual_seed(0))
-    assert torch.equal(FeatureBank.from_tensors(stored).scores(features), bank.scores(features))
+    assert all(torch.equal(tensor, stored[key]) for key, tensor in bank.tensors(["rmds"]).items())
+    width = stored["rmds.background_mean_D"].shape[0]
+    features = torch.randn(20, width, generator=torch.Generator().manual_seed(0))
+    read = FeatureBank.from_tensors(stored, ["rmds"], width)
+    assert torch.equal(*(each.scores(features, ["rmds"])["rmds"] for each in (read, bank)))
 
 
 @pytest.mark.parametrize("content", [None, b"", b"half a file"])
@@ -491,11 +497,12 @@ def test_scores_by_features_without_a_bank_are_refused(
     folder = Path(shutil.copytree(with_bank, tmp_path / "trial"))
     stored = safetensors.torch.load_file(folder / MODEL_FILE)
     for key in bank_tensors(folder):
-        if lost in ("all", key.removeprefix("0.bank.")):
+        if lost in ("all", key.removeprefix("0.bank.rmds.")):
             del stored[key]
     safetensors.torch.save_file(stored, folder / MODEL_FILE)
     with pytest.raises(
-        WeightsError, match=rf"{MODEL_FILE} does not fit its {INFO_FILE}: .*FeatureBank.*'mean_CD'"
+        WeightsError,
+        match=rf"{MODEL_FILE} does not fit its {INFO_FILE}: its bank of features lacks ",
     ):
         Classifier.load(folder, tiny_weights)
 

@@ -12,17 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainable.config import (
-    AUGMENTS,
     BRANCH_KEYS,
     HEAD_KEYS,
-    HEADS,
-    NOVELTY_SCORES,
     OPTIMIZERS,
     SCHEDULES,
     TrialConfig,
     parse_settings,
 )
 from trainable.errors import ConfigError
+from trainable.parts import AUGMENTS, HEADS, SCORES
 
 # --- Keys, types and ranges -------------------------------------------------------------------
 
@@ -181,7 +179,8 @@ def test_threshold_both_fixed_and_chosen_is_refused(task: str) -> None:
 @pytest.mark.parametrize("key", ["novelty_score", "super_novelty_score", "sub_novelty_score"])
 def test_distance_to_borrowed_images_without_any_is_refused(key: str) -> None:
     with pytest.raises(
-        ConfigError, match=f"^`{key}` knn_difference .* but novel_images is 0: take knn, or borrow"
+        ConfigError,
+        match=f"^`{key}` knn_difference .* but novel_images is 0: take another",
     ):
         TrialConfig(**{key: "knn_difference", "novel_images": 0})
     TrialConfig(**{key: "knn_difference", "novel_images": 1})
@@ -341,7 +340,7 @@ SHARED: dict[str, st.SearchStrategy[Any]] = {
     **choice("backbone", "efficientnet_lite0", "resnet18", "vit_b_16"),
     **choice("head", *HEADS),
     **choice("fine_tune", "full", "frozen", "last_2"),
-    **choice("novelty_score", *NOVELTY_SCORES),
+    **choice("novelty_score", *SCORES),
     "image_size": st.integers(32, 224),
     "lr": st.floats(1e-8, 10),
     "head_lr": st.none() | st.floats(1e-8, 10),
@@ -355,7 +354,7 @@ OTHERS: dict[str, st.SearchStrategy[Any]] = {
     "temperature": st.floats(0.01, 1000),
     "couple_novel": st.booleans(),
     "compile": st.booleans(),
-    "novel_images": st.integers(0, 10**6),
+    "novel_images": st.integers(1, 10**6),
     "seed": st.integers(0, 2**31 - 1),
 }
 

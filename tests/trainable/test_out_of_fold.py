@@ -55,8 +55,8 @@ def test_moved_thresholds_reject_as_many_of_images_whose_scores_lie_elsewhere(
         outputs.where(outputs.kind == SEEN),
         super_logits=logits[0][outputs.kind == SEEN] * 0.5,
         sub_logits=logits[1][outputs.kind == SEEN] * 0.5,
-        super_feature_scores=features[0][outputs.kind == SEEN] - 1.0,
-        sub_feature_scores=features[1][outputs.kind == SEEN] - 1.0,
+        super_feature_scores={k: v[outputs.kind == SEEN] - 1.0 for k, v in features[0].items()},
+        sub_feature_scores={k: v[outputs.kind == SEEN] - 1.0 for k, v in features[1].items()},
     )
     found = Rejected.by(moved(rule, rejected, other, ("super", "sub")), other)
     assert found.super == pytest.approx(rejected.super, abs=0.01)

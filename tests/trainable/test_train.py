@@ -30,8 +30,9 @@ from trainable.errors import ConfigError, TrialError
 from trainable.model import backbones
 from trainable.model.backbones import Backbone
 from trainable.model.branch import BranchModel
-from trainable.novelty import feature_scores
+from trainable.novelty.bank import all_of_features
 from trainable.novelty.intervals import MAIN, interval_of
+from trainable.novelty.scores import neighbours
 from trainable.novelty.thresholds import PartRules
 from trainable.train import (
     Metrics,
@@ -239,29 +240,13 @@ def test_scores_are_as_fine_under_autocast(trainer: Make) -> None:
     assert not torch.equal(outputs.sub_logits, outputs.sub_logits.bfloat16().float())
 
 
-@pytest.mark.parametrize(
-    ("key", "names"),
-    [("optimizer", "OPTIMIZERS"), ("schedule", "SCHEDULES"), ("augment", "AUGMENTS"),
-     ("head", "HEADS")],
-)  # fmt: skip
+@pytest.mark.parametrize(("key", "names"), [("optimizer", "OPTIMIZERS"), ("schedule", "SCHEDULES")])
 def test_choice_that_is_listed_but_not_built_is_an_error(
     run: Run, monkeypatch: pytest.MonkeyPatch, key: str, names: str
 ) -> None:
     monkeypatch.setattr(config_module, names, (*getattr(config_module, names), "new"))
     with pytest.raises(ConfigError, match=rf"`{key}` must be .*, but got 'new'"):
         run(tiny_config(**{key: "new"}))
-
-
-@pytest.mark.parametrize("names", ["LOGIT_SCORES", "FEATURE_SCORES"])
-def test_score_that_is_listed_but_not_built_is_an_error(
-    run: Run, monkeypatch: pytest.MonkeyPatch, names: str
-) -> None:
-    scores = ("new", *config_module.NOVELTY_SCORES)
-    monkeypatch.setattr(config_module, "NOVELTY_SCORES", scores)
-    if names == "FEATURE_SCORES":
-        monkeypatch.setattr(feature_scores, names, ("new", *feature_scores.FEATURE_SCORES))
-    with pytest.raises(ConfigError, match=r"`novelty_score` must be .*, but got 'new'"):
-        run(tiny_config(novelty_score="knn" if names == "FEATURE_SCORES" else "new"))
 
 
 @pytest.mark.parametrize("use_cache", [False, True])
@@ -525,7 +510,7 @@ def test_a_left_out_superclass_reaches_nothing_of_its_fold(
         of_fold = [fold_state(each.evaluated[number], 1) for each in (ours, others)]
         assert differing(*of_fold) == set()
         assert differing(state_of(ours.branches[number]), state_of(others.branches[number]))
-        banks = [each._bank(number, 1).tensors() for each in (ours, others)]
+        banks = [each._bank(number, 1).tensors(all_of_features()) for each in (ours, others)]
         assert differing(*banks) == set()
     assert differing(before, fold_state(ours.branches[0], 1))
     said = [each.outputs().folds[1] for each in (ours, others)]
@@ -535,8 +520,10 @@ def test_a_left_out_superclass_reaches_nothing_of_its_fold(
     assert not torch.equal(said[0].super_logits[is_out], said[1].super_logits[is_out])
     assert torch.equal(said[0].super_logits[~is_out], said[1].super_logits[~is_out])
     for name in ("super_feature_scores", "sub_feature_scores"):
-        kept = [getattr(each, name)[~is_out].nan_to_num() for each in said]
-        assert torch.equal(*kept)
+        ours_kept, others_kept = (getattr(each, name) for each in said)
+        assert ours_kept.keys() == others_kept.keys()
+        for score, values in ours_kept.items():
+            assert torch.equal(values[~is_out], others_kept[score][~is_out])
     assert PartRules.choose(said[0], config) == PartRules.choose(said[1], config)
 
 
@@ -1052,11 +1039,11 @@ def test_stored_scores_of_another_formula_are_not_taken(
         trainer = Trainer(
             config, tiny_data, pools, cache=cache, weights=tiny_weights, note=lambda line: None
         )
-        return trainer.outputs().sub_feature_scores
+        return trainer.outputs().sub_feature_scores["knn"]
 
     before = scores(tmp_path)
     assert torch.equal(scores(tmp_path), before)
-    monkeypatch.setattr(feature_scores, "NEIGHBOURS", 1)
+    monkeypatch.setattr(neighbours, "NEIGHBOURS", 1)
     assert not torch.equal(scores(tmp_path), before)
     torch.testing.assert_close(scores(tmp_path), scores(None), rtol=1e-4, atol=1e-4)
 

@@ -11,7 +11,7 @@ from torch import nn
 from trainable.config import Branch, TrialConfig
 from trainable.data import synthetic
 from trainable.data.dataset import Data
-from trainable.model.augment import STRONG_OPERATIONS, Augmentation
+from trainable.model.augment import STRONG_OPERATIONS, Augmentation, FlipRotate
 from trainable.model.backbones import Backbone
 
 BACKBONE = "test_resnet"
@@ -109,7 +109,7 @@ def fixed_augmentation(
 ) -> Augmentation:
     """Return the augmentation of those parameters; of the others, none."""
     num = len(angle_N)
-    return Augmentation(
+    return FlipRotate(
         angle_N=angle_N,
         flip_N=torch.zeros(num, dtype=torch.bool) if flip_N is None else flip_N,
         strength_NK=torch.stack(

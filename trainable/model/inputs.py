@@ -22,6 +22,7 @@ from trainable.config import TrialConfig
 from trainable.data.dataset import Data
 from trainable.model.augment import Augmentation, matched_sides
 from trainable.model.branch import BranchModel
+from trainable.parts import AUGMENTS, BACKBONES
 from trainable.rng import generator
 
 FORWARD_BATCH = {"cpu": 32, "cuda": 256}
@@ -49,7 +50,7 @@ def draw_augmentation(data: Data, config: TrialConfig, rng: torch.Generator) -> 
     side_N = None
     if config.match_resolution > 0:
         side_N = matched_sides(data.native_side, data.num_known, config.match_resolution, rng)
-    return Augmentation.draw(len(data.images), rng, kind=config.augment, side_N=side_N)
+    return AUGMENTS.named(config.augment).draw(len(data.images), rng, side_N=side_N)
 
 
 def _is_augmented(config: TrialConfig) -> bool:
@@ -281,6 +282,9 @@ def _key(model: BranchModel, data: Data, config: TrialConfig, view: int) -> str:
         "std": model.std.flatten().tolist(),
         "device": model.mean.device.type,
     }
+    named = BACKBONES.file_of(model.branch.backbone), AUGMENTS.file_of(config.augment)
+    if own := [each for each in (named[:1] if is_plain else named) if each]:
+        what["parts"] = own
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:32]
 
 

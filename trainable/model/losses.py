@@ -1,7 +1,55 @@
 """What training minimises: cross-entropy for each head, and their disagreement."""
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
+
+from trainable.config import Task, TrialConfig
+from trainable.parts import LOSSES
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What a loss term sees of a batch of N images, for a branch with one or both heads."""
+
+    config: TrialConfig
+    logits: Mapping[Task, torch.Tensor]
+    """float32 (N, C + 1) of each head, novel last."""
+    wanted: Mapping[Task, torch.Tensor]
+    """What each head should say: int64 (N,), or (N, C + 1) where an option softens it."""
+    pooled_ND: torch.Tensor
+    """float32, the features below the heads. Of a fold's heads nothing passes back to them."""
+    super_of_sub: torch.Tensor
+    """int64 (C + 1,): superclass output of each subclass output."""
+    keep_N: torch.Tensor | None
+    """bool, the images whose subclass target outlier exposure leaves alone; null: all."""
+
+
+LossTerm = Callable[[Step], torch.Tensor]
+"""Returns a scalar, 0 where it means nothing to the branch. The terms that the config's `loss`
+names are summed."""
+
+
+@LOSSES.register("cross_entropy", source="torch.nn.functional.cross_entropy")
+def cross_entropy(step: Step) -> torch.Tensor:
+    """Cross-entropy of each head with what it should say."""
+    loss = step.super_of_sub.new_zeros((), dtype=torch.float32)
+    for task, logits_NC in step.logits.items():
+        loss = loss + F.cross_entropy(logits_NC, step.wanted[task])
+    return loss
+
+
+@LOSSES.register("interaction", source="the paper, section 3.6")
+def interaction(step: Step) -> torch.Tensor:
+    """alpha times what the superclass head and the subclass head disagree in."""
+    if len(step.logits) < 2 or step.config.alpha == 0:
+        return step.super_of_sub.new_zeros((), dtype=torch.float32)
+    return step.config.alpha * interaction_loss(
+        step.logits["super"], step.logits["sub"], step.super_of_sub, step.config.temperature,
+        keep_N=step.keep_N,
+    )  # fmt: skip
 
 
 def implied_super_log_probs(

@@ -20,6 +20,7 @@ from trainable.novelty.thresholds import (
     available_scores,
     choose_rule,
 )
+from trainable.parts import needs_borrowed
 
 CONFORMAL_REJECTION = 0.05
 """Known images that the table's conformal thresholds may reject, where the config says nothing."""
@@ -339,8 +340,8 @@ def score_table(outputs: Outputs, config: TrialConfig) -> Iterator[dict[str, Any
         if task == "sub":
             options = [(couple, restrict) for couple in (False, True) for restrict in (False, True)]
         for name in available_scores(outputs, task):
-            if name == "knn_difference" and config.novel_images == 0:
-                continue  # it is knn then, and no config may ask for it
+            if needs_borrowed(name) and config.novel_images == 0:
+                continue  # no config may ask for it
             of_folds = [name] * len(outputs.folds)
             curves = mean_metrics([task_separation(part, task, name, *of_folds) for part in parts])
             for threshold in thresholds:

@@ -2,50 +2,21 @@
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 
-from trainable.config import FEATURE_SCORES, Task
-from trainable.errors import chosen
+from trainable.config import Task
+from trainable.novelty.scores.logits import GEN_GAMMA, GEN_TOP
+from trainable.parts import SCORES, needs_bank
 
-GEN_GAMMA, GEN_TOP = 0.1, 100
-"""Liu, Lochman and Zach, GEN (CVPR 2023): the values its authors use for ImageNet."""
 _T = TypeVar("_T")
+_R = TypeVar("_R", bound="Response")
 _ACCEPT_ALL = -1e300
 """A threshold below every finite score; finite, because it is written as JSON."""
-
-
-def _msp(logits_NC: torch.Tensor) -> torch.Tensor:
-    """Hendrycks and Gimpel (ICLR 2017): the largest softmax probability of a known class."""
-    return logits_NC.softmax(1)[:, :-1].amax(1)
-
-
-def _max_logit(logits_NC: torch.Tensor) -> torch.Tensor:
-    """Hendrycks et al. (ICML 2022): the largest logit of a known class."""
-    return logits_NC[:, :-1].amax(1)
-
-
-def _energy(logits_NC: torch.Tensor) -> torch.Tensor:
-    """Liu et al. (NeurIPS 2020): negative free energy of the known classes."""
-    return logits_NC[:, :-1].logsumexp(1)
-
-
-def _gen(logits_NC: torch.Tensor) -> torch.Tensor:
-    """Liu, Lochman and Zach (CVPR 2023): negative generalised entropy of the known classes."""
-    top = logits_NC[:, :-1].softmax(1).sort(dim=1, descending=True).values[:, :GEN_TOP]
-    return -(top**GEN_GAMMA * (1 - top) ** GEN_GAMMA).sum(1)
-
-
-_LOGIT_SCORES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "msp": _msp,
-    "max_logit": _max_logit,
-    "energy": _energy,
-    "gen": _gen,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +30,10 @@ class Response:
     """float (N, K + 1), novel last."""
     sub_logits: torch.Tensor
     """float (N, C + 1), novel last."""
-    super_feature_scores: torch.Tensor
-    """float64 (N, 3), see `FeatureBank.scores`; NaN where no bank was fitted."""
-    sub_feature_scores: torch.Tensor
-    """float64 (N, 3), the same from the features below the subclass head."""
+    super_feature_scores: Mapping[str, torch.Tensor]
+    """float64 (N,) each, by name: the scores of features that were computed."""
+    sub_feature_scores: Mapping[str, torch.Tensor]
+    """The same from the features below the subclass head."""
     super_of_sub: torch.Tensor
     """int64 (C + 1,): superclass output of each subclass output."""
 
@@ -71,10 +42,15 @@ class Response:
         return self.super_logits if task == "super" else self.sub_logits
 
     def score(self, task: Task, name: str) -> torch.Tensor:
-        """Return how known each image looks to `task`: float64 (N,), higher is more known."""
-        if name in FEATURE_SCORES:
-            all_N3 = self.super_feature_scores if task == "super" else self.sub_feature_scores
-            return all_N3[:, FEATURE_SCORES.index(name)].double().contiguous()
+        """Return how known each image looks to `task`: float64 (N,), higher is more known.
+
+        A score of features that was not computed is NaN.
+        """
+        computed = self.super_feature_scores if task == "super" else self.sub_feature_scores
+        if name in computed:
+            return computed[name]
+        if needs_bank(name):
+            return torch.full((len(self.super_logits),), torch.nan, dtype=torch.float64)
         return self.once(("score", task, name), lambda: novelty_score(self.logits(task), name))
 
     def answer(self, task: Task, *, restrict_sub: bool) -> tuple[torch.Tensor, torch.Tensor]:
@@ -101,11 +77,27 @@ class Response:
         return {}
 
 
-def joined(parts: Sequence[Response]) -> Response:
+def by_image(
+    parts: Sequence[Response], combine: Callable[[list[torch.Tensor]], torch.Tensor]
+) -> dict[str, Any]:
+    """Return every field with a row per image, `combine`d from those of `parts`, by its name.
+
+    Only scores that all of them have are kept.
+    """
+    found: dict[str, Any] = {}
+    for field in fields(parts[0]):
+        values = [getattr(each, field.name) for each in parts]
+        if isinstance(values[0], Mapping):
+            names = [name for name in values[0] if all(name in each for each in values)]
+            found[field.name] = {name: combine([each[name] for each in values]) for name in names}
+        elif isinstance(values[0], torch.Tensor) and field.name != "super_of_sub":
+            found[field.name] = combine(values)
+    return found
+
+
+def joined(parts: Sequence[_R]) -> _R:
     """Return what one model says about the images of all parts, in their order."""
-    names = [field.name for field in fields(Response) if field.name != "super_of_sub"]
-    tensors = {name: torch.cat([getattr(each, name) for each in parts]) for name in names}
-    return replace(parts[0], **tensors)
+    return replace(parts[0], **by_image(parts, torch.cat))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +105,7 @@ class Rule:
     """How a response becomes an answer. Nothing is trained for it, so it can be chosen after."""
 
     super_score: str
-    """Novelty score of the superclass, one of `NOVELTY_SCORES`."""
+    """Novelty score of the superclass, one of `parts.SCORES`."""
     sub_score: str
     """Novelty score of the subclass."""
     tau_super: float
@@ -132,9 +124,11 @@ def novelty_score(logits_NC: torch.Tensor, name: str) -> torch.Tensor:
     Args:
         logits_NC: Logits with novel as the last column. Only known classes can look known, so
             every score is over the other columns (msp keeps novel in the denominator).
-        name: One of `trainable.config.LOGIT_SCORES`.
+        name: One of `trainable.parts.SCORES` that is of logits.
     """
-    return chosen(_LOGIT_SCORES, "novelty_score", name)(logits_NC.double())
+    score = SCORES.named(name)
+    assert not isinstance(score, type), f"{name} is of features"
+    return score(logits_NC.double()).double()
 
 
 def for_num_classes(rule: Rule, before: int, after: int) -> Rule:

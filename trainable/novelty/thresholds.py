@@ -1,22 +1,24 @@
 """Which rule a trial answers by: its scores and thresholds, chosen on validation images."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
 
-from trainable.config import BEST, NOVELTY_SCORES, Task, TrialConfig
+from trainable.config import BEST, Task, TrialConfig
 from trainable.data.splits import LEFT_OUT, NOVEL, SECOND, SEEN
 from trainable.novelty.rule import (
     Response,
     Rule,
     acceptance,
+    by_image,
     calibrate,
     conformal_threshold,
     decide,
     harmonic_mean,
 )
+from trainable.parts import SCORES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,12 +43,7 @@ class Outputs(Response):
 
     def where(self, keep_N: torch.Tensor) -> Self:
         """Return the images that `keep_N` selects."""
-        kept = {
-            field.name: value[keep_N]
-            for field in fields(self)
-            if isinstance(value := getattr(self, field.name), torch.Tensor)
-            and field.name != "super_of_sub"
-        }
+        kept = by_image([self], lambda parts: parts[0][keep_N])
         return replace(self, **kept, folds=tuple(fold.where(keep_N) for fold in self.folds))
 
     def is_finite(self) -> bool:
@@ -226,8 +223,8 @@ def scores_of(response: Response, task: Task, config: TrialConfig) -> tuple[str,
 
 
 def available_scores(response: Response, task: Task) -> tuple[str, ...]:
-    """Return the novelty scores that `response` has; without a bank those of features are NaN."""
-    return tuple(name for name in NOVELTY_SCORES if not response.score(task, name).isnan().any())
+    """Return the novelty scores that `response` has; of features those that were computed."""
+    return tuple(name for name in SCORES if not response.score(task, name).isnan().any())
 
 
 def _choices(

@@ -14,7 +14,9 @@ from tests.trainable.tiny import fixed_augmentation
 from trainable.model.augment import (
     MAX_ROTATION_DEGREES,
     STRONG_OPERATIONS,
-    Augmentation,
+    FlipRotate,
+    Strong,
+    Unchanged,
     matched_sides,
 )
 
@@ -89,27 +91,27 @@ def test_positive_angle_turns_counter_clockwise() -> None:
 
 
 def test_drawn_angles_are_uniform_within_ten_degrees() -> None:
-    angles = Augmentation.draw(20_000, torch.Generator().manual_seed(1)).angle_N.numpy()
+    angles = FlipRotate.draw(20_000, torch.Generator().manual_seed(1)).angle_N.numpy()
     assert MAX_ROTATION_DEGREES == 10.0
     assert np.abs(angles).max() <= 10.0
     assert kstest(angles, "uniform", args=(-10, 20)).pvalue > 0.01
 
 
 def test_half_the_draws_flip_whatever_the_angle() -> None:
-    drawn = Augmentation.draw(20_000, torch.Generator().manual_seed(2))
+    drawn = FlipRotate.draw(20_000, torch.Generator().manual_seed(2))
     assert binomtest(int(drawn.flip_N.sum()), 20_000, 0.5).pvalue > 0.01
     flipped, others = drawn.angle_N[drawn.flip_N], drawn.angle_N[~drawn.flip_N]
     assert kstest(flipped.numpy(), others.numpy()).pvalue > 0.01
 
 
 def test_same_generator_state_draws_the_same() -> None:
-    first, second = (Augmentation.draw(50, torch.Generator().manual_seed(3)) for _ in range(2))
+    first, second = (FlipRotate.draw(50, torch.Generator().manual_seed(3)) for _ in range(2))
     assert torch.equal(first.angle_N, second.angle_N)
     assert torch.equal(first.flip_N, second.flip_N)
 
 
 def test_indexing_takes_the_augmentations_of_those_rows() -> None:
-    drawn = Augmentation.draw(6, torch.Generator().manual_seed(4))
+    drawn = FlipRotate.draw(6, torch.Generator().manual_seed(4))
     rows = torch.tensor([5, 0, 0, 3])
     images = noise(6, 16)
     assert torch.equal(drawn[rows].angle_N, drawn.angle_N[rows])
@@ -126,8 +128,8 @@ def coloured(num: int, size: int) -> torch.Tensor:
 
 
 def test_strong_augmentation_is_two_operations_each_equally_likely_on_top_of_flip_rotate() -> None:
-    drawn = Augmentation.draw(20_000, torch.Generator().manual_seed(5), kind="strong")
-    plain = Augmentation.draw(20_000, torch.Generator().manual_seed(5))
+    drawn = Strong.draw(20_000, torch.Generator().manual_seed(5))
+    plain = FlipRotate.draw(20_000, torch.Generator().manual_seed(5))
     assert torch.equal(drawn.angle_N, plain.angle_N)
     assert torch.equal(drawn.flip_N, plain.flip_N)
     assert not plain.strength_NK.any()
@@ -142,7 +144,7 @@ def test_strong_augmentation_is_two_operations_each_equally_likely_on_top_of_fli
 
 
 def test_no_augmentation_draws_neither_angle_nor_flip() -> None:
-    drawn = Augmentation.draw(50, torch.Generator().manual_seed(5), kind="none")
+    drawn = Unchanged.draw(50, torch.Generator().manual_seed(5))
     assert not drawn.angle_N.any()
     assert not drawn.flip_N.any()
     assert not drawn.strength_NK.any()

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from tests.trainable.tiny import fixed_augmentation, tiny_backbone, tiny_branch
 from trainable.config import Branch, Task
-from trainable.model.branch import INITIAL_COSINE_SCALE, BranchModel, CosineHead
+from trainable.model.branch import BranchModel
+from trainable.model.heads import INITIAL_COSINE_SCALE, CosineHead
 
 NUM_CLASSES: dict[Task, int] = {"super": 3, "sub": 5}
 

@@ -16,14 +16,16 @@ from hypothesis import strategies as st
 from PIL import Image
 from pytorch_ood.detector import GEN, KNN, RMD, EnergyBased, MaxLogit, MaxSoftmax
 
-from trainable.config import FEATURE_SCORES
 from trainable.model import backbones
-from trainable.novelty.feature_scores import _QUERIES, NEIGHBOURS, FeatureBank
+from trainable.novelty.bank import FeatureBank, all_of_features
 from trainable.novelty.rule import novelty_score
+from trainable.novelty.scores.mahalanobis import RelativeMahalanobis
+from trainable.novelty.scores.neighbours import _QUERIES, NEIGHBOURS
 
 REAL = Path(__file__).parents[4] / "shared" / "data"
 real_data = pytest.mark.skipif(not REAL.is_dir(), reason="no real images beside the project")
 
+FEATURE_SCORES = tuple(all_of_features())
 HALF_STEP = 2**-11
 """Largest relative error of rounding to half precision."""
 
@@ -41,10 +43,17 @@ def labels_of(num_known: int, num_borrowed: int = 0, num_classes: int = 4) -> to
 
 
 def scores_of(bank: FeatureBank, features: torch.Tensor) -> dict[str, torch.Tensor]:
-    scores = bank.scores(features)
-    assert scores.dtype == torch.float64
-    assert scores.shape == (len(features), len(FEATURE_SCORES))
-    return dict(zip(FEATURE_SCORES, scores.T, strict=True))
+    scores = bank.scores(features, FEATURE_SCORES)
+    assert {each.dtype for each in scores.values()} == {torch.float64}
+    assert {each.shape for each in scores.values()} == {(len(features),)}
+    return scores
+
+
+def rmds_of(
+    known: torch.Tensor, labels: torch.Tensor, queries: torch.Tensor, shrinkage: float
+) -> torch.Tensor:
+    fitted = RelativeMahalanobis.fit(known, labels, shrinkage=shrinkage)
+    return RelativeMahalanobis(fitted).score(queries)
 
 
 def published_knn(features: torch.Tensor, k: int = NEIGHBOURS) -> KNN:
@@ -104,8 +113,9 @@ def test_neighbours_of_many_images_are_those_of_each() -> None:
     """More queries than fit into a distance matrix at once."""
     bank = FeatureBank.fit(features_of(60, 3), labels_of(60))
     queries = features_of(_QUERIES + 3, 3, seed=1)
-    each = torch.cat([bank.scores(queries[-5:-3]), bank.scores(queries[-3:])])
-    torch.testing.assert_close(bank.scores(queries)[-5:], each)
+    ends = [scores_of(bank, rows) for rows in (queries[-5:-3], queries[-3:])]
+    for name, whole in scores_of(bank, queries).items():
+        torch.testing.assert_close(whole[-5:], torch.cat([end[name] for end in ends]))
 
 
 @given(st.floats(1e-3, 1e3), st.integers(1, 30))
@@ -170,7 +180,7 @@ def test_rmds_is_the_published_one() -> None:
     labels = labels_of(150)
     known = (features_of(150) + 2 * features_of(4, seed=3)[labels]) @ mixing + 5
     queries = torch.cat([known[:20], 3 * features_of(40, seed=1) + 4])
-    ours = scores_of(FeatureBank.fit(known, labels, shrinkage=0.0), queries)["rmds"]
+    ours = rmds_of(known, labels, queries, shrinkage=0.0)
     theirs = 150 * published_rmd(known, labels).predict_features(queries)
     torch.testing.assert_close(ours, -theirs.double(), rtol=1e-4, atol=1e-3)
 
@@ -203,10 +213,10 @@ def test_rmds_is_that_of_numpys_covariances(shrinkage: float, num_classes: int) 
     labels = labels_of(80, num_classes=num_classes)
     known = features_of(80, 6) + features_of(num_classes, 6, seed=3)[labels]
     queries = 2 * features_of(30, 6, seed=1)
-    bank = FeatureBank.fit(known, 3 * labels, shrinkage=shrinkage)  # labels with gaps
+    ours = rmds_of(known, 3 * labels, queries, shrinkage)  # labels with gaps
     arrays = (each.double().numpy() for each in (known, labels, queries))
     expected = torch.tensor(rmds_by_numpy(*arrays, shrinkage))
-    torch.testing.assert_close(scores_of(bank, queries)["rmds"], expected, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["rmds", "knn"])
@@ -221,9 +231,9 @@ def test_image_of_a_known_subclass_looks_more_known_than_one_between_them(name: 
 @pytest.mark.parametrize("num_known", [1, 2, 5])
 def test_one_image_per_subclass_still_gives_finite_scores(num_known: int) -> None:
     bank = FeatureBank.fit(features_of(num_known), torch.arange(num_known))
-    assert all(tensor.isfinite().all() for tensor in bank.tensors().values())
-    scores = bank.scores(torch.cat([features_of(num_known), features_of(6, seed=1)]))
-    assert scores.isfinite().all()
+    assert all(tensor.isfinite().all() for tensor in bank.tensors(FEATURE_SCORES).values())
+    scores = scores_of(bank, torch.cat([features_of(num_known), features_of(6, seed=1)]))
+    assert all(each.isfinite().all() for each in scores.values())
 
 
 def test_features_that_never_vary_still_give_finite_scores() -> None:
@@ -231,7 +241,8 @@ def test_features_that_never_vary_still_give_finite_scores() -> None:
     known = features_of(40).relu()
     known[:, :5] = 0
     queries = torch.cat([known[:3], torch.zeros(1, 12), torch.ones(1, 12)])
-    assert FeatureBank.fit(known, labels_of(40)).scores(queries).isfinite().all()
+    scores = scores_of(FeatureBank.fit(known, labels_of(40)), queries)
+    assert all(each.isfinite().all() for each in scores.values())
 
 
 # --- Files -----------------------------------------------------------------------------------
@@ -241,10 +252,13 @@ def test_features_that_never_vary_still_give_finite_scores() -> None:
 def test_bank_read_from_a_file_scores_bit_for_bit_alike(num_borrowed: int) -> None:
     features, queries = features_of(40 + num_borrowed), features_of(30, seed=1)
     bank = FeatureBank.fit(features, labels_of(40, num_borrowed))
-    read = FeatureBank.from_tensors(safetensors.torch.load(safetensors.torch.save(bank.tensors())))
-    assert torch.equal(read.scores(queries), bank.scores(queries))
-    assert {name: tensor.dtype for name, tensor in read.tensors().items()} == {
-        name: tensor.dtype for name, tensor in bank.tensors().items()
+    tensors = bank.tensors(FEATURE_SCORES)
+    stored = safetensors.torch.load(safetensors.torch.save(tensors))
+    read = FeatureBank.from_tensors(stored, FEATURE_SCORES, 12)
+    live = scores_of(bank, queries)
+    assert all(torch.equal(each, live[name]) for name, each in scores_of(read, queries).items())
+    assert {name: tensor.dtype for name, tensor in stored.items()} == {
+        name: tensor.dtype for name, tensor in tensors.items()
     }
 
 
@@ -304,9 +318,8 @@ def test_rmds_of_real_features_is_the_published_one(real: Real) -> None:
     known, borrowed = real.known @ axes, real.borrowed @ axes
     labels = labels_of(120, num_classes=8)
     queries = torch.cat([known[120:], borrowed])
-    bank = FeatureBank.fit(known[:120], labels, shrinkage=0.0)
     theirs = 120 * published_rmd(known[:120], labels).predict_features(queries)
-    ours = scores_of(bank, queries)["rmds"]
+    ours = rmds_of(known[:120], labels, queries, shrinkage=0.0)
     torch.testing.assert_close(ours, -theirs.double(), rtol=1e-3, atol=1e-3)
 
 

@@ -13,8 +13,16 @@ from hypothesis import strategies as st
 from pytorch_ood.metrics import functional as pytorch_ood
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from tests.trainable.made_outputs import SUPER_OF_SUB, make_outputs, mixed, with_folds, without_bank
-from trainable.config import BEST, FEATURE_SCORES, NOVELTY_SCORES, TASKS, TrialConfig
+from tests.trainable.made_outputs import (
+    FEATURE_SCORES,
+    NOVELTY_SCORES,
+    SUPER_OF_SUB,
+    make_outputs,
+    mixed,
+    with_folds,
+    without_bank,
+)
+from trainable.config import BEST, TASKS, TrialConfig
 from trainable.data.splits import LEFT_OUT, NOVEL, PSEUDO_NOVEL, SECOND, SEEN
 from trainable.novelty.metrics import (
     CONFORMAL_REJECTION,
@@ -36,7 +44,7 @@ from trainable.novelty.metrics import (
     score_table,
     separation,
 )
-from trainable.novelty.rule import Rule, decide
+from trainable.novelty.rule import Rule, by_image, decide
 from trainable.novelty.thresholds import Answers, Outputs, PartRules, choose_rule
 
 ALL_KINDS = (SEEN, PSEUDO_NOVEL, NOVEL, SECOND)
@@ -236,7 +244,8 @@ def test_hierarchy_area_is_that_of_a_sweep(
     tau_super: float, changes: dict[str, bool], score: str
 ) -> None:
     outputs = make_outputs(num=80)
-    features = (2 * outputs.sub_feature_scores).round() / 2  # with ties
+    scores = outputs.sub_feature_scores.items()
+    features = {name: (2 * each).round() / 2 for name, each in scores}  # with ties
     outputs = replace(outputs, sub_feature_scores=features)
     rule = rule_of(tau_super, 0.1, sub_score=score, **changes)
     assert hierarchy_area(outputs, rule) == pytest.approx(area_by_sweep(outputs, rule), abs=1e-12)
@@ -479,15 +488,20 @@ def test_curves_of_novel_superclasses_are_the_means_of_folds_and_parts() -> None
 def test_images_of_a_left_out_superclass_choose_no_rule_of_the_fold(
     options: dict[str, Any],
 ) -> None:
+    names = ("super_logits", "sub_logits", "super_feature_scores", "sub_feature_scores")
+
+    def swapped_where(is_out: torch.Tensor, ours: Outputs, theirs: Outputs) -> dict[str, Any]:
+        def choose(parts: list[torch.Tensor]) -> torch.Tensor:
+            return torch.where(is_out.view(-1, *[1] * (parts[0].dim() - 1)), parts[1], parts[0])
+
+        changed = by_image([ours, theirs], choose)
+        return {name: changed[name] for name in names}
+
     outputs, config = with_folds(make_outputs()), TrialConfig(**options)
     noise = with_folds(make_outputs(), seed=77)
     for fold, other in zip(outputs.folds, noise.folds, strict=True):
         is_out = fold.kind == LEFT_OUT
-        changed = {}
-        for name in ("super_logits", "sub_logits", "super_feature_scores", "sub_feature_scores"):
-            ours, theirs = getattr(fold, name), getattr(other, name)
-            changed[name] = torch.where(is_out[:, None], theirs, ours)
-        swapped = replace(fold, **changed)
+        swapped = replace(fold, **swapped_where(is_out, fold, other))
         assert not torch.equal(swapped.super_logits, fold.super_logits)
         assert PartRules.choose(swapped, config) == PartRules.choose(fold, config)
         assert choose_rule(swapped, config) == choose_rule(fold, config)
@@ -705,8 +719,7 @@ def test_scores_that_were_not_fitted_are_left_out_of_the_table() -> None:
 
 def test_table_of_one_branch_with_a_bank_has_its_scores_for_that_task_alone() -> None:
     outputs = make_outputs(num=60)
-    nothing = torch.full_like(outputs.sub_feature_scores, math.nan)
-    rows = list(score_table(replace(outputs, sub_feature_scores=nothing), TrialConfig()))
+    rows = list(score_table(replace(outputs, sub_feature_scores={}), TrialConfig()))
     by_features = {row["task"] for row in rows if row["novelty_score"] in FEATURE_SCORES}
     assert by_features == {"super"}
 

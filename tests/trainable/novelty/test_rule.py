@@ -16,8 +16,7 @@ from hypothesis.extra.numpy import arrays
 from pytorch_ood.detector import GEN, EnergyBased, MaxLogit, MaxSoftmax
 from scipy.stats import hmean
 
-from tests.trainable.made_outputs import SUPER_OF_SUB
-from trainable.config import FEATURE_SCORES, LOGIT_SCORES, NOVELTY_SCORES
+from tests.trainable.made_outputs import FEATURE_SCORES, LOGIT_SCORES, NOVELTY_SCORES, SUPER_OF_SUB
 from trainable.novelty.rule import (
     GEN_GAMMA,
     GEN_TOP,
@@ -121,13 +120,18 @@ def values_with_ties(num_columns: int) -> st.SearchStrategy[Any]:
 def response_of(
     super_logits: Any, sub_logits: Any, super_features: Any = None, sub_features: Any = None
 ) -> Response:
-    """Return a response with K + 1 and C + 1 logits and three feature scores each, NaN without."""
-    nothing = np.full((len(super_logits), len(FEATURE_SCORES)), math.nan)
+    """Return a response with K + 1 and C + 1 logits and three feature scores each, or none."""
+
+    def named(features: Any) -> dict[str, torch.Tensor]:
+        if features is None:
+            return {}
+        return dict(zip(FEATURE_SCORES, torch.as_tensor(features).double().T, strict=True))
+
     return Response(
         super_logits=torch.as_tensor(super_logits),
         sub_logits=torch.as_tensor(sub_logits),
-        super_feature_scores=torch.as_tensor(nothing if super_features is None else super_features),
-        sub_feature_scores=torch.as_tensor(nothing if sub_features is None else sub_features),
+        super_feature_scores=named(super_features),
+        sub_feature_scores=named(sub_features),
         super_of_sub=torch.tensor(SUPER_OF_SUB),
     )
 

@@ -8,13 +8,21 @@ from typing import Any
 import pytest
 import torch
 
-from tests.trainable.made_outputs import SUPER_OF_SUB, make_outputs, mixed, without_bank
-from trainable.config import BEST, LOGIT_SCORES, NOVELTY_SCORES, TASKS, TrialConfig
+from tests.trainable.made_outputs import (
+    LOGIT_SCORES,
+    NOVELTY_SCORES,
+    SUPER_OF_SUB,
+    make_outputs,
+    mixed,
+    without_bank,
+)
+from trainable.config import BEST, TASKS, TrialConfig
 from trainable.data.splits import NOVEL, PSEUDO_NOVEL, SECOND, SEEN
 from trainable.novelty import rule as rule_module
 from trainable.novelty.metrics import accuracies
 from trainable.novelty.rule import (
     acceptance,
+    by_image,
     calibrate,
     conformal_threshold,
     decide,
@@ -142,9 +150,13 @@ def test_where_selects_every_figure_of_an_image() -> None:
     outputs = make_outputs()
     some = outputs.where(outputs.kind == SEEN)
     assert torch.equal(some.super_of_sub, outputs.super_of_sub)
-    for name, tensor in vars(some).items():
-        if name not in ("super_of_sub", "folds"):
-            assert torch.equal(tensor, getattr(outputs, name)[some.rows]), name
+    expected = by_image([outputs], lambda parts: parts[0][some.rows])
+    for name, value in by_image([some], lambda parts: parts[0]).items():
+        if isinstance(value, dict):
+            assert value.keys() == expected[name].keys()
+            assert all(torch.equal(each, expected[name][key]) for key, each in value.items())
+        else:
+            assert torch.equal(value, expected[name]), name
     for fold, whole in zip(some.folds, outputs.folds, strict=True):
         assert torch.equal(fold.sub_logits, whole.sub_logits[some.rows])
 
@@ -311,9 +323,8 @@ def test_best_takes_the_score_with_the_highest_harmonic_mean(
 def test_of_equally_good_scores_the_first_is_taken() -> None:
     """So that without borrowed images, where knn_difference is knn, a config may name it."""
     outputs = make_outputs()
-    features = outputs.sub_feature_scores.clone()
-    features[:, 0] = torch.where(outputs.kind == SEEN, 1.0, -1.0)
-    features[:, 1] = features[:, 0]
+    certain = torch.where(outputs.kind == SEEN, 1.0, -1.0)
+    features = {**outputs.sub_feature_scores, "knn": certain, "knn_difference": certain}
     logits = outputs.sub_logits.clone()
     logits[:, :4] += 100.0
     outputs = replace(outputs, sub_logits=logits, sub_feature_scores=features)

@@ -1,0 +1,156 @@
+"""What a trial can be made of: a registry per kind of part, open to a user's own.
+
+Nothing else lists them: the config's choices, the command lines' help, the tables of docs/config.md
+and the contract tests all follow from here. What a part of each kind is, is said where the built-in
+ones are; docs/extending.md adds some from a file.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from trainable.errors import ConfigError, chosen
+
+if TYPE_CHECKING:
+    from trainable.model.augment import Augmentation
+    from trainable.model.backbones import BackboneMaker
+    from trainable.model.heads import HeadMaker
+    from trainable.model.losses import LossTerm
+    from trainable.novelty.scores import Score
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """What is known of a part beside itself."""
+
+    source: str
+    """Where it comes from: a paper, a package."""
+    meaning: str
+    """First paragraph of its docstring, in one line."""
+    file: str | None
+    """The user's file that brought it; null: it is built in."""
+    digest: str = ""
+    """Of all the user's files."""
+
+
+class Registry(Mapping[str, T], Generic[T]):
+    """The parts of one kind by their names: built-in ones first, in the order of their files."""
+
+    def __init__(self, kind: str, key: str, *modules: str) -> None:
+        """Name what registers the built-in parts, which is imported when somebody asks.
+
+        Args:
+            kind: In words.
+            key: Of the config, whose choices they are.
+            modules: In order.
+        """
+        self.kind, self.key = kind, key
+        self._waiting = list(modules)
+        self._parts: dict[str, T] = {}
+        self._about: dict[str, About] = {}
+
+    def register(self, name: str, *, source: str) -> Callable[[T], T]:
+        """Return a decorator that adds what it decorates, which has a docstring, under `name`.
+
+        Args:
+            name: Small letters, digits and underscores.
+            source: A paper, a package or the like.
+
+        Raises:
+            ConfigError: The name is taken or none, or there is no docstring.
+        """
+
+        def add(part: T) -> T:
+            if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+                raise ConfigError(
+                    f"the name of a {self.kind} has small letters, digits and '_', but got {name!r}"
+                )
+            file, digest = _reading[-1] if _reading else (None, "")
+            if file is not None:
+                self._fill()
+            if name in self._parts:
+                of = self._about[name].file or "noveltune"
+                raise ConfigError(f"there is a {self.kind} {name!r} of {of}: take another name")
+            if not (doc := inspect.getdoc(part)):
+                raise ConfigError(f"the {self.kind} {name!r} has no docstring: say what it is")
+            meaning = " ".join(doc.partition("\n\n")[0].split())
+            self._parts[name] = part
+            self._about[name] = About(source=source, meaning=meaning, file=file, digest=digest)
+            return part
+
+        return add
+
+    def about(self, name: str) -> About:
+        """Return what is known of the part `name`."""
+        self._fill()
+        return self._about[name]
+
+    def named(self, name: str) -> T:
+        """Return the part `name`.
+
+        Raises:
+            ConfigError: There is none.
+        """
+        return chosen(self, self.key, name)
+
+    def file_of(self, name: str) -> str:
+        """Return which content of which user's file brought the part; empty: it is built in."""
+        self._fill()
+        about = self._about.get(name)
+        return "" if about is None or about.file is None else f"{about.file} {about.digest}"
+
+    def forget_users(self) -> None:
+        """Drop every part that a user's file brought."""
+        for name in [name for name, about in self._about.items() if about.file]:
+            del self._parts[name], self._about[name]
+
+    def _fill(self) -> None:
+        while self._waiting:
+            module = self._waiting.pop(0)
+            before, _reading[:] = _reading[:], []  # what is built in belongs to no user's file
+            try:
+                importlib.import_module(module)
+            finally:
+                _reading[:] = before
+
+    def __getitem__(self, name: str) -> T:
+        self._fill()
+        return self._parts[name]
+
+    def __iter__(self) -> Iterator[str]:
+        self._fill()
+        return iter(self._parts)
+
+    def __len__(self) -> int:
+        self._fill()
+        return len(self._parts)
+
+
+_reading: list[tuple[str, str]] = []
+"""The user's file that is being read, if any, and the digest of all of them."""
+
+BACKBONES: Registry[BackboneMaker] = Registry("backbone", "backbone", "trainable.model.backbones")
+HEADS: Registry[HeadMaker] = Registry("head", "head", "trainable.model.heads")
+SCORES: Registry[Score] = Registry("novelty score", "novelty_score", "trainable.novelty.scores")
+LOSSES: Registry[LossTerm] = Registry("loss term", "loss", "trainable.model.losses")
+AUGMENTS: Registry[type[Augmentation]] = Registry(
+    "augmentation", "augment", "trainable.model.augment"
+)
+REGISTRIES: tuple[Registry[Any], ...] = (BACKBONES, HEADS, SCORES, LOSSES, AUGMENTS)
+
+
+def needs_bank(score: str) -> bool:
+    """Return whether a novelty score is of features, and so fitted to those of training images."""
+    return hasattr(SCORES.named(score), "fit")
+
+
+def needs_borrowed(score: str) -> bool:
+    """Return whether a novelty score means something with borrowed images alone."""
+    return bool(getattr(SCORES.named(score), "needs_borrowed", False))
