@@ -2,18 +2,16 @@
 
 import json
 import math
-import re
-import types
 import typing
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from trainable.errors import ConfigError, nearest
+from trainable.keys import TASKS as TASKS
+from trainable.keys import Key, key, key_of, keys_of_scope, typed, with_overrides
+from trainable.keys import Task as Task
 from trainable.parts import AUGMENTS, HEADS, LOSSES, SCORES, needs_borrowed
-
-Task = Literal["super", "sub"]
-TASKS: tuple[Task, ...] = ("super", "sub")
 
 TASKS_OF_BRANCHES: dict[str, tuple[tuple[Task, ...], ...]] = {
     "two_heads": (TASKS,),
@@ -26,11 +24,6 @@ SCHEDULES = ("constant", "one_cycle", "cosine")
 LEFT_OUT = ("features", "train", "none")
 BEST = "best"
 """As novelty_score: the one that is best on the calibration half."""
-
-# Keys that hold for both branches, and which super_KEY or sub_KEY overrides for one.
-BRANCH_KEYS = ("backbone", "image_size", "fine_tune", "lr", "head_lr")
-# Keys that hold for both heads, and which super_KEY or sub_KEY overrides in either architecture.
-HEAD_KEYS = ("head", "novelty_score")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +48,7 @@ class Branch:
 
 
 @dataclass(frozen=True, kw_only=True)
+@with_overrides
 class TrialConfig:
     """A flat, validated configuration. The defaults are the paper's setting of approach A,
     on the embedded backbone.
@@ -63,203 +57,191 @@ class TrialConfig:
         ConfigError: A value out of range, or keys that do not go together.
     """
 
-    architecture: str = "two_heads"
-    """two_heads: one backbone, two heads. two_models: a backbone and a head for each task."""
+    architecture: str = key(
+        "two_heads",
+        "two_heads: one backbone, two heads. two_models: a backbone and a head for each task.",
+        choices=lambda: ARCHITECTURES,
+    )
+    backbone: str = key(
+        "efficientnet_lite0",
+        "A registered backbone, or any timm name.",
+        scope="branch",
+    )
+    image_size: int = key(
+        64, "Side in pixels that images are resized to.", scope="branch", limits=(32, 224)
+    )
+    head: str = key("linear", "What gives the logits.", scope="head", choices=lambda: HEADS)
+    fine_tune: str = key(
+        "full",
+        """full, frozen, or last_N: train the N last stages of the backbone. ResNet: 5 (stem, four
+        layers). EfficientNet: stem, blocks, head. torchvision's ViT: embedding, layers, final norm.
+        Other timm models: timm's own layer groups, see `backbones.layer_groups`.""",
+        scope="branch",
+        form=(r"full|frozen|last_[1-9]\d?", "full, frozen or last_N with N of 1 to 99"),
+    )
+    novel_images: int = key(
+        5000,
+        "Borrowed images in training. A smaller pool is used whole.",
+        limits=(0, math.inf),
+    )
+    lr: float = key(1e-4, "Learning rate of what is trained.", scope="branch", limits=(1e-8, 10.0))
+    head_lr: float | None = key(
+        None,
+        "Learning rate of the heads; null: the same as lr.",
+        scope="branch",
+        limits=(1e-8, 10.0),
+    )
+    weight_decay: float = key(
+        1e-4, "Adam: L2 term in the gradient. AdamW: decoupled decay.", limits=(0.0, 10.0)
+    )
+    batch_size: int = key(64, "Images per optimizer step.", limits=(2, 65536))
+    epochs: int = key(
+        15,
+        "Passes over the training pool; 0 evaluates the untrained heads.",
+        limits=(0, 99_999),
+    )
+    optimizer: str = key("adam", "What takes the steps.", choices=lambda: OPTIMIZERS)
+    schedule: str = key(
+        "constant",
+        """constant; one_cycle (Smith and Topin, 2018; peak at lr); cosine, from lr to 0 without
+        restarts (Loshchilov and Hutter, ICLR 2017).""",
+        choices=lambda: SCHEDULES,
+    )
+    label_smoothing: float = key(
+        0.0,
+        "Share of the target spread over all outputs (Szegedy et al., CVPR 2016).",
+        limits=(0.0, 0.5),
+    )
+    mixup: float = key(
+        0.0,
+        """Beta parameter of mixup (Zhang et al., ICLR 2018); 0: off. A branch with a frozen part
+        mixes its features (manifold mixup, Verma et al., ICML 2019).""",
+        limits=(0.0, 10.0),
+    )
+    outlier_exposure: float = key(
+        0.0,
+        """Weight of a uniform target over the known subclasses for borrowed images, in place of the
+        novel class (Hendrycks, Mazeika and Dietterich, ICLR 2019); 0: the novel class.""",
+        limits=(0.0, 10.0),
+    )
+    ema: float = key(
+        0.0,
+        """Decay per step of the moving average of the weights that is evaluated and kept (Polyak
+        and Juditsky, 1992); 0: the weights themselves.""",
+        limits=(0.0, 0.9999),
+    )
+    compile: bool = key(
+        False,
+        """Whether what is trained passes through torch.compile: minutes first, then faster steps.
+        On a CPU it needs a C++ compiler. Results differ from those without by rounding.""",
+    )
+    loss: str = key(
+        "cross_entropy+interaction",
+        "What is minimised: the sum of these loss terms.",
+        choices=lambda: LOSSES,
+        is_sum=True,
+    )
+    alpha: float = key(
+        0.1,
+        "Weight of the interaction loss of a branch with two heads.",
+        limits=(0.0, 1000.0),
+    )
+    temperature: float = key(
+        1.0,
+        "Temperature of both distributions in the interaction loss.",
+        limits=(0.01, 1000.0),
+    )
+    novelty_score: str = key(
+        "msp",
+        """How known an image looks, from logits or from features; best: the best of all on the
+        calibration half.""",
+        scope="head",
+        choices=lambda: (*SCORES, BEST),
+    )
+    tau_super: float | None = key(
+        None, "Superclass threshold on the novelty score; null: calibrated."
+    )
+    tau_sub: float | None = key(None, "Subclass threshold on the novelty score; null: calibrated.")
+    known_rejection_super: float | None = key(
+        None,
+        """Calibrate tau_super so that it calls at most this fraction of known images novel
+        (conformal); null: for the highest harmonic mean. The bound is marginal: it holds on average
+        over calibration images drawn anew, and not for each draw nor each class. It does not cover
+        images that the head itself calls novel. A fraction f needs 1 / f - 1 known images; with
+        fewer every image is accepted, and a line says so.""",
+        limits=(0.001, 0.5),
+    )
+    known_rejection_sub: float | None = key(None, "The same for tau_sub.", limits=(0.001, 0.5))
+    tau_sub_per_superclass: bool = key(
+        False, "Calibrate tau_sub for each superclass that a subclass is predicted in, on its own."
+    )
+    couple_novel: bool = key(False, "A novel superclass implies a novel subclass.")
+    restrict_sub: bool = key(False, "The subclass is one of the predicted superclass.")
+    pseudo_novel_fraction: float = key(
+        0.15, "Fraction of the subclasses held out whole.", limits=(0.0, 0.5)
+    )
+    second_pseudo_novel_fraction: float = key(
+        0.0,
+        """Fraction of other subclasses held out whole that nothing is tuned on: they are reported
+        apart (`unseen_sub_second`).""",
+        limits=(0.0, 0.5),
+    )
+    left_out: str = key(
+        "features",
+        """How it is found out what a novel superclass would meet: each known one in turn is left
+        out of heads, feature banks, thresholds and scores. A branch with a frozen backbone never
+        saw it then. features: heads and banks of a tuned branch sit on its features, which did see
+        it; train: all of it is trained once more for every superclass, at that many times the cost;
+        none: borrowed images stand for novel superclasses, and promise too much.""",
+        choices=lambda: LEFT_OUT,
+    )
+    val_fraction: float = key(
+        0.10, "Fraction of each seen subclass held out for validation.", limits=(0.001, 0.5)
+    )
+    augment: str = key(
+        "flip_rotate", "How training images are changed at random.", choices=lambda: AUGMENTS
+    )
+    match_resolution: float = key(
+        0.0,
+        """Probability that a known training image is scaled down to a borrowed one's size and up
+        again, so that being coarse is not what novel means.""",
+        limits=(0.0, 1.0),
+    )
+    feature_views: int = key(
+        2,
+        """Views per image whose frozen features are cached: the image as it is, and augmented ones;
+        each epoch draws one of them.""",
+        limits=(1, 32),
+    )
+    seed: int = key(
+        0,
+        "Fixes the pools, the initial heads, the order and the augmentation.",
+        limits=(0, 2**31 - 1),
+    )
 
-    backbone: str = "efficientnet_lite0"
-    """efficientnet_lite0, efficientnet_lite2 (embedded), resnet18, resnet50, vit_b_16 (torchvision)
-    or a timm name."""
+    if TYPE_CHECKING:  # overrides are made by their rule, which no type checker follows
 
-    image_size: int = 64
-    """Side in pixels that images are resized to, 32 to 224."""
-
-    head: str = "linear"
-    """linear, or cosine: s cos(x, w_c) with a learnt scale s."""
-
-    fine_tune: str = "full"
-    """full, frozen, or last_N: train the N last stages of the backbone. ResNet: 5 (stem, four
-    layers). EfficientNet: stem, blocks, head. torchvision's ViT: embedding, layers, final norm.
-    Other timm models: timm's own layer groups, see `backbones.layer_groups`."""
-
-    novel_images: int = 5000
-    """Borrowed images in training, 0 or more. A smaller pool is used whole."""
-
-    lr: float = 1e-4
-    """Learning rate of what is trained."""
-
-    head_lr: float | None = None
-    """Learning rate of the heads; null: the same as lr."""
-
-    weight_decay: float = 1e-4
-    """Adam: L2 term in the gradient. AdamW: decoupled decay."""
-
-    batch_size: int = 64
-    """Images per optimizer step."""
-
-    epochs: int = 15
-    """Passes over the training pool; 0 evaluates the untrained heads."""
-
-    optimizer: str = "adam"
-    """adam or adamw."""
-
-    schedule: str = "constant"
-    """constant; one_cycle (Smith and Topin, 2018; peak at lr); cosine, from lr to 0 without
-    restarts (Loshchilov and Hutter, ICLR 2017)."""
-
-    label_smoothing: float = 0.0
-    """Share of the target spread over all outputs (Szegedy et al., CVPR 2016), 0 to 0.5."""
-
-    mixup: float = 0.0
-    """Beta parameter of mixup (Zhang et al., ICLR 2018), 0 to 10; 0: off. A branch with a frozen
-    part mixes its features (manifold mixup, Verma et al., ICML 2019)."""
-
-    outlier_exposure: float = 0.0
-    """Weight of a uniform target over the known subclasses for borrowed images, in place of the
-    novel class (Hendrycks, Mazeika and Dietterich, ICLR 2019), 0 to 10; 0: the novel class."""
-
-    ema: float = 0.0
-    """Decay per step of the moving average of the weights that is evaluated and kept (Polyak and
-    Juditsky, 1992), 0 to 0.9999; 0: the weights themselves."""
-
-    compile: bool = False
-    """Whether what is trained passes through torch.compile: minutes first, then faster steps. On
-    a CPU it needs a C++ compiler. Results differ from those without by rounding."""
-
-    loss: str = "cross_entropy+interaction"
-    """Loss terms whose sum is minimised, joined by +."""
-
-    alpha: float = 0.1
-    """Weight of the interaction loss of a branch with two heads, 0 or more."""
-
-    temperature: float = 1.0
-    """Temperature of both distributions in the interaction loss, above 0."""
-
-    novelty_score: str = "msp"
-    """How known an image looks: msp, max_logit, energy, gen (from logits); knn, knn_difference,
-    rmds (from features); or best, the best of them on the calibration half."""
-
-    tau_super: float | None = None
-    """Superclass threshold on the novelty score; null: calibrated."""
-
-    tau_sub: float | None = None
-    """Subclass threshold on the novelty score; null: calibrated."""
-
-    known_rejection_super: float | None = None
-    """Calibrate tau_super so that it calls at most this fraction of known images novel (conformal,
-    0.001 to 0.5); null: for the highest harmonic mean. The bound is marginal: it holds on average
-    over calibration images drawn anew, and not for each draw nor each class. It does not cover
-    images that the head itself calls novel. A fraction f needs 1 / f - 1 known images; with fewer
-    every image is accepted, and a line says so."""
-
-    known_rejection_sub: float | None = None
-    """The same for tau_sub."""
-
-    tau_sub_per_superclass: bool = False
-    """Calibrate tau_sub for each superclass that a subclass is predicted in, on its own."""
-
-    couple_novel: bool = False
-    """A novel superclass implies a novel subclass."""
-
-    restrict_sub: bool = False
-    """The subclass is one of the predicted superclass."""
-
-    pseudo_novel_fraction: float = 0.15
-    """Fraction of the subclasses held out whole, 0 to 0.5."""
-
-    second_pseudo_novel_fraction: float = 0.0
-    """Fraction of other subclasses held out whole that nothing is tuned on: they are reported
-    apart (`unseen_sub_second`), 0 to 0.5."""
-
-    left_out: str = "features"
-    """How it is found out what a novel superclass would meet: each known one in turn is left out of
-    heads, feature banks, thresholds and scores. A branch with a frozen backbone never saw it then.
-    features: heads and banks of a tuned branch sit on its features, which did see it; train: all of
-    it is trained once more for every superclass, at that many times the cost; none: borrowed images
-    stand for novel superclasses, and promise too much."""
-
-    val_fraction: float = 0.10
-    """Fraction of each seen subclass held out for validation, above 0 to 0.5."""
-
-    augment: str = "flip_rotate"
-    """none; flip_rotate: horizontal flip and rotation by up to 10 degrees; strong: after these two
-    random ones of brightness, contrast, saturation, zoom, shift and erasing (in the manner of
-    RandAugment, Cubuk et al., NeurIPS 2020)."""
-
-    match_resolution: float = 0.0
-    """Probability that a known training image is scaled down to a borrowed one's size and up
-    again, so that being coarse is not what novel means, 0 to 1."""
-
-    feature_views: int = 2
-    """Views per image whose frozen features are cached, 1 to 32: the image as it is, and augmented
-    ones; each epoch draws one of them."""
-
-    seed: int = 0
-    """Fixes the pools, the initial heads, the order and the augmentation."""
-
-    super_backbone: str | None = None
-    sub_backbone: str | None = None
-    super_image_size: int | None = None
-    sub_image_size: int | None = None
-    super_fine_tune: str | None = None
-    sub_fine_tune: str | None = None
-    super_lr: float | None = None
-    sub_lr: float | None = None
-    super_head_lr: float | None = None
-    sub_head_lr: float | None = None
-    super_head: str | None = None
-    sub_head: str | None = None
-    super_novelty_score: str | None = None
-    sub_novelty_score: str | None = None
+        def __init__(self, **values: Any) -> None: ...
 
     def __post_init__(self) -> None:
-        for name, hint in _HINTS.items():
-            object.__setattr__(self, name, _typed(name, getattr(self, name), hint))
-        _check_choice("architecture", self.architecture, ARCHITECTURES)
+        for name, (about, hint) in _KEYS.items():
+            value = typed(name, getattr(self, name), hint)
+            object.__setattr__(self, name, value)
+            if value is not None:
+                about.check(name, value)
         for task in TASKS:
-            for key in BRANCH_KEYS:
-                if self.architecture != "two_models" and getattr(self, f"{task}_{key}") is not None:
+            for name in BRANCH_KEYS:
+                given = getattr(self, f"{task}_{name}")
+                if self.architecture != "two_models" and given is not None:
                     raise ConfigError(
-                        f"`{task}_{key}` needs architecture 'two_models', but architecture is "
-                        f"{self.architecture!r}: drop it, or set `{key}` for the shared branch"
+                        f"`{task}_{name}` needs architecture 'two_models', but architecture is "
+                        f"{self.architecture!r}: drop it, or set `{name}` for the shared branch"
                     )
-            _check_choice(self._set_as(task, "head"), self.of(task, "head"), HEADS)
             self._check_decision(task)
-            _check_range(self._set_as(task, "image_size"), self.of(task, "image_size"), 32, 224)
-            _check_range(self._set_as(task, "lr"), self.of(task, "lr"), 1e-8, 10.0)
-            if self.of(task, "head_lr") is not None:
-                _check_range(self._set_as(task, "head_lr"), self.of(task, "head_lr"), 1e-8, 10.0)
-            if not re.fullmatch(r"full|frozen|last_[1-9]\d?", self.of(task, "fine_tune")):
-                raise ConfigError(
-                    f"`{self._set_as(task, 'fine_tune')}` must be full, frozen or last_N with "
-                    f"N of 1 to 99, but got {self.of(task, 'fine_tune')!r}"
-                )
-        _check_choice("optimizer", self.optimizer, OPTIMIZERS)
-        _check_choice("schedule", self.schedule, SCHEDULES)
-        _check_choice("augment", self.augment, AUGMENTS)
-        for term in self.loss_terms():
-            _check_choice("loss", term, LOSSES)
-        _check_choice("left_out", self.left_out, LEFT_OUT)
-        _check_range("novel_images", self.novel_images, 0, math.inf)
-        _check_range("weight_decay", self.weight_decay, 0.0, 10.0)
-        _check_range("batch_size", self.batch_size, 2, 65536)
-        _check_range("epochs", self.epochs, 0, 99_999)
-        _check_range("alpha", self.alpha, 0.0, 1000.0)
-        _check_range("temperature", self.temperature, 0.01, 1000.0)
-        _check_range("pseudo_novel_fraction", self.pseudo_novel_fraction, 0.0, 0.5)
-        _check_range("second_pseudo_novel_fraction", self.second_pseudo_novel_fraction, 0.0, 0.5)
-        _check_range("val_fraction", self.val_fraction, 0.001, 0.5)
-        _check_range("label_smoothing", self.label_smoothing, 0.0, 0.5)
-        _check_range("mixup", self.mixup, 0.0, 10.0)
-        _check_range("outlier_exposure", self.outlier_exposure, 0.0, 10.0)
-        _check_range("ema", self.ema, 0.0, 0.9999)
-        _check_range("match_resolution", self.match_resolution, 0.0, 1.0)
-        _check_range("feature_views", self.feature_views, 1, 32)
-        _check_range("seed", self.seed, 0, 2**31 - 1)
 
     def _check_decision(self, task: Task) -> None:
         """Check the keys that say when `task` answers novel."""
         score = self.of(task, "novelty_score")
-        _check_choice(self._set_as(task, "novelty_score"), score, (*SCORES, BEST))
         if score != BEST and needs_borrowed(score) and self.novel_images == 0:
             raise ConfigError(
                 f"`{self._set_as(task, 'novelty_score')}` {score} needs borrowed images, but "
@@ -268,8 +250,6 @@ class TrialConfig:
         tau, rejection = getattr(self, f"tau_{task}"), getattr(self, f"known_rejection_{task}")
         if tau is not None and not math.isfinite(tau):
             raise ConfigError(f"`tau_{task}` must be a finite number or null, but got {tau}")
-        if rejection is not None:
-            _check_range(f"known_rejection_{task}", rejection, 0.001, 0.5)
         if tau is not None and (rejection is not None or score == BEST):
             other = f"known_rejection_{task}" if rejection is not None else "novelty_score best"
             raise ConfigError(f"`tau_{task}` fixes the threshold, and {other} chooses it: drop one")
@@ -281,9 +261,9 @@ class TrialConfig:
         Raises:
             ConfigError: An unknown key (the message names the nearest known one) or a bad value.
         """
-        for key in values:
-            if key not in _HINTS:
-                raise ConfigError(f"unknown key {key!r}{nearest(str(key), _HINTS)}")
+        for name in values:
+            if name not in _KEYS:
+                raise ConfigError(f"unknown key {name!r}{nearest(str(name), _KEYS)}")
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
@@ -336,9 +316,13 @@ class TrialConfig:
         )
 
 
-_HINTS: dict[str, Any] = {
-    field.name: typing.get_type_hints(TrialConfig)[field.name] for field in fields(TrialConfig)
+BRANCH_KEYS = keys_of_scope(TrialConfig, "branch")
+HEAD_KEYS = keys_of_scope(TrialConfig, "head")
+_KEYS: dict[str, tuple[Key, Any]] = {
+    each.name: (key_of(TrialConfig, each.name), typing.get_type_hints(TrialConfig)[each.name])
+    for each in fields(TrialConfig)
 }
+"""What stands at each key, and its type."""
 
 
 def parse_settings(settings: list[str]) -> dict[str, Any]:
@@ -350,40 +334,16 @@ def parse_settings(settings: list[str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     given: dict[str, str] = {}
     for setting in settings:
-        key, equals, text = setting.partition("=")
+        name, equals, text = setting.partition("=")
         if not equals:
             raise ConfigError(f"--set takes KEY=VALUE, but got {setting!r}")
-        if key not in _HINTS:
-            raise ConfigError(f"--set {setting}: unknown key {key!r}{nearest(key, _HINTS)}")
+        if name not in _KEYS:
+            raise ConfigError(f"--set {setting}: unknown key {name!r}{nearest(name, _KEYS)}")
         try:
             value = json.loads(text)
         except json.JSONDecodeError:
             value = text
-        if repr(values.setdefault(key, value)) != repr(value):
-            raise ConfigError(f"--set {given[key]} and --set {setting} contradict each other")
-        given[key] = setting
+        if repr(values.setdefault(name, value)) != repr(value):
+            raise ConfigError(f"--set {given[name]} and --set {setting} contradict each other")
+        given[name] = setting
     return values
-
-
-def _typed(name: str, value: Any, hint: Any) -> Any:
-    """Return `value` as the field's type; an int serves as a float, nothing else is converted."""
-    allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if float in allowed and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if type(value) not in allowed:
-        names = " or ".join("null" if t is type(None) else t.__name__ for t in allowed)
-        raise ConfigError(f"`{name}` must be {names}, but got {value!r}")
-    return value
-
-
-def _check_choice(name: str, value: str, choices: Collection[str]) -> None:
-    if value not in choices:
-        raise ConfigError(
-            f"`{name}` must be one of {', '.join(choices)}, "
-            f"but got {value!r}{nearest(value, choices)}"
-        )
-
-
-def _check_range(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise ConfigError(f"`{low:g} <= {name} <= {high:g}` must hold, but got {value}")
