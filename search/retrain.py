@@ -205,9 +205,11 @@ def _train(
     The learning-rate schedule is that of the trial, ended early where its best epoch was.
     """
     rule, epochs = choice.rule, choice.epochs
-    config = replace(
-        choice.config, super_novelty_score=rule.super_score, sub_novelty_score=rule.sub_score
-    )
+    scores: dict[str, Any] = {
+        "super_novelty_score": rule.super_score,
+        "sub_novelty_score": rule.sub_score,
+    }
+    config = replace(choice.config, **scores)
     pools = make_refit_pools(data, config)
     shares = pools_of_shares(data, config) if epochs else []
     if shares:
