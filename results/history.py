@@ -13,6 +13,7 @@ from trainable.config import TrialConfig
 from trainable.errors import reason_of
 from trainable.novelty.metrics import MAIN, METRICS
 from trainable.schema import schema_of
+from trainable.user_parts import kept_parts
 
 CONFIG_KEYS = tuple(TrialConfig().to_dict())
 INTERVALS = tuple(f"interval.{name}.{end}" for name in MAIN for end in ("low", "high"))
@@ -38,6 +39,8 @@ def read_trials(folder: UPath, record: SearchRecord) -> list[Trial]:
         raise RunError(
             f"the study {url} cannot be read: {reason_of(error)}{password_hint(url)}"
         ) from error
+    if files := record.said.get("PARTS", {}).get("files"):
+        kept_parts(folder, files).use()  # configurations name them
     schema = schema_of(attributes, f"the study {url}")
     return [from_optuna(trial, schema) for trial in trials]
 

@@ -284,6 +284,7 @@ def said_by(space: Space) -> dict[str, Any]:
     return {
         "METRIC": list(space.planned_metrics),
         "NUM_TRIALS": space.planned_trials,
+        "PARTS": {"files": list(space.parts.files), "digests": space.parts.digests},
         **{key: found.pop() if len(found) == 1 else None for key, found in values.items()},
     }
 
@@ -296,10 +297,25 @@ def check_said(record: SearchRecord, space: Space) -> None:
     said, before = said_by(space), record.said.get("METRIC", record.metrics)
     if record.said and said["METRIC"] not in (before, record.metrics):
         raise incomparable(f"{space.file}: METRIC", _shown(before), _shown(said["METRIC"]))
+    _check_parts(record, space)
     for key in PROTOCOL_KEYS:
         if (was := record.said.get(key)) is not None and said[key] != was:
             now = "several" if said[key] is None else said[key]
             raise incomparable(f"{space.file}: {key}", was, now)
+
+
+def _check_parts(record: SearchRecord, space: Space) -> None:
+    """Refuse other parts than the finished trials were made of."""
+    before = record.said.get("PARTS", {}).get("digests", {})
+    now = space.parts.digests
+    for path in sorted({*before, *now}):
+        if before.get(path) != now.get(path):
+            what = "is new" if path not in before else "has changed"
+            what = what if path in now else "is not named any more"
+            raise SearchError(
+                f"{space.file}: PARTS: {path} {what}: the finished trials would not be comparable. "
+                "Resume with the parts as they were, or start a new search"
+            )
 
 
 def incomparable(what: str, before: Any, now: Any) -> SearchError:

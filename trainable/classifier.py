@@ -24,8 +24,9 @@ from trainable.novelty.bank import FeatureBank
 from trainable.novelty.metrics import score_table
 from trainable.novelty.rule import Response, Rule, decide, joined
 from trainable.novelty.thresholds import Fold, Outputs
-from trainable.parts import needs_bank
+from trainable.parts import REGISTRIES, needs_bank
 from trainable.schema import CONFIG_STEPS, schema_of, stamp, upgraded
+from trainable.user_parts import UserParts, current_parts
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -96,8 +97,18 @@ def save_classifier(
         "self_contained": self_contained,
         "frozen_fingerprints": [model.frozen_fingerprint for model in branches],
     }
+    if _is_of_users(config, rule):
+        info["parts"] = current_parts().to_dict()
     write_atomically(folder / MODEL_FILE, safetensors.torch.save(tensors))
     write_atomically(folder / INFO_FILE, json.dumps(info, indent=2).encode())
+
+
+def _is_of_users(config: TrialConfig, rule: Rule) -> bool:
+    """Return whether a part of the classifier is a user's, whose files then travel with it."""
+    values = {*config.to_dict().values(), *config.loss_terms(), rule.super_score, rule.sub_score}
+    return any(
+        registry.file_of(each) for registry in REGISTRIES for each in values if type(each) is str
+    )
 
 
 def add_promise(folder: UPath, promise: Mapping[str, float]) -> None:
@@ -272,6 +283,7 @@ class Classifier:
             WeightsError: Its weights are damaged, or its frozen backbone has other weights here.
         """
         info = read_info(folder)
+        _use_parts(info)
         config = TrialConfig.from_dict(info["config"])
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         try:
@@ -339,6 +351,7 @@ class Classifier:
         Only a batch of them is on the device at a time. All batches are padded to one size, so that
         the bits of an answer do not depend on which images were asked for with it.
         """
+        _use_parts(self.info)  # another classifier may have been loaded since
         size = max(SCORING_BATCH, FORWARD_BATCH[self._branches[0].mean.device.type])
         return joined([self._said(images, size) for images in images_NHWC.split(size)])
 
@@ -378,6 +391,12 @@ def _pooled(model: BranchModel, images_NHWC: torch.Tensor) -> list[torch.Tensor]
         F.pad(batch, (0, 0, 0, 0, 0, 0, 0, size - len(batch))) for batch in images_NHWC.split(size)
     )
     return [model.tuned(model.encode(model.prepare(each))) for each in padded]
+
+
+def _use_parts(info: Mapping[str, Any]) -> None:
+    """Register the user's parts that a classifier brings. They are code, and run here."""
+    if info.get("parts"):
+        UserParts.from_dict(info["parts"]).use()
 
 
 def load_rule(folder: UPath) -> Rule:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -34,6 +36,8 @@ class About:
     """Where it comes from: a paper, a package."""
     meaning: str
     """First paragraph of its docstring, in one line."""
+    module: str
+    """In which it is defined."""
     file: str | None
     """The user's file that brought it; null: it is built in."""
     digest: str = ""
@@ -52,7 +56,8 @@ class Registry(Mapping[str, T], Generic[T]):
             modules: In order.
         """
         self.kind, self.key = kind, key
-        self._waiting = list(modules)
+        self._modules, self._waiting = modules, list(modules)
+        self._lock = threading.RLock()
         self._parts: dict[str, T] = {}
         self._about: dict[str, About] = {}
 
@@ -73,8 +78,16 @@ class Registry(Mapping[str, T], Generic[T]):
                     f"the name of a {self.kind} has small letters, digits and '_', but got {name!r}"
                 )
             file, digest = _reading[-1] if _reading else (None, "")
-            if file is not None:
+            if not part.__module__.startswith("trainable."):
+                if file is None:
+                    raise ConfigError(
+                        f"the {self.kind} {name!r} is registered by a file that nobody asked for "
+                        "parts: name it in PARTS of the space file, or by --parts, and import it "
+                        "nowhere"
+                    )
                 self._fill()
+            else:
+                file, digest = None, ""
             if name in self._parts:
                 of = self._about[name].file or "noveltune"
                 raise ConfigError(f"there is a {self.kind} {name!r} of {of}: take another name")
@@ -82,7 +95,9 @@ class Registry(Mapping[str, T], Generic[T]):
                 raise ConfigError(f"the {self.kind} {name!r} has no docstring: say what it is")
             meaning = " ".join(doc.partition("\n\n")[0].split())
             self._parts[name] = part
-            self._about[name] = About(source=source, meaning=meaning, file=file, digest=digest)
+            self._about[name] = About(
+                source=source, meaning=meaning, module=part.__module__, file=file, digest=digest
+            )
             return part
 
         return add
@@ -112,13 +127,9 @@ class Registry(Mapping[str, T], Generic[T]):
             del self._parts[name], self._about[name]
 
     def _fill(self) -> None:
-        while self._waiting:
-            module = self._waiting.pop(0)
-            before, _reading[:] = _reading[:], []  # what is built in belongs to no user's file
-            try:
-                importlib.import_module(module)
-            finally:
-                _reading[:] = before
+        with self._lock:  # who comes second waits until all are there
+            while self._waiting:
+                importlib.import_module(self._waiting.pop(0))
 
     def __getitem__(self, name: str) -> T:
         self._fill()
@@ -126,7 +137,10 @@ class Registry(Mapping[str, T], Generic[T]):
 
     def __iter__(self) -> Iterator[str]:
         self._fill()
-        return iter(self._parts)
+        # In the order of the files, whichever was imported first; tables and ties follow it.
+        order = {module: place for place, module in enumerate(self._modules)}
+        names = list(self._parts)
+        return iter(sorted(names, key=lambda name: order.get(self._about[name].module, len(order))))
 
     def __len__(self) -> int:
         self._fill()
@@ -136,9 +150,23 @@ class Registry(Mapping[str, T], Generic[T]):
 _reading: list[tuple[str, str]] = []
 """The user's file that is being read, if any, and the digest of all of them."""
 
+
+@contextmanager
+def reading(file: str, digest: str) -> Iterator[None]:
+    """Let what is registered be a part of this user's file."""
+    _reading.append((file, digest))
+    try:
+        yield
+    finally:
+        _reading.pop()
+
+
 BACKBONES: Registry[BackboneMaker] = Registry("backbone", "backbone", "trainable.model.backbones")
 HEADS: Registry[HeadMaker] = Registry("head", "head", "trainable.model.heads")
-SCORES: Registry[Score] = Registry("novelty score", "novelty_score", "trainable.novelty.scores")
+SCORES: Registry[Score] = Registry(
+    "novelty score", "novelty_score", "trainable.novelty.scores.logits",
+    "trainable.novelty.scores.neighbours", "trainable.novelty.scores.mahalanobis",
+)  # fmt: skip
 LOSSES: Registry[LossTerm] = Registry("loss term", "loss", "trainable.model.losses")
 AUGMENTS: Registry[type[Augmentation]] = Registry(
     "augmentation", "augment", "trainable.model.augment"

@@ -42,6 +42,7 @@ from trainable.novelty.rule import Rule, accepting_all
 from trainable.novelty.thresholds import Fold, Outputs, PartRules, choose_rule
 from trainable.parts import LOSSES
 from trainable.rng import generator
+from trainable.user_parts import read_beside
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -791,12 +792,15 @@ def main(argv: list[str] | None = None) -> int:
     add("--weights", type=Path, metavar="PATH", help="pretrained weights: a file or a folder")
     add("--folder", type=UPath, help="keep checkpoints, the best model and its outputs here")
     add("--metric", default="score", choices=METRICS, metavar="NAME", help="chooses the best epoch")
+    add("--parts", action="append", default=[], type=UPath, metavar="FILE",
+        help="a file of own parts, see docs/extending.md")  # fmt: skip
     where = parser.add_mutually_exclusive_group().add_argument
     where("--cache", type=Path, default=default_cache(), help="decoded images and frozen features")
     where("--no-cache", action="store_true", help="keep neither, and compute in float32")
     args = parser.parse_args(argv)
     keep_freed_memory()
     try:
+        read_beside(args.parts).use()
         config = TrialConfig.from_dict(parse_settings(args.settings))
         novel = default_novel(args.data) if args.novel is None else args.novel
         with folder_for_images(None if args.no_cache else args.cache) as folder:

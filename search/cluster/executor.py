@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self, assert_never
 
@@ -26,6 +26,7 @@ from search.cluster.settings import ClusterError
 from search.cluster.worker import run_trial
 from search.study.lock import LeaseLostError
 from search.study.study import Study
+from trainable.user_parts import UserParts, current_parts
 
 from ray import tune  # isort: skip  (after search.cluster.settings, which sets what Ray reads)
 from ray.exceptions import OutOfMemoryError  # isort: skip
@@ -65,6 +66,8 @@ class Job:
     """What a trial's best epoch is best by: the search's first metric."""
     is_fast: bool = True
     """False: no speed path that could change results (stored features, bf16, reused processes)."""
+    parts: UserParts = field(default_factory=UserParts)
+    """The user's own parts."""
     shipped: Any = None
     """The data in Ray's object store, where a node does not see them: see `cluster.ship_data`."""
 
@@ -81,6 +84,7 @@ class Job:
             metric=record.metrics[0],
             is_fast=record.cache is not None,
             weights=Path(record.weights) if record.weights else None,
+            parts=current_parts(),
         )
 
     def task(self, number: int, config: dict[str, Any], slots: Slots) -> dict[str, Any]:
@@ -95,6 +99,7 @@ class Job:
             "cache": str(self.cache),
             "weights": str(self.weights) if self.weights else None,
             "metric": self.metric,
+            "parts": self.parts.to_dict(),
             "is_fast": self.is_fast,
             "cpus": slots.cpus_per_trial,
             "gpus": slots.gpus_per_trial,

@@ -200,9 +200,10 @@ class _Pilot:
         if has_gpu:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
+        job = self._job
+        job.parts.use()
         rates = {k: 1e-8 for k, v in values.items() if k.endswith("lr") and v is not None}
         config = TrialConfig.from_dict(values | rates | {"schedule": "constant"})
-        job = self._job
         data = node_data(job.data, job.novel, job.cache, job.fingerprint, job.shipped)
         pools = make_pools(data, config)
         pools = replace(

@@ -30,6 +30,7 @@ from trainable.epoch import Epoch
 from trainable.errors import DataError, TrialError, UserError
 from trainable.memory import give_back_memory, keep_freed_memory
 from trainable.train import train
+from trainable.user_parts import UserParts
 
 CONTEXT_BYTES = 600 * 2**20
 """What CUDA takes of a device for each process, beside what PyTorch counts."""
@@ -69,6 +70,7 @@ def run_trial(task: dict[str, Any], shipped: tuple[Any, ...] = (None,)) -> None:
         torch.cuda.set_per_process_memory_fraction(_memory_fraction(task["gpus"]))
     _send(Started(host=os.uname().nodename, device=_device()))
     try:
+        UserParts.from_dict(task["parts"]).use()
         # Only the metrics are kept: the models would outlive the cleaning below.
         metrics = train(
             TrialConfig.from_dict(task["config"]),

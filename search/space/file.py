@@ -12,8 +12,8 @@ from typing import Any
 
 from upath import UPath
 
-from search.space.modules import UserModule
 from trainable.errors import UserError
+from trainable.modules import UserModule
 
 DRY_TRIALS = 40
 """How often `space` is called before anything starts, to meet its conditional branches."""
@@ -22,8 +22,8 @@ TIME_LIMIT_S = 20.0
 """For running the file and its dry trials: one that takes longer loops, or trains."""
 SUGGESTION_S = 0.1
 
-NAMES = ("NUM_TRIALS", "EPOCHS", "METRIC", "BASELINES")
-PLANNED = ("PARTS", "SAMPLER", "PRUNER", "CONSTRAINTS")
+NAMES = ("NUM_TRIALS", "EPOCHS", "METRIC", "BASELINES", "PARTS")
+PLANNED = ("SAMPLER", "PRUNER", "CONSTRAINTS")
 """Names that a later version may read: not free for other use, and refused until then."""
 _COUNTING_WORDS = {"NUM", "N", "NR", "NUMBER", "OF", "MAX", "TOTAL"}
 

@@ -13,12 +13,13 @@ from upath import UPath
 from results.database import STORAGE_ERRORS
 from search.space.dry_trials import dry_trials
 from search.space.file import SpaceError, TimeUp, check_names, execute, line_of, read, time_limit
-from search.space.modules import UserModule
 from search.space.suggestions import AskedTrial, InsideTrial, unprefixed
 from trainable.checkpoint import write_atomically
 from trainable.config import TrialConfig
 from trainable.errors import ConfigError, nearest
+from trainable.modules import UserModule
 from trainable.novelty.metrics import METRICS
+from trainable.user_parts import PARTS_FOLDER, UserParts
 
 NEEDS = {
     "unseen_sub_near": "pseudo_novel_fraction",
@@ -70,6 +71,8 @@ class Space:
     function: SpaceFunction | None
     """Null where the file has nothing but baselines."""
     module: UserModule
+    parts: UserParts
+    """The user's own parts that PARTS names: kept, too."""
 
     def save(self, folder: UPath, name: str) -> None:
         """Keep the file under `name` in a search's folder, with the modules that it imports."""
@@ -79,6 +82,7 @@ class Space:
         for file in [*kept.rglob("*")] if kept.exists() else []:
             if file.is_file() and file.relative_to(kept).as_posix() not in self.modules:
                 file.unlink()  # an earlier start's
+        self.parts.save(folder / PARTS_FOLDER)
         write_atomically(folder / name, self.source)
 
     def ask(self, trial: optuna.Trial) -> TrialConfig:
@@ -134,7 +138,7 @@ def load_space(
     """Load a space file, call it on dry trials, and check every configuration it can give.
 
     Args:
-        file: A Python file with NUM_TRIALS, EPOCHS, METRIC, BASELINES and `space`; a file of
+        file: A Python file with NUM_TRIALS, EPOCHS, METRIC, BASELINES, PARTS and `space`; a file of
             BASELINES alone needs neither NUM_TRIALS nor `space`.
         num_trials: Over NUM_TRIALS.
         epochs: Over EPOCHS, and over what `space` returns.
@@ -170,6 +174,8 @@ def _checked(
     seed: int,
 ) -> Space:
     check_names(file, values)
+    parts = _parts(file, values.get("PARTS", []))
+    parts.use()  # before any configuration names one
     fixed = dict(fixed) | ({"epochs": epochs} if epochs is not None else {})
     function = values.get("space")
     if function is not None and not callable(function):
@@ -207,7 +213,16 @@ def _checked(
         fixed=fixed,
         function=function,
         module=module,
+        parts=parts,
     )
+
+
+def _parts(file: UPath, names: Any) -> UserParts:
+    """Return the parts beside the file, or as its search kept them."""
+    if not isinstance(names, list | tuple):
+        raise SpaceError(f"{file}: PARTS must be a list of files, but got {names!r}")
+    kept = file.parent / PARTS_FOLDER
+    return UserParts.read(kept if kept.is_dir() else file.parent, names)
 
 
 def _planned_trials(file: UPath, values: Mapping[str, Any], default: int | None) -> int | None:

@@ -12,7 +12,7 @@ from tests.trainable.tiny import tiny_config
 from trainable.config import TrialConfig
 from trainable.data.dataset import Data
 from trainable.data.splits import SEEN, make_refit_pools
-from trainable.novelty.rule import decide
+from trainable.novelty.rule import by_image, decide
 from trainable.novelty.thresholds import choose_rule
 from trainable.out_of_fold import Rejected, carried_over, joined, moved, pools_of_shares
 from trainable.train import Trainer, train
@@ -117,8 +117,12 @@ def test_images_of_a_share_reach_nothing_that_scores_it(
         ).shares[0]
         for data in (tiny_data, with_noise(tiny_data, shares[0].left_out.nonzero()[:, 0]))
     ]  # fmt: skip
-    for name in ("super_logits", "sub_logits", "super_feature_scores", "sub_feature_scores"):
-        assert torch.equal(*(getattr(each, name) for each in said))
+    first, second = (by_image([each], lambda parts: parts[0]) for each in said)
+    for name in ("super_logits", "sub_logits"):
+        assert torch.equal(first[name], second[name])
+    for name in ("super_feature_scores", "sub_feature_scores"):
+        assert [*first[name]] == ["knn"]
+        assert torch.equal(first[name]["knn"], second[name]["knn"])
 
 
 def test_heads_of_shares_start_as_those_of_the_refit(tiny_data: Data, tiny_weights: Path) -> None:

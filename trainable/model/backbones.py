@@ -99,7 +99,9 @@ def _built(
     pretrained: bool,
     by_groups: bool,
 ) -> Backbone:
-    backbone = make(image_size, file, pretrained)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)  # for one that draws its weights
+        backbone = make(image_size, file, pretrained)
     if by_groups and len(backbone.stages) == 1:
         return replace(backbone, stages=layer_groups(backbone.stages[0], image_size))
     return backbone
@@ -142,6 +144,15 @@ def _read_state_dict(file: Path) -> dict[str, torch.Tensor]:
     if not isinstance(state, dict) or not all(torch.is_tensor(t) for t in state.values()):
         raise WeightsError(f"{file}: expected a state dict, a mapping of names to tensors")
     return state
+
+
+def load_file(model: nn.Module, file: Path) -> None:
+    """Load the state dict in `file` (.pth, .pt, .safetensors), which fits the model exactly.
+
+    Raises:
+        WeightsError: It does not, or it is no file of tensors.
+    """
+    _load(model, _read_state_dict(file), str(file))
 
 
 def _load(model: nn.Module, state: dict[str, torch.Tensor], source: str) -> None:

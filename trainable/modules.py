@@ -28,11 +28,18 @@ class UserModule(importlib.abc.MetaPathFinder):
     threads, its later imports and the workers never meet a stranger's `utils.py`.
     """
 
-    def __init__(self, file: UPath, beside: UPath) -> None:
+    def __init__(self, file: UPath, beside: UPath, name: str = _NAME) -> None:
+        """Name the file, and the folder in which it finds modules.
+
+        Args:
+            file: Which.
+            beside: In place of the file's own folder.
+            name: Under which its own code stands in `sys.modules`.
+        """
         self._file, self._beside = file, beside
         self._thread: int | None = None
         self._served: set[UPath] = set()
-        self._module = types.ModuleType(_NAME)
+        self._module = types.ModuleType(name)
         self._module.__file__ = str(file)
 
     def execute(self, source: bytes) -> dict[str, Any]:
@@ -44,7 +51,7 @@ class UserModule(importlib.abc.MetaPathFinder):
     @contextmanager
     def running(self) -> Iterator[None]:
         """Let code of the file import what lies beside it."""
-        sys.modules[_NAME] = self._module
+        sys.modules[self._module.__name__] = self._module
         for name, owner in list(_loaded.items()):
             if owner is not self:
                 sys.modules.pop(name, None)
