@@ -28,6 +28,7 @@ class Key:
     """Lowest and highest value."""
     choices: Callable[[], Collection[str]] | None = None
     """Called when somebody asks: some come from a registry."""
+    is_override: bool = False
     is_sum: bool = False
     """Whether several choices may be joined by +."""
     form: tuple[str, str] | None = None
@@ -66,7 +67,9 @@ def with_overrides(cls: _C) -> _C:
         for name in keys_of_scope(cls, scope):
             about = vars(cls)[name].metadata["key"]
             for task in TASKS:
-                override = replace(about, meaning=f"{name} of the {task}class {scope} alone")
+                override = replace(
+                    about, meaning=f"{name} of the {task}class {scope} alone", is_override=True
+                )
                 made = field(default=None, metadata={"key": override})
                 setattr(cls, f"{task}_{name}", made)
                 cls.__annotations__[f"{task}_{name}"] = cls.__annotations__[name] | None
@@ -76,12 +79,14 @@ def with_overrides(cls: _C) -> _C:
 def keys_of_scope(cls: type, scope: str) -> tuple[str, ...]:
     """Return the keys of a scope that are no overrides, in their order."""
     own = getattr(cls, "__dataclass_fields__", vars(cls))
-    found = {name: each for name, each in own.items() if isinstance(each, dataclasses.Field)}
+    found = {
+        name: each.metadata["key"]
+        for name, each in own.items()
+        if isinstance(each, dataclasses.Field)
+    }
     return tuple(
-        name for name, each in found.items()
-        if each.metadata["key"].scope == scope
-        and not (name.startswith(("super_", "sub_")) and name.partition("_")[2] in found)
-    )  # fmt: skip
+        name for name, about in found.items() if about.scope == scope and not about.is_override
+    )
 
 
 def typed(name: str, value: Any, hint: Any) -> Any:

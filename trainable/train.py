@@ -40,7 +40,7 @@ from trainable.novelty.intervals import flat, outputs_intervals
 from trainable.novelty.metrics import METRICS, evaluate
 from trainable.novelty.rule import Rule, accepting_all
 from trainable.novelty.thresholds import Fold, Outputs, PartRules, choose_rule
-from trainable.parts import LOSSES
+from trainable.parts import LOSSES, REGISTRIES
 from trainable.rng import generator
 from trainable.user_parts import read_beside
 
@@ -784,7 +784,12 @@ def main(argv: list[str] | None = None) -> int:
     """Train one configuration and print its metrics; return the exit code."""
     from upath import UPath  # nothing else here needs it, and the GPU benchmark goes without
 
-    parser = Parser(prog=typed("trainable.train"), description=main.__doc__)
+    parts = "; ".join(f"{each.key}: {', '.join(each)}" for each in REGISTRIES)
+    parser = Parser(
+        prog=typed("trainable.train"),
+        description=main.__doc__,
+        epilog=f"Keys: docs/config.md. Their parts: {parts}.",
+    )
     add = parser.add_argument
     add("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings")
     add("--data", default="synthetic", metavar="PATH|synthetic")

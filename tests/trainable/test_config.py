@@ -4,6 +4,7 @@ import json
 import math
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,39 @@ from trainable.config import (
 )
 from trainable.errors import ConfigError
 from trainable.parts import AUGMENTS, HEADS, SCORES
+from trainable.reference import markdown
+from trainable.train import main as train_command
+from trainable.user_parts import UserParts
+
+PAGE = Path(__file__).parents[2] / "docs" / "config.md"
+
+
+def test_page_of_the_config_is_not_stale() -> None:
+    page = PAGE.read_text()
+    assert page == markdown(), "python -m trainable.reference > docs/config.md"
+
+
+def test_part_that_is_registered_is_a_choice_and_is_helped_with(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    text = "@HEADS.register('mine', source='ours')\ndef mine(n, m):\n    'Mine.'\n"
+    source = f"from trainable.parts import HEADS\n{text}"
+    try:
+        UserParts(files=("mine.py",), sources={"mine.py": source}).use()
+        assert TrialConfig(sub_head="mine").of("sub", "head") == "mine"
+        with pytest.raises(SystemExit):
+            train_command(["--help"])
+        assert "head: linear, cosine, mine" in " ".join(capsys.readouterr().out.split())
+        assert "| `mine` | Mine. | ours |" in markdown()
+    finally:
+        UserParts().use()
+
+
+def test_loss_terms_are_named_one_by_one() -> None:
+    assert TrialConfig(loss="cross_entropy").loss_terms() == ["cross_entropy"]
+    with pytest.raises(ConfigError, match="`loss` must be one of cross_entropy, interaction, but"):
+        TrialConfig(loss="cross_entropy+interactoin")
+
 
 # --- Keys, types and ranges -------------------------------------------------------------------
 
