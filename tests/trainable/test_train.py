@@ -27,7 +27,7 @@ from trainable.data.dataset import Data
 from trainable.data.splits import LEFT_OUT, Pools, make_pools, make_refit_pools
 from trainable.epoch import Epoch
 from trainable.errors import ConfigError, TrialError
-from trainable.model import backbones
+from trainable.model import backbones, losses
 from trainable.model.backbones import Backbone
 from trainable.model.branch import BranchModel
 from trainable.novelty.bank import all_of_features
@@ -200,13 +200,13 @@ def test_interaction_leaves_out_what_outlier_exposure_softens(
 ) -> None:
     """For those the subclass head learns to say "known", and the superclass head "novel"."""
     kept: list[torch.Tensor] = []
-    compute = module.interaction_loss
+    compute = losses.interaction_loss
 
     def noting(*args: Any, keep_N: torch.Tensor) -> torch.Tensor:
         kept.append(keep_N)
         return compute(*args, keep_N=keep_N)
 
-    monkeypatch.setattr(module, "interaction_loss", noting)
+    monkeypatch.setattr(losses, "interaction_loss", noting)
     each = trainer(tiny_config(outlier_exposure=0.5, mixup=mixup, fine_tune="frozen"))
     each.inputs[0].start_epoch(1)
     is_borrowed = each.pools.sub_target[each.pools.train] == len(each.pools.subclasses)
@@ -784,7 +784,7 @@ def test_loss_that_is_not_a_number_fails_the_trial(
 
 
 def test_loss_that_overflows_fails_the_trial(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "interaction_loss", lambda *args, **_: torch.tensor(torch.inf))
+    monkeypatch.setattr(losses, "interaction_loss", lambda *args, **_: torch.tensor(torch.inf))
     with pytest.raises(TrialError, match="the loss is inf in epoch 1: lower lr"):
         run(tiny_config())
 
