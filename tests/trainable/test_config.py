@@ -458,8 +458,10 @@ def test_setting_is_json_or_else_the_bare_string(text: str, value: Any) -> None:
     assert type(parsed) is type(value)
 
 
-def test_last_of_repeated_settings_holds() -> None:
-    assert parse_settings(["lr=1", "epochs=2", "lr=3"]) == {"lr": 3, "epochs": 2}
+def test_setting_may_be_repeated_but_not_contradicted() -> None:
+    assert parse_settings(["lr=1", "epochs=2", "lr=1"]) == {"lr": 1, "epochs": 2}
+    with pytest.raises(ConfigError, match="--set lr=1 and --set lr=3 contradict each other"):
+        parse_settings(["lr=1", "epochs=2", "lr=3"])
 
 
 def test_no_settings_are_no_values() -> None:
