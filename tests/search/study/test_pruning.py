@@ -1,8 +1,6 @@
-"""Halving decides, and records, as Optuna's own pruner does; and which private names it takes."""
+"""Halving decides, and records, as Optuna's own pruner does."""
 
 import math
-import re
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -19,7 +17,6 @@ from search.study.pruning import (
     rungs_of,
 )
 
-ROOT = Path(__file__).parents[3]
 VALUES = st.sampled_from([0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.5, 0.9, -1.0, math.nan])
 
 
@@ -77,36 +74,3 @@ def test_rungs_are_a_third_apart_from_a_fifth_of_the_epochs(
 
 
 # --- Private members of Optuna -------------------------------------------------------------------
-
-PRIVATE: dict[str, Any] = {
-    "_storage": optuna.create_study(),
-    "_get_trials": optuna.create_study(),
-    "_trial_id": optuna.create_study().ask(),
-    "_contains": optuna.distributions.FloatDistribution(0, 1),
-    "_suggest": optuna.trial.FixedTrial({}),
-    "_params": optuna.trial.FixedTrial({}),
-    "_backend": optuna.storages.get_storage("sqlite:///:memory:"),
-}
-"""What is used of Optuna that it does not promise, with something that has it."""
-
-
-def test_optuna_has_the_private_members_that_are_used() -> None:
-    for name, owner in PRIVATE.items():
-        assert hasattr(owner, name), f"Optuna {optuna.__version__} has no {name} any more"
-
-
-def test_no_other_private_members_of_optuna_are_used_and_only_beside_the_study() -> None:
-    """Of a study, a trial, a distribution or a storage."""
-    pattern = re.compile(
-        r"\b(study|trial|live|frozen|storage|distribution|trials\[.+?\])(\._[a-z]\w*)"
-    )
-    found: dict[str, set[str]] = {}
-    for file in (ROOT / "search").rglob("*.py"):
-        for match in pattern.finditer(file.read_text()):
-            found.setdefault(match[2][1:], set()).add(str(file.relative_to(ROOT)))
-    files = {file for each in found.values() for file in each}
-    assert found.keys() <= PRIVATE.keys()
-    assert files <= {
-        *(f"search/study/{name}.py" for name in ("lock", "pruning", "sampler", "storage", "study")),
-        "search/space/suggestions.py",
-    }, files
