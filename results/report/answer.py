@@ -1,5 +1,6 @@
 """What a search answers, in three sentences and a table in the shape of the paper's table 2."""
 
+import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -310,11 +311,11 @@ def facts(search: Search) -> list[tuple[str, str]]:
     record, times, epochs = search.record, search.times, search.epochs
     command = [*typed("search.run").split(), "--space", str(search.folder / record.space_file)]
     command += ["--data", record.data, "--novel", record.novel, "--seed", str(record.seed)]
-    command += ["--trials", str(record.num_trials)]
+    command += ["--trials", str(record.num_trials), "--metric", ",".join(record.metrics)]
     if record.epochs is not None:
         command += ["--epochs", str(record.epochs)]
     for key, value in record.fixed.items():
-        command += ["--set", f"{key}={value}"]
+        command += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
     states = ", ".join(
         f"{n} {str(s).lower()}" for s, n in search.everything["state"].value_counts().items()
     )

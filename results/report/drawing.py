@@ -3,6 +3,7 @@
 import io
 import re
 import textwrap
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -42,7 +43,8 @@ _STYLE: Any = {
     "grid.linewidth": 0.5, "grid.alpha": 0.6, "axes.axisbelow": True, "legend.frameon": False,
     "figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none",
     "svg.fonttype": "path", "svg.hashsalt": "noveltune",
-    "text.hinting": "none", "lines.linewidth": 1.4,
+    # Names may hold a $, and letters that no font here has: tables show those in the reader's.
+    "text.parse_math": False, "text.hinting": "none", "lines.linewidth": 1.4,
 }  # fmt: skip
 _WORDS = {
     "score": "score", "seen_super": "seen superclass right", "seen_sub": "seen subclass right",
@@ -74,7 +76,8 @@ class Picture:
 @contextmanager
 def style() -> Iterator[None]:
     """Draw and save in the report's style."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(_STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph .* missing", UserWarning)
         yield
 
 
@@ -136,9 +139,14 @@ def as_percent(axis: Any, label: str) -> None:
 def as_difference(axis: Any, metric: str) -> None:
     """Label an axis with differences of a metric, which are points of percent."""
     if is_fraction(metric):
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{round(100 * value, 3):+g}"))
+        axis.set_major_formatter(FuncFormatter(_points))
     points = ", percentage points" if is_fraction(metric) else ""
     axis.set_label_text(f"difference in {said(metric)}{points}")
+
+
+def _points(value: float, _: int | None = None) -> str:
+    shown = round(100 * value, 3)
+    return f"{shown:+g}" if shown else "0"
 
 
 def _percent(value: float, _: int | None = None) -> str:

@@ -74,8 +74,13 @@ class Search:
         self.folder, self.record = folder, record
         self.everything = trials_frame(folder, record)
         """All trials, repeats too."""
-        self.metric = ranking_metric(record.metrics)
-        """What orders its trials."""
+
+    @cached_property
+    def metric(self) -> str:
+        """What orders its trials; see `best_row`."""
+        metric = ranking_metric(self.record.metrics)
+        has_none = len(self.complete) and self.complete[metric].isna().all()
+        return self.record.metrics[0] if has_none else metric
 
     @property
     def sign(self) -> float:

@@ -217,6 +217,8 @@ def tradeoff(search: Search) -> Picture | None:
     for task in TASKS:
         pair = [f"seen_{task}", f"unseen_{task}"]
         rows = finished.dropna(subset=pair)
+        if not len(rows):
+            continue  # there was nothing novel to that level
         front = pareto_rows(rows, pair).sort_values(pair[0])
         figure, axes = panel(f"{LEVELS[task].capitalize()}: seen against unseen, every trial", 4.3)
         _scatter(axes, rows, pair, search)
@@ -229,6 +231,8 @@ def tradeoff(search: Search) -> Picture | None:
         label_points(axes, places, [str(each) for each in front["number"]])
         figures.append(figure)
         told.append(_front_caption(front, pair, LEVELS[task], int(search.best["number"])))
+    if not figures:
+        return None
     columns = ["number", "state", "architecture", *(f"{k}_{t}" for t in TASKS for k in
                                                     ("seen", "unseen"))]  # fmt: skip
     return Picture(
@@ -254,6 +258,8 @@ def _scatter(axes: Axes, rows: pd.DataFrame, pair: list[str], search: Search) ->
                     label=f"{architecture}, {state.lower()}",
                 )  # fmt: skip
     best = search.best
+    if best[pair].isna().any():
+        return
     axes.scatter(
         [float(best[pair[0]])], [float(best[pair[1]])], s=60, color=BEST, zorder=4,
         marker=MARKERS[str(best["architecture"])], edgecolors=INK, linewidths=0.8, label="best",
@@ -384,7 +390,7 @@ def learning(search: Search) -> Picture | None:
             f"{pruned['epochs_trained'].mean():.1f} epochs on average"
             + (f"; they took {100 * on_pruned / spent:.0f}% of the time." if spent else ".")
         )
-    if best in of_trial and int(search.best["best_epoch"] or 0) == of_trial[best]["epoch"].max():
+    if best in of_trial and search.best["best_epoch"] == of_trial[best]["epoch"].max():
         caption += " The best trial was best in its last epoch: more epochs may still help."
     return Picture(
         name="learning",

@@ -37,7 +37,7 @@ def leave_outputs(search: Search, number: int, outputs: Outputs) -> None:
     save_outputs(folder, outputs)
     info = dict.fromkeys(KEYS) | stamp() | {
         "rule": asdict(choose_rule(outputs, TrialConfig())),
-        "superclasses": ["bird", "<dog>"], "subclasses": ["a", "b", "c", "d"],
+        "superclasses": ["bird", "<dog>"], "subclasses": ["a", "$b_{", "c$", "鳥"],
         "subclass_of_output": [0, 1, 2, 3],
     }  # fmt: skip
     (folder / INFO_FILE).write_text(json.dumps(info))
@@ -100,6 +100,18 @@ def test_a_search_of_several_objectives_is_ordered_by_score(tmp_path: Path) -> N
     pictures = {picture.name: picture for picture in overview.pictures(search.read())}
     assert "importance" in pictures
     assert "6 trials are beaten by none in both" in pictures["tradeoff"].caption
+
+
+def test_a_front_without_scores_is_ordered_by_its_first_metric(tmp_path: Path) -> None:
+    search = Search(tmp_path, ("ce_super", "ce_sub"))
+    for number in range(5):
+        search.tell(lr=10 ** (-3 + number / 4), ce_super=number / 6, ce_sub=1 - number / 6,
+                    score=float("nan"))  # fmt: skip
+    assert search.read().metric == "ce_super"
+    what, *_ = answer.sentences(search.read())
+    assert "trial 0 (lr 0.001), with a ce super of 0.000" in what
+    assert overview.history(search.read()) is not None
+    assert answer.main_rows(search.read())
 
 
 # --- Time ----------------------------------------------------------------------------------------
@@ -194,6 +206,13 @@ def test_confusion_and_subclass_table_agree_with_the_metrics(search: Search) -> 
         (1 - right) * seen["images"].sum()
     )
     assert wrong["margin"].is_monotonic_decreasing
+
+
+def test_a_search_without_novel_images_has_no_picture_against_them(search: Search) -> None:
+    missing = dict.fromkeys(("unseen_super", "unseen_sub"), float("nan"))
+    search.tell(score=0.6, lr=0.01, **missing)
+    assert overview.tradeoff(search.read()) is None
+    assert {each.name for each in overview.pictures(search.read())} >= {"history", "learning"}
 
 
 def test_curve_is_drawn_of_trials_whose_outputs_are_there(search: Search) -> None:
