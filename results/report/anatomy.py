@@ -418,7 +418,8 @@ def hierarchy(search: Search) -> Picture | None:
         tables.append(pd.DataFrame({"trial": each, "novel": novel, "known": known}))
     if not tables:
         return None
-    axes.plot([], [], color=TRIAL, label="baselines")
+    if len(tables) > (best in areas):
+        axes.plot([], [], color=TRIAL, label="baselines")
     axes.plot([], [], color=BEST, lw=2, label="best")
     as_percent(axes.xaxis, "novel images: superclass right, subclass called novel")
     as_percent(axes.yaxis, "known images: both classes right")

@@ -14,6 +14,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patheffects import AbstractPathEffect, withStroke
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 # Okabe and Ito's colours, safe for colour-blind readers. Each means one thing in every picture.
@@ -53,6 +54,10 @@ _WORDS = {
     "known_rejected_super": "known superclass called novel",
     "known_rejected_sub": "known subclass called novel",
 }  # fmt: skip
+
+
+HALO: list[AbstractPathEffect] = [withStroke(linewidth=2.4, foreground=PAPER)]
+"""Makes words readable over lines and points."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,6 +196,7 @@ def label_points(axes: Axes, places: Sequence[tuple[float, float]], labels: Sequ
                 label, place, xytext=offset, textcoords="offset points", fontsize=7.5, ha=ha, va=va
             )
             text.set_in_layout(False)
+            text.set_path_effects(HALO)
             box = text.get_window_extent(renderer)
             is_inside = inside.x0 <= box.x0 and box.x1 <= inside.x1 and box.y1 <= inside.y1
             if is_inside and box.y0 >= inside.y0 and not any(box.overlaps(each) for each in taken):

@@ -11,7 +11,6 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
 
 from results.naming import NOT_A_CHOICE
 from results.ranking import interval, pareto_rows, repeats_frame, running_best
@@ -19,9 +18,9 @@ from results.report import drawing
 from results.report.drawing import (
     BEST,
     FAINT,
+    HALO,
     INK,
     MANY,
-    PAPER,
     PRUNED,
     SEARCHES,
     TRIAL,
@@ -126,8 +125,6 @@ def delta_frame(search: Search) -> pd.DataFrame:
                 low, high = interval(differences)
                 row = {"difference": differences.mean(), "low": low, "high": high}
                 row |= {"num": len(pairs), "is_paired": True}
-            elif isinstance(choice, float):
-                continue
             else:
                 with_it = values[[each.get(key) == choice for each in acts]]
                 row = _group_difference(values[[each.get(key) == first for each in acts]], with_it)
@@ -323,8 +320,9 @@ def history(search: Search) -> Picture | None:
         name="history",
         title=f"Best {said(search.metric)} so far, against trials and against wall clock",
         caption=f"The best was found by trial {int(reached['number'])}, after "
-        f"{reached['minutes']:.1f} of {ended.max():.1f} minutes; {unit} was trial "
-        f"{int(close['number'])}, after {close['minutes']:.1f}."
+        f"{reached['minutes']:.1f} of {ended.max():.1f} minutes"
+        + ("." if close["number"] == reached["number"] else f"; {unit} was trial "
+           f"{int(close['number'])}, after {close['minutes']:.1f}.")
         + (" That was among the last tenth of the trials: more may find better ones." if is_late
            else ""),
         table=frame.drop(columns="place"),
@@ -560,8 +558,7 @@ def parallel(search: Search) -> Picture | None:
 
 def _on_line(axes: Axes, x: float, y: float, text: str) -> None:
     """Write beside an axis, readable over the lines that cross it."""
-    halo = [withStroke(linewidth=2.4, foreground=PAPER)]
-    axes.text(x + 0.05, y, text, fontsize=7, va="center", zorder=5, path_effects=halo)
+    axes.text(x + 0.05, y, text, fontsize=7, va="center", zorder=5, path_effects=HALO)
 
 
 def _draw_parallel(axes: Axes, search: Search, lines: Any, values: Any) -> None:
@@ -580,8 +577,10 @@ def _draw_parallel(axes: Axes, search: Search, lines: Any, values: Any) -> None:
         if places:
             paths = [np.column_stack([steps, lines[i]]) for i in places]
             paths = [path[np.isfinite(path[:, 1])] for path in paths]
+            alpha = 1.0 if colour == BEST else max(0.12, min(1.0, 40 / len(paths)))
+            axes.plot([], [], color=colour, lw=width, label=label)
             axes.add_collection(
-                LineCollection(paths, colors=colour, lw=width, label=label,
+                LineCollection(paths, colors=colour, lw=width, alpha=alpha,
                                rasterized=pixels and colour != BEST)
             )  # fmt: skip
 
@@ -614,8 +613,24 @@ def _common(acts: list[dict[str, Any]], values: Any, keys: Sequence[str]) -> str
         if len(found) == 1 and len(everywhere) > 1 and value is not None:
             shared.append(f"{key.replace('_', ' ')} {_short(value)}")
     if not shared:
-        return f"The best {len(top)} trials share no choice."
+        return _favoured(acts, top, keys)
     return f"The best {len(top)} trials share {', '.join(shared)}."
+
+
+def _favoured(acts: list[dict[str, Any]], top: Any, keys: Sequence[str]) -> str:
+    """Say which choice is more frequent among the best trials than among all."""
+    found = []
+    for key in keys:
+        of_all = [each.get(key) for each in acts]
+        for value in {value for value in of_all if value is not None}:
+            share = sum(of_all[i] == value for i in top) / len(top)
+            found.append((share - of_all.count(value) / len(acts), share, key, value))
+    gain, share, key, value = max(found, key=lambda each: each[:2])
+    return (
+        f"The best {len(top)} trials share no choice; most favoured is {key.replace('_', ' ')} "
+        f"{_short(value)}, in {100 * share:.0f}% of them against {100 * (share - gain):.0f}% of "
+        f"all {len(acts)}."
+    )
 
 
 # --- What was luck -------------------------------------------------------------------------------
