@@ -23,7 +23,14 @@ PARTS = tuple(f"{part}.{name}" for part in ("part_a", "part_b") for name in MAIN
 
 
 def read_trials(folder: UPath, record: SearchRecord) -> list[Trial]:
-    """Return the trials of a search, by number.
+    """Return the trials of a search, by number; raises what `read_study` does."""
+    return read_study(folder, record)[0]
+
+
+def read_study(
+    folder: UPath, record: SearchRecord
+) -> tuple[list[Trial], list[optuna.trial.FrozenTrial]]:
+    """Return the trials of a search, by number, and as Optuna holds them, with their times.
 
     Raises:
         RunError: The study cannot be read.
@@ -42,7 +49,7 @@ def read_trials(folder: UPath, record: SearchRecord) -> list[Trial]:
     if files := record.said.get("PARTS", {}).get("files"):
         kept_parts(folder, files).use()  # configurations name them
     schema = schema_of(attributes, f"the study {url}")
-    return [from_optuna(trial, schema) for trial in trials]
+    return [from_optuna(trial, schema) for trial in trials], trials
 
 
 def trials_frame(folder: UPath, record: SearchRecord) -> pd.DataFrame:
@@ -57,7 +64,12 @@ def trials_frame(folder: UPath, record: SearchRecord) -> pd.DataFrame:
         RunError: The study cannot be read.
         SchemaError: A later version wrote it.
     """
-    rows = [_row(trial) for trial in read_trials(folder, record)]
+    return frame_of(read_trials(folder, record))
+
+
+def frame_of(trials: list[Trial]) -> pd.DataFrame:
+    """Return the table that `trials_frame` describes."""
+    rows = [_row(trial) for trial in trials]
     columns = _row(Trial(number=0, config=None, state=TrialState.RUNNING, is_baseline=False))
     return pd.DataFrame(rows, columns=[*columns]).astype({"repeat_of": "Int64"})
 

@@ -5,14 +5,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import optuna
 import pandas as pd
 from upath import UPath
 
-from results.history import searched, trials_frame
+from results.history import frame_of, read_study, searched
 from results.naming import Names
 from results.ranking import Repeated, best_trial, completed, ranking_metric, repeated, sign
-from results.record import SearchRecord, study_url, trial_folder
+from results.record import SearchRecord, trial_folder
 from trainable.classifier import INFO_FILE, OUTPUTS_FILE, load_outputs, load_rule, read_info
 from trainable.config import TrialConfig
 from trainable.data.dataset import Data, find_data
@@ -72,7 +71,8 @@ class Search:
             RunError: It cannot be read.
         """
         self.folder, self.record = folder, record
-        self.everything = trials_frame(folder, record)
+        self._trials, self.frozen = read_study(folder, record)
+        self.everything = frame_of(self._trials)
         """All trials, repeats too."""
 
     @cached_property
@@ -118,24 +118,15 @@ class Search:
         return self.naming.of(self.everything)
 
     @cached_property
-    def frozen(self) -> list[optuna.trial.FrozenTrial]:
-        """The study's trials."""
-        study = optuna.load_study(
-            study_name=self.record.study_name, storage=study_url(self.folder, self.record)
-        )
-        return study.get_trials(deepcopy=False)
-
-    @cached_property
     def epochs(self) -> pd.DataFrame:
         """A row for each epoch that was trained: number, epoch, `metric`, epoch_s."""
         rows = [
-            (trial.number, each.get("epoch"), each.get(self.metric), each.get("epoch_s"))
-            for trial in self.frozen
-            for key, each in trial.user_attrs.items()
-            if key.startswith("epoch_")
+            (trial.number, each.number, each.metrics.get(self.metric), each.seconds)
+            for trial in self._trials
+            for each in trial.epochs
         ]
         frame = pd.DataFrame(rows, columns=["number", "epoch", self.metric, "epoch_s"])
-        return frame.astype(float).astype({"number": int}).sort_values(["number", "epoch"])
+        return frame.astype(float).astype({"number": int})
 
     @cached_property
     def times(self) -> pd.DataFrame:

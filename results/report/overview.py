@@ -300,8 +300,8 @@ def history(search: Search) -> Picture | None:
             axes.scatter(rows[column], rows[search.metric].astype(float), s=18, color=colour,
                          linewidths=0, label=name, rasterized=len(rows) > MANY)  # fmt: skip
         line = frame.sort_values(column, kind="stable")
-        axes.step(line[column], _best(search, line[search.metric]), where="post", color=BEST,
-                  label="best so far")  # fmt: skip
+        best = running_best(line[search.metric], search.metric)
+        axes.step(line[column], best, where="post", color=BEST, label="best so far")
         as_metric(axes.yaxis, search.metric)
         if column == "number":
             as_count(axes.xaxis, label)
@@ -338,13 +338,9 @@ def best_so_far(search: Search) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "number": rows["number"], "minutes": rows["end_s"] / 60, search.metric: values,
-            "best": _best(search, values), "place": rows.index + 1,
+            "best": running_best(values, search.metric), "place": rows.index + 1,
         }
     )  # fmt: skip
-
-
-def _best(search: Search, values: "pd.Series[float]") -> "pd.Series[float]":
-    return running_best(values, search.metric)
 
 
 def learning(search: Search) -> Picture | None:
