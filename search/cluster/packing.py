@@ -20,7 +20,7 @@ from search.cluster.executor import Job, make_slots
 from search.cluster.worker import CONTEXT_BYTES, node_data
 from trainable.config import TrialConfig
 from trainable.data.splits import make_pools
-from trainable.train import Trainer
+from trainable.trainer import Trainer
 
 PACKINGS = (1, 2, 4, 8)
 """Trials on one GPU that are compared."""

@@ -18,7 +18,7 @@ from tests.benchmarks.plain_trial import Trial
 from trainable.config import TrialConfig
 from trainable.data.dataset import Data
 from trainable.data.splits import Pools
-from trainable.train import Trainer
+from trainable.trainer import Trainer
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -54,7 +54,8 @@ from trainable.config import TrialConfig
 from trainable.data.dataset import Data
 from trainable.data.splits import Pools, make_pools
 from trainable.model import backbones, inputs
-from trainable.train import Trainer, train
+from trainable.train import train
+from trainable.trainer import Trainer
 
 ONE_TRIAL_ASKED, PACKED_ASKED = 3.0, 5.0
 COMPARED = (

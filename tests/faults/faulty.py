@@ -16,7 +16,7 @@ import ray
 import torch
 
 from search.cluster.worker import run_trial
-from trainable.train import Trainer
+from trainable.trainer import Trainer
 
 Fault = Callable[[Trainer, int, Path], object]
 REAL_EPOCH = Trainer.train_epoch

@@ -15,7 +15,8 @@ from trainable.data.splits import SEEN, make_refit_pools
 from trainable.novelty.rule import by_image, decide
 from trainable.novelty.thresholds import choose_rule
 from trainable.out_of_fold import Rejected, carried_over, joined, moved, pools_of_shares
-from trainable.train import Trainer, train
+from trainable.train import train
+from trainable.trainer import Trainer
 
 
 def silent(_: Any) -> None:

@@ -36,8 +36,6 @@ from trainable.novelty.scores import neighbours
 from trainable.novelty.thresholds import PartRules
 from trainable.train import (
     Metrics,
-    Mixup,
-    Trainer,
     TrialResult,
     best_epoch,
     default_novel,
@@ -46,6 +44,7 @@ from trainable.train import (
     novel_shortage,
     train,
 )
+from trainable.trainer import Mixup, Trainer
 
 Make = Callable[..., Trainer]
 
@@ -959,7 +958,8 @@ def command(tiny_folder: Path, tiny_weights: Path, tmp_path: Path) -> Callable[.
         argv += ["--weights", str(weights)]
         argv += ["--folder", str(tmp_path / "trial")]
         small = (f"backbone={BACKBONE}", "image_size=32", "batch_size=32", "novel_images=32")
-        for setting in (*small, *settings):
+        by_key = {setting.partition("=")[0]: setting for setting in (*small, *settings)}
+        for setting in by_key.values():
             argv += ["--set", setting]
         return main(argv)
 

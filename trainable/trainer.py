@@ -1,0 +1,612 @@
+"""All branches of a trial, what they see, and how they are trained and asked: the Trainer."""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from trainable.config import BEST, TASKS, Task, TrialConfig
+from trainable.data.dataset import Data
+from trainable.data.splits import Pools, make_folds, true_classes
+from trainable.errors import TrialError, WeightsError, chosen
+from trainable.model.branch import BranchModel
+from trainable.model.inputs import FORWARD_BATCH, FeatureInputs, inputs_for
+from trainable.model.losses import Step, soft_targets
+from trainable.novelty.bank import FeatureBank, all_of_features, formula
+from trainable.novelty.thresholds import Fold, Outputs
+from trainable.parts import LOSSES
+from trainable.rng import generator
+
+BANK_KNOWN_MAX, BANK_BORROWED_MAX = 8192, 4096
+"""Training images in a bank of features; of more, as many are drawn."""
+
+Metrics = dict[str, float]
+
+
+_OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+}
+
+
+class Trainer:
+    """All branches of a trial, their optimizer and what they see.
+
+    The losses of the branches are summed. Branches share no parameter, so each learns exactly as
+    if it were alone; nothing here asks which architecture it is.
+    """
+
+    def __init__(
+        self,
+        config: TrialConfig,
+        data: Data,
+        pools: Pools,
+        *,
+        cache: Path | None,
+        weights: Path | None,
+        full_precision: bool = False,
+        shares: Sequence[Pools] = (),
+        note: Callable[[str], None],
+    ) -> None:
+        self.config, self.pools = config, pools
+        self.true_class = true_classes(data)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        # bf16 is slower than float32 on the CPUs measured, so only GPUs get it.
+        self.is_autocast = self.device.type == "cuda" and not full_precision
+        if full_precision:
+            torch.backends.cudnn.allow_tf32 = False
+        self.branches = [
+            BranchModel.build(branch, _num_classes(pools), config.seed, weights)
+            .to(memory_format=torch.channels_last)
+            .to(self.device)
+            for branch in config.branches()
+        ]
+        self.inputs = [
+            inputs_for(
+                model, data, config, train_rows=pools.train, val_rows=pools.val,
+                cache=cache, note=note,
+            )
+            for model in self.branches
+        ]  # fmt: skip
+        # At least two images each: batch norm could not take one.
+        self.steps_per_epoch = max(
+            1, min(math.ceil(len(pools.train) / config.batch_size), len(pools.train) // 2)
+        )
+        self.folds = dict(enumerate(shares)) or make_folds(pools, config)
+        """Pools of the folds in which a superclass is left out, by its number; or the shares."""
+        self.fold_trainers = {}
+        if not shares:
+            self.fold_trainers = self._fold_trainers(data, cache, weights, full_precision, note)
+        if not self.fold_trainers:
+            for model in self.branches:
+                for superclass, fold in self.folds.items():
+                    if shares:
+                        model.add_share(superclass)
+                    else:
+                        model.add_fold(superclass, _num_classes(fold), config.seed)
+                model.folds.to(self.device)
+        self.evaluated = self.branches
+        """The models that are judged and kept: the trained ones, or their moving averages."""
+        if config.ema:
+            self.evaluated = [model.with_own_weights() for model in self.branches]
+        if config.compile:
+            for model in dict.fromkeys([*self.branches, *self.evaluated]):
+                model.tuned.compile()  # in place: names in its state stay
+        self._num_steps = 0
+        self._frozen_banks: dict[tuple[int, int | None], FeatureBank] = {}
+        self._frozen_scores: dict[tuple[str, int, int | None], torch.Tensor] = {}
+        self.optimizer = self._optimizer()
+        self.schedule = self._schedule()
+        self.super_of_sub = {
+            superclass: torch.tensor(each.super_of_sub, device=self.device)
+            for superclass, each in self._all_pools().items()
+        }
+
+    def _all_pools(self) -> dict[int | None, Pools]:
+        """Return the pools of the trial, and those of its folds by what they leave out."""
+        pools: dict[int | None, Pools] = {None: self.pools}
+        return pools | dict(self.folds.items())
+
+    def _fold_trainers(
+        self,
+        data: Data,
+        cache: Path | None,
+        weights: Path | None,
+        full_precision: bool,
+        note: Callable[[str], None],
+    ) -> dict[int, Trainer]:
+        """Return what trains each fold from the start, where that is asked for and not the same as
+        further heads.
+        """
+        if self.config.left_out != "train" or all(model.is_frozen for model in self.branches):
+            return {}
+        config = replace(self.config, left_out="none")
+        return {
+            superclass: Trainer(
+                config, data, fold,
+                cache=cache, weights=weights, full_precision=full_precision, note=note,
+            )
+            for superclass, fold in self.folds.items()
+        }  # fmt: skip
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        groups: list[dict[str, Any]] = []
+        for model in self.branches:
+            groups.append({"params": [*model.tuned.parameters()], "lr": model.branch.lr})
+            heads = [*model.heads.parameters(), *model.folds.parameters()]
+            groups.append({"params": heads, "lr": model.branch.head_lr})
+        make = chosen(_OPTIMIZERS, "optimizer", self.config.optimizer)
+        return make(
+            [group for group in groups if group["params"]],
+            weight_decay=self.config.weight_decay,
+            fused=True,
+        )
+
+    def _schedule(self) -> torch.optim.lr_scheduler.LRScheduler:
+        total_steps = max(1, self.steps_per_epoch * self.config.epochs)
+        peaks = [group["lr"] for group in self.optimizer.param_groups]
+        schedules = torch.optim.lr_scheduler
+        makers: dict[str, Callable[[], torch.optim.lr_scheduler.LRScheduler]] = {
+            "constant": lambda: schedules.ConstantLR(self.optimizer, factor=1.0),
+            "one_cycle": lambda: schedules.OneCycleLR(
+                self.optimizer, max_lr=peaks, total_steps=total_steps
+            ),
+            "cosine": lambda: schedules.LambdaLR(
+                self.optimizer, lambda step: (1 + math.cos(math.pi * step / total_steps)) / 2
+            ),
+        }
+        return chosen(makers, "schedule", self.config.schedule)()
+
+    def train_epoch(self, epoch: int) -> Metrics:
+        """Pass once over the training pool in a new order; return the epoch's training figures.
+
+        Raises:
+            TrialError: The mean loss is not finite.
+        """
+        start_s = time.perf_counter()
+        order = torch.randperm(
+            len(self.pools.train), generator=generator(self.config.seed, "order", epoch)
+        )
+        for model, inputs in zip(self.branches, self.inputs, strict=True):
+            model.train()
+            inputs.start_epoch(epoch)
+        total_loss = torch.zeros((), device=self.device)
+        # Near-equal batches: no last one of a single image, which batch norm could not take.
+        batches = self.pools.train[order].tensor_split(self.steps_per_epoch)
+        for step, rows in enumerate(batches):
+            self.optimizer.zero_grad(set_to_none=True)
+            for loss, of_folds in self._losses(rows, epoch, step):
+                # At once: two branches' activations would be twice the memory.
+                (loss + of_folds).backward()
+                total_loss += loss.detach() * len(rows)
+            self.optimizer.step()
+            self.schedule.step()
+            self._average()
+        train_loss = float(total_loss) / len(self.pools.train)
+        for trainer in self.fold_trainers.values():
+            trainer.train_epoch(epoch)
+        if not math.isfinite(train_loss):
+            raise TrialError(f"the loss is {train_loss} in epoch {epoch}: lower lr")
+        seconds = time.perf_counter() - start_s
+        metrics = {
+            "epoch": epoch,
+            "train_loss": train_loss,
+            "epoch_s": seconds,
+            "images_per_s": len(self.pools.train) / seconds,
+        }
+        if self.device.type == "cuda":
+            metrics["peak_bytes"] = torch.cuda.max_memory_reserved(self.device)
+        return metrics
+
+    def _losses(
+        self, rows: torch.Tensor, epoch: int, step: int
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Give each branch's loss, and the sum of those of its folds' heads.
+
+        A fold's heads are trained in step with the others, on the rows that show nothing of what
+        the fold leaves out; they pass nothing back to the features.
+        """
+        mixed = None
+        if self.config.mixup:
+            mixed = Mixup.draw(len(rows), self.config.mixup, self.config.seed, epoch, step)
+        batches = {
+            each: _Batch.of(rows, pools, mixed, self.device)
+            for each, pools in self._all_pools().items()
+        }
+        for model, inputs in zip(self.branches, self.inputs, strict=True):
+            # Layers that draw (dropout) have no generator of their own.
+            purpose = (self.config.seed, "layers", epoch, step, *model.branch.tasks)
+            _seed_layers(generator(*purpose).initial_seed(), self.device)
+            x = inputs.training(rows)
+            if mixed is not None:
+                x = mixed.of(x)
+            pooled = self._pooled(model, x)
+            loss = self._loss(pooled, model.classify(pooled), None, batches[None])
+            of_folds = torch.zeros((), device=self.device)
+            pooled = pooled.detach()
+            for superclass in () if self.fold_trainers else self.folds:
+                batch = batches[superclass]
+                if batch.place is not None and len(batch.place):
+                    seen = pooled[batch.place]
+                    logits = model.classify(seen, superclass)
+                    of_folds = of_folds + self._loss(seen, logits, superclass, batch)
+            yield loss, of_folds
+
+    def _loss(
+        self,
+        pooled: torch.Tensor,
+        logits: dict[Task, torch.Tensor],
+        fold: int | None,
+        batch: _Batch,
+    ) -> torch.Tensor:
+        """Return the sum of the loss terms of the heads of a branch, or of a fold."""
+        step = Step(
+            config=self.config,
+            logits=logits,
+            wanted={
+                task: self._wanted(task, batch, each.shape[1]) for task, each in logits.items()
+            },
+            pooled_ND=pooled,
+            super_of_sub=self.super_of_sub[fold],
+            keep_N=self._unexposed(batch, self.super_of_sub[fold].shape[0] - 1),
+        )
+        loss = torch.zeros((), device=self.device)
+        for name in self.config.loss_terms():
+            loss = loss + LOSSES.named(name)(step)
+        return loss
+
+    def _unexposed(self, batch: _Batch, novel: int) -> torch.Tensor | None:
+        """Return the images whose subclass target outlier exposure leaves alone; null: all."""
+        if not self.config.outlier_exposure:
+            return None
+        is_known_N = batch.target["sub"] < novel
+        if batch.mixed is not None:
+            is_known_N = is_known_N & batch.mixed.partners(is_known_N)
+        return is_known_N if batch.place is None else is_known_N[batch.place]
+
+    def _wanted(self, task: Task, batch: _Batch, num_classes: int) -> torch.Tensor:
+        """Return the targets of `task`: class indices, or (N, C) where an option softens them."""
+        exposure = self.config.outlier_exposure if task == "sub" else 0.0
+        wanted = batch.target[task]
+        if self.config.label_smoothing or exposure or batch.mixed is not None:
+            wanted = soft_targets(
+                wanted,
+                num_classes,
+                label_smoothing=self.config.label_smoothing,
+                outlier_exposure=exposure,
+            )
+        if batch.mixed is not None:
+            wanted = batch.mixed.of(wanted)
+        return wanted if batch.place is None else wanted[batch.place]
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        """Move the averaged weights towards the trained ones; faster in the first steps."""
+        if self.evaluated is self.branches:
+            return
+        self._num_steps += 1
+        decay = min(self.config.ema, (1 + self._num_steps) / (10 + self._num_steps))
+        for averaged, model in zip(self.evaluated, self.branches, strict=True):
+            state = model.trained_state()
+            for name, average in averaged.trained_state().items():
+                if average.is_floating_point():
+                    average.lerp_(state[name], 1 - decay)
+                else:
+                    average.copy_(state[name])
+
+    @torch.inference_mode()
+    def outputs(self, *, all_scores: bool = False) -> Outputs:
+        """Return what the models say about the validation images, on the CPU.
+
+        Args:
+            all_scores: Score by features also where the config does not ask for it, of folds too
+                where they have no models of their own.
+        """
+        pooled = [self._features(number, all_scores) for number in range(len(self.evaluated))]
+        folds = []
+        for superclass, pools in self.folds.items():
+            exact: list[Task] = list(TASKS)
+            if self.fold_trainers:
+                said = vars(self.fold_trainers[superclass].outputs())
+            else:
+                said = self._said(pooled, superclass, pools, all_scores)
+                exact = [
+                    task for model in self.evaluated if model.is_frozen
+                    for task in model.branch.tasks
+                ]  # fmt: skip
+            own = {field.name: said[field.name] for field in fields(Outputs) if field.name in said}
+            folds.append(Fold(**own, superclass=superclass, exact=tuple(exact)))
+        return Outputs(**self._said(pooled, None, self.pools, all_scores), folds=tuple(folds))
+
+    @torch.inference_mode()
+    def outputs_of_shares(self) -> tuple[Outputs, ...]:
+        """Return what the heads of each share say about its images; those of a tuned branch, whose
+        features saw them, say NaN.
+        """
+        found = []
+        for share, pools in self.folds.items():
+            pooled = [
+                _Features(self._pooled_all(number, pools.val), None) if model.is_frozen else None
+                for number, model in enumerate(self.evaluated)
+            ]
+            found.append(Outputs(**self._said(pooled, share, pools, all_scores=False)))
+        return tuple(found)
+
+    def _features(self, number: int, all_scores: bool) -> _Features:
+        """Return what a branch makes of the images that `outputs` asks about."""
+        model, bank_ND = self.evaluated[number], None
+        if not model.is_frozen and (all_scores or self._bank_scores(model)):
+            bank_ND = self._pooled_of_bank(number, self._bank_rows()[0])
+        return _Features(self._pooled_all(number, self.pools.val), bank_ND)
+
+    def _said(
+        self, pooled: Sequence[_Features | None], fold: int | None, pools: Pools, all_scores: bool
+    ) -> dict[str, Any]:
+        """Return what the heads of the trial, or of a fold, say of pooled features: `Outputs`.
+
+        Without features a branch says NaN.
+        """
+        logits: dict[Task, torch.Tensor] = {}
+        scores: dict[Task, dict[str, torch.Tensor]] = {}
+        for number, model in enumerate(self.evaluated):
+            found: dict[str, torch.Tensor] = {}
+            if (features := pooled[number]) is None:
+                sizes = _num_classes(pools)
+                answers = {
+                    task: torch.full((len(pools.val), sizes[task]), math.nan)
+                    for task in model.branch.tasks
+                }
+            else:
+                answers = model.classify(features.val_ND, fold)
+                names = all_of_features() if all_scores else self._bank_scores(model)
+                found = self._scores(number, features, fold, names, pools.val)
+            logits |= {task: each.cpu() for task, each in answers.items()}
+            scores |= dict.fromkeys(model.branch.tasks, found)
+        return {
+            "super_logits": logits["super"],
+            "sub_logits": logits["sub"],
+            "super_feature_scores": scores["super"],
+            "sub_feature_scores": scores["sub"],
+            "super_of_sub": self.super_of_sub[fold].cpu(),
+            "super_target": pools.super_target[pools.val],
+            "sub_target": pools.sub_target[pools.val],
+            "kind": pools.val_kind,
+            "in_part_a": pools.val_in_part_a,
+            "rows": pools.val,
+            "true_class": self.true_class[pools.val],
+        }
+
+    @torch.inference_mode()
+    def banks(self) -> list[FeatureBank | None]:
+        """Return the bank of each branch whose novelty score is of features."""
+        return [
+            self._bank(number) if self._bank_scores(model) else None
+            for number, model in enumerate(self.evaluated)
+        ]
+
+    def _bank_scores(self, model: BranchModel) -> list[str]:
+        """Return the scores of features that the config asks for."""
+        names = {self.config.of(task, "novelty_score") for task in model.branch.tasks}
+        return [name for name in all_of_features() if not names.isdisjoint((name, BEST))]
+
+    def _scores(
+        self,
+        number: int,
+        pooled: _Features,
+        fold: int | None,
+        names: Sequence[str],
+        rows: torch.Tensor,
+    ) -> dict[str, torch.Tensor]:
+        """Return scores of the images `rows`, whose pooled features are given: (N,) each."""
+        if not names:
+            return {}
+        if not self.evaluated[number].is_frozen:
+            found = self._bank(number, fold, pooled.bank_ND).scores(pooled.val_ND, names)
+            return {name: score.cpu() for name, score in found.items()}
+        inputs = self.inputs[number]
+        assert isinstance(inputs, FeatureInputs)
+
+        def compute(name: str) -> torch.Tensor:
+            return self._bank(number, fold).scores(pooled.val_ND, [name])[name].cpu()
+
+        for name in names:
+            if (name, number, fold) not in self._frozen_scores:
+                self._frozen_scores[name, number, fold] = inputs.once(
+                    formula(name),
+                    (*self._bank_rows(fold), rows),
+                    functools.partial(compute, name),
+                )
+        return {name: self._frozen_scores[name, number, fold] for name in names}
+
+    def _bank(
+        self, number: int, fold: int | None = None, whole_ND: torch.Tensor | None = None
+    ) -> FeatureBank:
+        """Return the bank of a branch as its weights are now, or that of a fold.
+
+        Args:
+            number: Of the branch.
+            fold: By what it leaves out.
+            whole_ND: The features of the whole bank, of which a fold's are some; null: they are
+                computed.
+        """
+        if (number, fold) in self._frozen_banks:
+            return self._frozen_banks[number, fold]
+        rows, target = self._bank_rows(fold)
+        if whole_ND is None:
+            features_ND = self._pooled_of_bank(number, rows)
+        else:
+            features_ND = whole_ND[torch.isin(self._bank_rows()[0], rows).to(self.device)]
+        bank = FeatureBank.fit(features_ND, target.to(self.device))
+        if self.evaluated[number].is_frozen:
+            self._frozen_banks[number, fold] = bank
+        return bank
+
+    def _pooled_of_bank(self, number: int, rows: torch.Tensor) -> torch.Tensor:
+        """Return what `_pooled_all` does, with bits that do not depend on which rows are asked for.
+
+        A pass of fewer images rounds otherwise.
+        """
+        filling = -len(rows) % FORWARD_BATCH[self.device.type]
+        padded = torch.cat([rows, rows[-1:].expand(filling)])
+        return self._pooled_all(number, padded)[: len(rows)]
+
+    def _pooled_all(self, number: int, rows: torch.Tensor) -> torch.Tensor:
+        """Return the whole backbone's output for images as they are, (N, D)."""
+        model, inputs = self.evaluated[number].eval(), self.inputs[number]
+        if model.is_frozen:
+            return inputs.plain(rows)
+        batches = rows.split(FORWARD_BATCH[self.device.type])
+        return torch.cat([self._pooled(model, inputs.plain(batch)) for batch in batches])
+
+    def _bank_rows(self, fold: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the training images of a bank, and their subclass output, -1 for borrowed ones.
+
+        Those of a fold are the trial's without what it leaves out.
+        """
+        train, novel = self.pools.train, len(self.pools.subclasses)
+        is_known = self.pools.sub_target[train] < novel
+        parts = []
+        for rows, most in (
+            (train[is_known], BANK_KNOWN_MAX),
+            (train[~is_known], BANK_BORROWED_MAX),
+        ):
+            drawn = torch.randperm(len(rows), generator=generator(self.config.seed, "bank"))
+            parts.append(rows[drawn[:most].sort().values])
+        rows, pools = torch.cat(parts), self._all_pools()[fold]
+        if pools.left_out is not None:
+            rows = rows[~pools.left_out[rows]]
+        target = pools.sub_target[rows]
+        return rows, target.masked_fill(target == len(pools.subclasses), -1)
+
+    def _logits(self, model: BranchModel, features: torch.Tensor) -> dict[Task, torch.Tensor]:
+        return model.classify(self._pooled(model, features))
+
+    def _pooled(self, model: BranchModel, features: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.is_autocast):
+            pooled: torch.Tensor = model.tuned(features)
+        return pooled.float()
+
+    def state(self) -> dict[str, Any]:
+        """Return all that training changes. Randomness follows from seed and epoch."""
+        return {
+            "frozen": [model.frozen_fingerprint for model in self.branches],
+            "branches": [model.trained_state() for model in self.branches],
+            "averaged": [model.trained_state() for model in self.evaluated]
+            if self.config.ema
+            else [],
+            "num_steps": self._num_steps,
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "folds": {each: trainer.state() for each, trainer in self.fold_trainers.items()},
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue from what `state` returned.
+
+        Raises:
+            WeightsError: The frozen part had other weights then.
+        """
+        if state["frozen"] != [model.frozen_fingerprint for model in self.branches]:
+            raise WeightsError(
+                "the checkpoint is of a frozen backbone with other weights: "
+                "resume with the --weights of before"
+            )
+        for model, saved in zip(self.branches, state["branches"], strict=True):
+            model.load_trained_state(saved)
+        if self.config.ema:
+            for model, saved in zip(self.evaluated, state["averaged"], strict=True):
+                model.load_trained_state(saved)
+        for superclass, trainer in self.fold_trainers.items():
+            trainer.load_state(state["folds"][superclass])
+        self._num_steps = state["num_steps"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        # How long the schedule is follows from the config, which may have more epochs by now.
+        length = ("total_steps", "_schedule_phases")
+        self.schedule.load_state_dict(
+            {key: value for key, value in state["schedule"].items() if key not in length}
+        )
+
+
+def _num_classes(pools: Pools) -> dict[Task, int]:
+    """Return how many outputs each head has, novel included."""
+    return {"super": pools.super_of_sub[-1] + 1, "sub": len(pools.subclasses) + 1}
+
+
+class _Features(NamedTuple):
+    """Pooled features of one branch."""
+
+    val_ND: torch.Tensor
+    """Of the validation images."""
+    bank_ND: torch.Tensor | None
+    """Of the whole bank, in the order of its rows; null: nobody asks, or they are cached."""
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """What the heads of a trial or of a fold are to say of a batch."""
+
+    target: dict[Task, torch.Tensor]
+    """int64 (N,), of the whole batch."""
+    mixed: Mixup | None
+    place: torch.Tensor | None
+    """int64, which images a fold may see, being of nothing that it leaves out; null: all."""
+
+    @classmethod
+    def of(
+        cls, rows: torch.Tensor, pools: Pools, mixed: Mixup | None, device: torch.device
+    ) -> _Batch:
+        target: dict[Task, torch.Tensor] = {
+            "super": pools.super_target[rows].to(device, non_blocking=True),
+            "sub": pools.sub_target[rows].to(device, non_blocking=True),
+        }
+        if pools.left_out is None:
+            return cls(target, mixed, None)
+        is_seen_N = ~pools.left_out[rows]
+        if mixed is not None:
+            is_seen_N &= mixed.partners(is_seen_N)
+        place = is_seen_N.nonzero()[:, 0].to(device, non_blocking=True)
+        return cls(target, mixed, place)
+
+
+def _seed_layers(seed: int, device: torch.device) -> None:
+    """Do what `torch.manual_seed` does for `device` alone.
+
+    That function formats a stack trace for every kind of accelerator that is not in use: a third
+    of a frozen epoch's time.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixup:
+    """One draw of mixup for a batch: each row is blended with another one."""
+
+    share: float
+    """Of the row itself, 0 to 1."""
+    partner_N: torch.Tensor
+    """int64 (N,): the other row."""
+
+    @classmethod
+    def draw(cls, num: int, beta: float, *purpose: str | int) -> Mixup:
+        """Return a draw for `num` rows with a share of distribution Beta(beta, beta)."""
+        rng = generator("mixup", *purpose)
+        share = np.random.default_rng(rng.initial_seed()).beta(beta, beta)
+        return cls(share=float(share), partner_N=torch.randperm(num, generator=rng))
+
+    def of(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return each row of float (N, ...) blended with its partner."""
+        return self.share * rows + (1 - self.share) * self.partners(rows)
+
+    def partners(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return each row's partner."""
+        return rows[self.partner_N.to(rows.device)]
