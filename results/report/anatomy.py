@@ -7,6 +7,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
+from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 
 from results.record import trial_folder
@@ -585,13 +587,7 @@ def _matrix(frame: pd.DataFrame, level: str, trial: int) -> Figure:
         cell * num_rows + margin + 0.9, max(WIDTH, cell * num_columns + margin + 0.8),
     )  # fmt: skip
     axes.grid(visible=False)
-    colours = np.zeros((num_rows, num_columns, 4))
-    for row, truth in enumerate(frame.index):
-        for column, answer in enumerate(frame.columns):
-            base = NOVEL if answer == "novel" else KNOWN if _is_right(truth, answer) else INK
-            rgb = [int(base[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-            colours[row, column] = (*rgb, 0.75 * shares[row, column])
-    axes.imshow(colours, aspect="auto", interpolation="none")
+    _cells(axes, frame, shares)
     if is_small:
         for row in range(num_rows):
             for column in range(num_columns):
@@ -611,6 +607,24 @@ def _matrix(frame: pd.DataFrame, level: str, trial: int) -> Figure:
         "answered, percent of the row" if is_small else "answered; darker: more of the row"
     )
     return figure
+
+
+def _cells(axes: Axes, frame: pd.DataFrame, shares: _Floats) -> None:
+    """Fill each cell by its share: right, called novel, or wrong. As shapes, so that the page can
+    give them its colours."""
+    of_colour: dict[str, list[tuple[int, int]]] = {}
+    for row, column in np.argwhere(shares > 0).tolist():
+        truth, answer = str(frame.index[row]), str(frame.columns[column])
+        colour = NOVEL if answer == "novel" else KNOWN if _is_right(truth, answer) else INK
+        of_colour.setdefault(colour, []).append((row, column))
+    for colour, cells in of_colour.items():
+        corners = [
+            [(x - 0.5, y - 0.5), (x + 0.5, y - 0.5), (x + 0.5, y + 0.5), (x - 0.5, y + 0.5)]
+            for y, x in cells
+        ]
+        opacity = [0.75 * shares[cell] for cell in cells]
+        axes.add_collection(PolyCollection(corners, facecolors=colour, alpha=opacity, linewidths=0))
+    axes.set(xlim=(-0.5, frame.shape[1] - 0.5), ylim=(frame.shape[0] - 0.5, -0.5))
 
 
 def subclass_frame(best: Best) -> pd.DataFrame:

@@ -193,6 +193,10 @@ def test_confusion_and_subclass_table_agree_with_the_metrics(search: Search) -> 
     leave_outputs(search, 0, outputs)
     best = search.read().anatomy
     assert best is not None
+    with drawing.style():
+        cells = drawing.inline(drawing.svg(anatomy.confusion(best).figures[0]), "a")
+    colours = ("fill: var(--known); fill-opacity", "fill: var(--ink); fill-opacity")
+    assert all(colour in cells for colour in colours), "a dark page could not show them"
     frames = anatomy.confusion_frames(best)
     rates = accuracies(outputs, PartRules.choose(outputs, best.config).answers(outputs))
     left_out = frames["super"].filter(like="left out", axis=0)
