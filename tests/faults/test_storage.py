@@ -24,8 +24,8 @@ from upath import UPath
 
 from results.history import trials_frame
 from results.record import SearchRecord
+from search.internals import engine_of
 from search.space.space import load_space
-from search.study import lock
 from search.study.lock import only_driver
 from search.study.storage import StudyError, create_study, open_study
 from search.study.study import Study
@@ -238,7 +238,7 @@ def test_a_search_whose_connections_are_cut_loses_and_doubles_nothing(
     for is_cut in (False, True):
         name = f"{moment} {is_cut}"
         optuna_study = create_study(postgres_url, name, ("score",))
-        engine = lock._engine(optuna_study)
+        engine = engine_of(optuna_study)
         assert engine is not None
         number_of_commits = itertools.count()
 

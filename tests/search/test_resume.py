@@ -17,7 +17,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 from upath import UPath
 
-from search import space
+from search.internals import engine_of
 from search.space.file import SpaceError
 from search.space.space import load_space
 from search.study import lock
@@ -166,7 +166,7 @@ def test_a_copied_search_is_not_run_beside_the_original(
 
 def row_of(study: optuna.Study) -> dict[str, Any]:
     """Return the lease as the database has it."""
-    engine = lock._engine(study)
+    engine = engine_of(study)
     assert engine is not None
     with engine.begin() as connection:
         mine = lock._DRIVERS.c.study == study.study_name
@@ -175,7 +175,7 @@ def row_of(study: optuna.Study) -> dict[str, Any]:
 
 
 def change_row(study: optuna.Study, **values: Any) -> None:
-    engine = lock._engine(study)
+    engine = engine_of(study)
     assert engine is not None
     with engine.begin() as connection:
         connection.execute(lock._DRIVERS.update().values(**values))
@@ -185,7 +185,7 @@ def leave_lease(study: optuna.Study, **values: Any) -> None:
     """Leave a lease as a driver that was killed does, with some values changed."""
     with only_driver(UPath("memory://search"), study):
         row = row_of(study)
-    engine = lock._engine(study)
+    engine = engine_of(study)
     assert engine is not None
     with engine.begin() as connection:
         connection.execute(lock._DRIVERS.insert().values(**{**row, **values}))
@@ -297,7 +297,7 @@ def test_a_driver_that_lost_its_lease_is_told_and_leaves_the_other_ones(
 def test_a_space_file_that_loops_is_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(space, "TIME_LIMIT_S", 0.5)
+    monkeypatch.setattr("search.space.file.TIME_LIMIT_S", 0.5)
     for text in (
         "while True: pass",
         "NUM_TRIALS = 1\ndef space(trial):\n    while True: pass",

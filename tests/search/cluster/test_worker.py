@@ -35,7 +35,7 @@ def task(tmp_path: Path) -> dict[str, Any]:
     return {
         "number": 0, "config": TrialConfig().to_dict(), "folder": str(tmp_path), "data": "",
         "novel": "", "fingerprint": "", "cache": str(tmp_path), "weights": None, "is_fast": True,
-        "metric": "score", "cpus": 1.0, "gpus": 0.0,
+        "metric": "score", "cpus": 1.0, "gpus": 0.0, "parts": {},
     }  # fmt: skip
 
 
