@@ -86,7 +86,7 @@ def build(
     file = _weights_file(name, weights) if pretrained else None
     changed_ns = file.stat().st_mtime_ns if file else 0
     by_groups = fine_tune.startswith("last_")
-    make = BACKBONES.get(name, functools.partial(_timm, name))
+    make = BACKBONES[name] if name in BACKBONES else _timm_maker(name)
     return copy.deepcopy(_built(make, image_size, file, changed_ns, pretrained, by_groups))
 
 
@@ -230,6 +230,11 @@ def _downloaded(name: str, fetch: Callable[[], Any]) -> Any:
             f"the weights of {name} could not be downloaded ({reason}): pass --weights with a file "
             f"or folder that holds them, or use an embedded backbone: {', '.join(EMBEDDED)}"
         ) from error
+
+
+@functools.cache  # the same one for the same name: `_built` keeps by it
+def _timm_maker(name: str) -> BackboneMaker:
+    return functools.partial(_timm, name)
 
 
 def _timm(name: str, image_size: int, file: Path | None, pretrained: bool) -> Backbone:

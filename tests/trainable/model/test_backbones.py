@@ -507,6 +507,13 @@ def test_last_n_cuts_every_family_and_changes_no_bit(name: str, num_groups: int)
     assert sum(p.numel() for p in weights) == num_parameters(whole)
 
 
+def test_timm_backbone_is_built_once_for_many_trials() -> None:
+    backbones._built.cache_clear()
+    first, second = (backbones.build(BACKBONE, 32, pretrained=False) for _ in range(2))
+    assert backbones._built.cache_info().hits == 1
+    assert first.stages[0] is not second.stages[0]
+
+
 def test_family_that_is_no_sequence_is_one_stage_and_says_so() -> None:
     stages = backbones.build("test_vit2", 160, pretrained=False).stages
     assert len(stages) == 1
