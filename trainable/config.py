@@ -238,6 +238,22 @@ class TrialConfig:
                         f"{self.architecture!r}: drop it, or set `{name}` for the shared branch"
                     )
             self._check_decision(task)
+        self._check_loss()
+
+    def _check_loss(self) -> None:
+        """Check that the terms of `loss` are several, and something to learn from."""
+        terms = self.loss_terms()
+        for term in terms:
+            if terms.count(term) > 1:
+                raise ConfigError(f"`loss` names {term!r} twice, in {self.loss!r}: drop one")
+        if terms == ["interaction"]:
+            has_both = TASKS in TASKS_OF_BRANCHES[self.architecture]
+            if not has_both or self.alpha == 0:
+                why = "alpha is 0" if has_both else f"{self.architecture} has no branch with both"
+                raise ConfigError(
+                    f"`loss` interaction alone teaches nothing, as {why}: write "
+                    "cross_entropy+interaction, or cross_entropy"
+                )
 
     def _check_decision(self, task: Task) -> None:
         """Check the keys that say when `task` answers novel."""

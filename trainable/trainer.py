@@ -230,6 +230,12 @@ class Trainer:
                 x = mixed.of(x)
             pooled = self._pooled(model, x)
             loss = self._loss(pooled, model.classify(pooled), None, batches[None])
+            if not loss.requires_grad:
+                tasks = " and ".join(model.branch.tasks)
+                raise TrialError(
+                    f"loss {self.config.loss} teaches the branch of {tasks} nothing, "
+                    "as no term depends on what it trains: add cross_entropy"
+                )
             of_folds = torch.zeros((), device=self.device)
             pooled = pooled.detach()
             for superclass in () if self.fold_trainers else self.folds:

@@ -54,6 +54,16 @@ def test_loss_terms_are_named_one_by_one() -> None:
     assert TrialConfig(loss="cross_entropy").loss_terms() == ["cross_entropy"]
     with pytest.raises(ConfigError, match="`loss` must be one of cross_entropy, interaction, but"):
         TrialConfig(loss="cross_entropy+interactoin")
+    with pytest.raises(ConfigError, match=r"`loss` names 'interaction' twice, in .*: drop one"):
+        TrialConfig(loss="interaction+cross_entropy+interaction")
+
+
+def test_loss_that_teaches_nothing_is_refused() -> None:
+    TrialConfig(loss="interaction")
+    with pytest.raises(ConfigError, match="alone teaches nothing, as alpha is 0: write cross_entr"):
+        TrialConfig(loss="interaction", alpha=0)
+    with pytest.raises(ConfigError, match="as two_models has no branch with both: write cross"):
+        TrialConfig(loss="interaction", architecture="two_models")
 
 
 # --- Keys, types and ranges -------------------------------------------------------------------

@@ -34,6 +34,7 @@ from trainable.novelty.bank import all_of_features
 from trainable.novelty.intervals import MAIN, interval_of
 from trainable.novelty.scores import neighbours
 from trainable.novelty.thresholds import PartRules
+from trainable.parts import LOSSES
 from trainable.train import (
     Metrics,
     TrialResult,
@@ -780,6 +781,13 @@ def test_loss_that_is_not_a_number_fails_the_trial(
         run(config, weights=broken_weights, folder=tmp_path / "trial", report=reports.append)
     assert reports == []
     assert not (tmp_path / "trial").exists()
+
+
+def test_loss_without_a_gradient_fails_the_trial(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one does whose only term means nothing to a branch."""
+    monkeypatch.setitem(LOSSES._parts, "interaction", lambda _: torch.zeros(()))
+    with pytest.raises(TrialError, match="loss interaction teaches the branch of super and sub no"):
+        run(tiny_config(loss="interaction"))
 
 
 def test_loss_that_overflows_fails_the_trial(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
