@@ -46,9 +46,9 @@ def read_study(
         raise RunError(
             f"the study {url} cannot be read: {reason_of(error)}{password_hint(url)}"
         ) from error
+    schema = schema_of(attributes, f"the study {url}")
     if files := record.said.get("PARTS", {}).get("files"):
         kept_parts(folder, files).use()  # configurations name them
-    schema = schema_of(attributes, f"the study {url}")
     return [from_optuna(trial, schema) for trial in trials], trials
 
 

@@ -99,5 +99,8 @@ def _imports(module: str, seen: set[str]) -> Iterator[str]:
 
 
 def _load_pyfunc(path: str) -> NovelClassifier:
-    """Return the model in `path`; MLflow calls this by name, and nothing is unpickled."""
+    """Return the model in `path`; MLflow calls this by name, and nothing is unpickled.
+
+    A user's parts that it has run: load only models that you trust.
+    """
     return NovelClassifier(Classifier.load(UPath(path)))

@@ -273,6 +273,8 @@ class Classifier:
     ) -> Classifier:
         """Return the classifier in `folder`; nothing in it is unpickled.
 
+        A user's parts that it has run: load only models that you trust.
+
         Args:
             folder: A trial's or a refit's.
             weights: See `backbones.build`.

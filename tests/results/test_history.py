@@ -66,3 +66,6 @@ def test_study_of_a_later_version_is_refused_naming_both(tmp_path: Path) -> None
     study.set_user_attr("version", "9.8.7")
     with pytest.raises(SchemaError, match=r"the study sqlite:.* noveltune 9\.8\.7 in schema"):
         trials_frame(tmp_path, record())
+    # Before any of its parts runs, which may need that version, too.
+    with pytest.raises(SchemaError):
+        trials_frame(tmp_path, record(said={"PARTS": {"files": ["missing.py"]}}))
