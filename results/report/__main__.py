@@ -32,6 +32,7 @@ def main(argv: list[str] | None = None) -> int:
             record = load_record(folder).reached(args.study, args.tracking_uri)
             searches.append(Search(folder, record))
         for search in searches:
+            search.parts.use()
             print_tables(console, search.everything, search.record)
         files = write_report(searches)
     except UserError as error:
@@ -53,6 +54,7 @@ def write_report(searches: list[Search]) -> list[UPath]:
     from results.report.page import write_page
 
     first = searches[0]
+    first.parts.use()
     return write_tables(first.folder, first.everything, first.record) + write_page(searches)
 
 

@@ -18,6 +18,7 @@ from trainable.data.dataset import Data, find_data
 from trainable.errors import UserError
 from trainable.novelty.rule import Rule
 from trainable.novelty.thresholds import Answers, Outputs, PartRules
+from trainable.user_parts import current_parts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +73,9 @@ class Search:
         """
         self.folder, self.record = folder, record
         self._trials, self.frozen = read_study(folder, record)
+        self.parts = current_parts()
+        """What its configurations name. A process has those of one search at a time: whoever turns
+        to this one uses them."""
         self.everything = frame_of(self._trials)
         """All trials, repeats too."""
 
@@ -100,6 +104,7 @@ class Search:
     @cached_property
     def best(self) -> "pd.Series[Any] | None":
         """The trial to use: by mean over seeds where there are repeats."""
+        self.parts.use()
         return best_trial(self.everything, self.record.metrics)
 
     @cached_property

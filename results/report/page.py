@@ -163,6 +163,7 @@ def _side_by_side(searches: Sequence[Search], writer: _Writer) -> Section:
         return section
     metric = searches[0].metric
     frame = answer.comparison(searches)
+    searches[0].parts.use()  # the rest of the page is its own
     rates = [name for name in answer.columns(metric) if name in frame]
     rows = []
     for row in frame.to_dict("records"):

@@ -3,6 +3,7 @@
 import io
 import re
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from results.report import material
 from results.report.tables import print_tables, write_tables
 from trainable.config import TrialConfig
 from trainable.novelty.metrics import METRICS
+from trainable.user_parts import PARTS_FOLDER, UserParts
 
 SPACE = {
     "lr": FloatDistribution(1e-4, 1e-1, log=True),
@@ -54,6 +56,7 @@ class Search:
         baseline: bool = False,
         architecture: str = "two_heads",
         lr: float = 1e-3,
+        head: str = "linear",
         seed: int = 0,
         repeat_of: int | None = None,
         epoch: int = 1,
@@ -65,7 +68,7 @@ class Search:
         found: dict[str, Any] = dict.fromkeys(METRICS, 0.5) | metrics
         found |= {"epoch": epoch, "tau_super": tau, "tau_sub": 1 - tau}
         has_params = not baseline and repeat_of is None
-        config = TrialConfig(architecture=architecture, lr=lr, seed=seed)
+        config = TrialConfig(architecture=architecture, lr=lr, seed=seed, head=head)
         values = [found[name] for name in self.record.metrics]
         self.study.add_trial(
             create_trial(
@@ -262,6 +265,31 @@ def test_command_prints_tables_and_names_its_files(
     assert "Best: trial 00000, score 0.400" in out
     for name in ("trials.csv", "report/index.html"):
         assert f"wrote {search.folder / name}\n" in out
+
+
+def test_searches_with_parts_of_their_own_are_shown_beside_each_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        for name in ("first", "second"):
+            parts = UserParts(
+                files=("mine.py",),
+                sources={
+                    "mine.py": "from torch.nn import Linear\nfrom trainable.parts import HEADS\n"
+                    f"HEADS.register('{name}_head', source='x')(Linear)\n"
+                },
+            )
+            parts.use()
+            search = Search(tmp_path / name)
+            search.tell(head=f"{name}_head", score=0.4)
+            search.tell(head=f"{name}_head", score=0.3, lr=1e-2)
+            parts.save(UPath(search.folder / PARTS_FOLDER))
+            replace(search.record, said={"PARTS": {"files": ["mine.py"]}}).save(search.folder)
+        names = ["--name", "first", "--name", "second", "--name", "first"]
+        assert report.main([*names, "--storage", str(tmp_path)]) == 0
+    finally:
+        UserParts().use()
+    assert capsys.readouterr().out.count("Best: trial 00000, score 0.400") == 2
 
 
 def test_command_for_a_search_that_is_not_there_exits_2(
