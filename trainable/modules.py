@@ -17,6 +17,9 @@ from upath import UPath
 _NAME = "noveltune_space_file"
 """Its own in `sys.modules`, where dataclasses and annotations are looked up."""
 
+_MACHINERY = ("<frozen importlib", importlib.__file__)
+"""Files of what an import passes through."""
+
 _loaded: dict[str, "UserModule"] = {}
 """Which file's neighbours are in `sys.modules`: two files may have different ones of one name."""
 
@@ -39,6 +42,8 @@ class UserModule(importlib.abc.MetaPathFinder):
         self._file, self._beside = file, beside
         self._thread: int | None = None
         self._served: set[UPath] = set()
+        self._ran: dict[UPath, types.ModuleType] = {}
+        self._is_kept = False
         self._module = types.ModuleType(name)
         self._module.__file__ = str(file)
 
@@ -47,6 +52,33 @@ class UserModule(importlib.abc.MetaPathFinder):
         with self.running():
             exec(compile(source, str(self._file), "exec", dont_inherit=True), vars(self._module))
         return vars(self._module)
+
+    def run(self, file: UPath, source: bytes, name: str) -> None:
+        """Run another file of the folder, unless one that ran before has imported it.
+
+        Whoever imports it later gets what ran. It stands as `name` in `sys.modules`.
+        """
+        if file in self._served:
+            return
+        self._ran[file] = sys.modules[name] = types.ModuleType(name)
+        self._ran[file].__file__ = str(file)
+        with self.running():
+            exec(compile(source, str(file), "exec", dont_inherit=True), vars(self._ran[file]))
+
+    def keep(self) -> None:
+        """Let its code, and nobody else's, import what lies beside it at any later time."""
+        self._is_kept = True
+        sys.meta_path.insert(0, self)
+
+    def release(self) -> None:
+        """Undo `keep`, and forget what it has loaded."""
+        self._is_kept = False
+        if self in sys.meta_path:
+            sys.meta_path.remove(self)
+        self._ran.clear()
+        for name in [name for name, owner in _loaded.items() if owner is self]:
+            sys.modules.pop(name, None)
+            del _loaded[name]
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -68,14 +100,17 @@ class UserModule(importlib.abc.MetaPathFinder):
         self, fullname: str, path: Sequence[str] | None, target: types.ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
         """Return what `import` needs of a module beside the file, or None if there is none."""
-        if threading.get_ident() != self._thread:
+        is_own = self._is_kept and _importer().startswith(f"{self._beside}/")
+        if threading.get_ident() != self._thread and not is_own:
             return None
         top, dot, _ = fullname.partition(".")
         if dot and _loaded.get(top) is not self:
             return None
         place = self._beside.joinpath(*fullname.split("."))
         if (file := _source_of(place)) is not None:
-            spec = importlib.util.spec_from_loader(fullname, _Loader(file))
+            ran = self._ran.get(file)
+            loader = _Loader(file) if ran is None else _Loaded(ran)
+            spec = importlib.util.spec_from_loader(fullname, loader)
             self._served.add(file)
         elif _is_namespace(place) and (dot or not _elsewhere(place, fullname)):
             spec = importlib.machinery.ModuleSpec(fullname, _Nothing(), is_package=True)
@@ -100,6 +135,10 @@ class UserModule(importlib.abc.MetaPathFinder):
                     )
         return ""
 
+    def _gets(self, folder: str) -> bool:
+        """Return whether `import` gets the folder beside the file, which has no `__init__.py`."""
+        return _loaded.get(folder) is self or not _is_installed(folder)
+
     def sources(self, source: bytes) -> dict[str, bytes]:
         """Return the modules beside the file that it imports, now or later: by relative path."""
         files = set(self._served)
@@ -108,7 +147,7 @@ class UserModule(importlib.abc.MetaPathFinder):
             for _, imported in _imports(waiting.pop()):
                 top = self._beside / imported.partition(".")[0]
                 file = _source_of(top)
-                if file is None and _is_namespace(top) and _loaded.get(top.name) is not self:
+                if file is None and _is_namespace(top) and not self._gets(top.name):
                     continue
                 if file is not None and _elsewhere(file, top.name):
                     continue
@@ -138,6 +177,36 @@ class _Nothing(importlib.abc.Loader):
 
     def exec_module(self, module: types.ModuleType) -> None:
         """Do nothing."""
+
+
+class _Loaded(importlib.abc.Loader):
+    """Gives a module that ran already."""
+
+    def __init__(self, module: types.ModuleType) -> None:
+        self._module = module
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
+        """Return it."""
+        return self._module
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        """Do nothing."""
+
+
+def _importer() -> str:
+    """Return the file whose code imports something now."""
+    frame: types.FrameType | None = sys._getframe(2)
+    while frame is not None and frame.f_code.co_filename.startswith(_MACHINERY):
+        frame = frame.f_back
+    return "" if frame is None else frame.f_code.co_filename
+
+
+def _is_installed(name: str) -> bool:
+    """Return whether `import` finds a module with code elsewhere, or has it."""
+    if name in sys.modules and name not in _loaded:
+        return True
+    spec = importlib.machinery.PathFinder.find_spec(name)
+    return name in sys.stdlib_module_names or (spec is not None and spec.origin is not None)
 
 
 def _source_of(place: UPath) -> UPath | None:

@@ -21,6 +21,8 @@ from trainable.parts import REGISTRIES, reading
 if TYPE_CHECKING:
     from upath import UPath
 
+    from trainable.modules import UserModule
+
 PARTS_FOLDER = "space_parts"
 """In a search's folder: its parts as they were."""
 _OURS = ("trainable", "search", "results", "spaces")
@@ -116,9 +118,15 @@ class UserParts:
             (home / path).parent.mkdir(parents=True, exist_ok=True)
             (home / path).write_bytes(text.encode())
             linecache.cache[str(home / path)] = (len(text), None, text.splitlines(True), path)
+        from trainable.modules import UserModule
+
         try:
             for name in self.files:
-                _run(home, name, self.sources[name], self.digest)
+                file = home / name
+                if str(file.parent) not in _modules:
+                    _modules[str(file.parent)] = UserModule(file, file.parent, "noveltune_parts")
+                    _modules[str(file.parent)].keep()
+                _run(_modules[str(file.parent)], home, name, self.sources[name], self.digest)
         except BaseException:
             _forget()
             raise
@@ -148,15 +156,13 @@ def read_beside(files: Sequence[UPath]) -> UserParts:
     return UserParts.read(folder, [file.name for file in files]) if folder else UserParts()
 
 
-def _run(home: UPath, name: str, text: str, digest: str) -> None:
+def _run(module: UserModule, home: UPath, name: str, text: str, digest: str) -> None:
     """Run one file and let it register."""
-    from trainable.modules import UserModule
-
     file = home / name
     try:
         with reading(name, digest):
             stem = "".join(each if each.isalnum() else "_" for each in name)
-            UserModule(file, file.parent, f"noveltune_parts_{stem}").execute(text.encode())
+            module.run(file, text.encode(), f"noveltune_parts_{stem}")
     except SyntaxError as error:
         where = str(error.filename).removeprefix(f"{home}/")
         raise PartsError(f"{where}, line {error.lineno}: SyntaxError: {error.msg}") from error
@@ -186,6 +192,8 @@ def _check_name(name: object) -> None:
 
 
 _current = UserParts()
+_modules: dict[str, UserModule] = {}
+"""By folder: its files share what they import, now and when they are called."""
 
 
 def _set_current(parts: UserParts) -> None:
@@ -195,5 +203,7 @@ def _set_current(parts: UserParts) -> None:
 
 def _forget() -> None:
     _set_current(UserParts())
+    while _modules:
+        _modules.popitem()[1].release()
     for registry in REGISTRIES:
         registry.forget_users()

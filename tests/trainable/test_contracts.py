@@ -1,6 +1,9 @@
 """What every registered part holds to, built in or shown in docs/extending.md."""
 
+import importlib
 import re
+import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -217,3 +220,55 @@ def test_parts_travel_with_the_modules_that_they_import(tmp_path: Path) -> None:
         OWN.use()
     with pytest.raises(ConfigError, match="`head` must be one of"):
         TrialConfig(head="wide")
+
+
+def used(folder: Path, sources: dict[str, str], *files: str) -> None:
+    """Use parts that are kept elsewhere by now."""
+    for name, text in sources.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    parts = UserParts.read(UPath(folder), files)
+    assert parts.sources == sources
+    shutil.rmtree(folder)
+    parts.use()
+
+
+LAZY = """
+from trainable.parts import HEADS
+
+@HEADS.register("{name}", source="ours")
+def head(num_features, num_classes):
+    "As wide as it finds when it is made."
+    from {module} import Wide
+    return Wide(num_features, num_classes)
+"""
+WIDE = "import torch\nclass Wide(torch.nn.Linear):\n    'Our own.'\n"
+
+
+@pytest.mark.parametrize("module", ["lazily", "helpers.lazily"])
+def test_part_imports_what_lies_beside_it_when_it_is_called(tmp_path: Path, module: str) -> None:
+    file = f"{module.replace('.', '/')}.py"
+    sources = {"mine.py": LAZY.format(name="lazy", module=module), file: WIDE}
+    try:
+        used(tmp_path / "parts", sources, "mine.py")
+        assert type(build_head("lazy", 8, 3, generator(0))).__name__ == "Wide"
+        with pytest.raises(ImportError):
+            importlib.import_module("mine")  # by us, who are not of its folder
+        UserParts().use()
+        assert module not in sys.modules
+    finally:
+        OWN.use()
+
+
+@pytest.mark.parametrize("files", [("first.py", "second.py"), ("second.py", "first.py")])
+def test_files_of_parts_share_one_that_registers(tmp_path: Path, files: tuple[str, ...]) -> None:
+    sources = {
+        "shared.py": LAZY.format(name="shared", module="first"),
+        "first.py": f"import shared\n{WIDE}",
+        "second.py": "import shared, first\nassert first.shared is shared\n",
+    }
+    try:
+        used(tmp_path / "parts", sources, *files)
+        assert type(build_head("shared", 8, 3, generator(0))).__name__ == "Wide"
+    finally:
+        OWN.use()
