@@ -13,7 +13,7 @@ import torch
 
 from trainable.config import Task, TrialConfig
 from trainable.data.dataset import Data
-from trainable.data.splits import SEEN, Pools, make_refit_pools
+from trainable.data.splits import SEEN, Pools, make_refit_pools, turns_of
 from trainable.novelty.rule import Rule, acceptance, conformal_threshold, joined
 from trainable.novelty.thresholds import Outputs
 from trainable.rng import generator
@@ -79,7 +79,8 @@ def _frozen_tasks(config: TrialConfig) -> list[Task]:
 
 
 def pools_of_shares(data: Data, config: TrialConfig) -> list[Pools]:
-    """Return the pools of a refit, each with a share of every subclass kept from training.
+    """Return the pools of a refit, each with a share of every subclass kept from training,
+    copies of an image in the same one.
 
     None where no threshold can be found anew.
     """
@@ -90,9 +91,10 @@ def pools_of_shares(data: Data, config: TrialConfig) -> list[Pools]:
     known = torch.arange(data.num_known)
     for subclass in range(len(data.subclasses)):
         rows = known[data.subclass[: data.num_known] == subclass]
-        if len(rows) > 1:  # of a single image nothing could be learnt without it
-            order = torch.randperm(len(rows), generator=generator(config.seed, "share", subclass))
-            share[rows[order]] = (torch.arange(len(rows)) + subclass) % SHARES
+        order = torch.randperm(len(rows), generator=generator(config.seed, "share", subclass))
+        turns = turns_of(data, rows[order])
+        if turns.max() > 0:  # of a single image nothing could be learnt without it
+            share[rows[order]] = (turns + subclass) % SHARES
     result = []
     for each in range(SHARES):
         is_out = share == each

@@ -95,6 +95,17 @@ def test_every_known_image_is_scored_by_heads_that_were_not_trained_on_it(
     assert found == moved(rule, rejected, known, ("super", "sub"))
 
 
+def test_copies_of_an_image_are_in_one_share(tiny_data: Data) -> None:
+    """Else what scores one was trained on it, and it looks more known than an image would."""
+    rows = [(tiny_data.subclass[:96] == each).nonzero()[:, 0].tolist() for each in (0, 1)]
+    data = replace(tiny_data, copies=(tuple(rows[0][:2]), tuple(rows[1])))
+    shares = pools_of_shares(data, tiny_config(fine_tune="frozen"))
+    of_row = {row: place for place, each in enumerate(shares) for row in each.val.tolist()}
+    assert of_row[rows[0][0]] == of_row[rows[0][1]]
+    assert len({of_row[row] for row in rows[0]}) == len(rows[0]) - 1
+    assert not of_row.keys() & {*rows[1]}  # without them nothing of the class would train
+
+
 def with_noise(data: Data, rows: torch.Tensor) -> Data:
     images = data.images.clone()
     noise = torch.randint(256, images.shape, dtype=torch.uint8, generator=torch.manual_seed(3))

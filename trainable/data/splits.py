@@ -92,7 +92,7 @@ def make_pools(data: Data, config: TrialConfig) -> Pools:
     val = torch.cat(groups)
     kinds = [torch.full((len(rows),), k) for k, rows in enumerate(groups)]
     parts = [
-        _turns(data, seen) % 2 == 0,
+        turns_of(data, seen) % 2 == 0,
         _part_of_classes(data, pseudo, subclass, data.super_of_sub, config.seed, "pseudo"),
         _part_of_classes(data, novel, data.borrowed_class, (), config.seed, "novel"),
         _part_of_classes(
@@ -272,7 +272,7 @@ def _part_of_classes(
     class_N = class_of_row[rows]
     classes: list[int] = class_N.unique().tolist()
     if len(classes) < 2:
-        return _turns(data, rows) % 2 == 0
+        return turns_of(data, rows) % 2 == 0
     order = torch.randperm(len(classes), generator=generator(*purpose, "parts")).tolist()
     shuffled = [classes[place] for place in order]
     if group_of_class:
@@ -284,7 +284,7 @@ def _shuffled(rows: torch.Tensor, *purpose: str | int) -> torch.Tensor:
     return rows[torch.randperm(len(rows), generator=generator(*purpose))]
 
 
-def _turns(data: Data, rows: torch.Tensor) -> torch.Tensor:
+def turns_of(data: Data, rows: torch.Tensor) -> torch.Tensor:
     """Return the turn of each row, int64 (N,): 0, 1, 2, ... and copies of an image take its own."""
     first = {row: copies[0] for copies in data.copies for row in copies}
     turns: dict[int, int] = {}
@@ -297,7 +297,7 @@ def _copies_together(data: Data, rows: torch.Tensor, count: int) -> tuple[torch.
 
     Between copies there is no cut, and where it moves, it leaves an image behind it.
     """
-    turns, order = _turns(data, rows).sort(stable=True)
+    turns, order = turns_of(data, rows).sort(stable=True)
     cut = count
     while 0 < cut < len(rows) and turns[cut] == turns[cut - 1]:
         cut += 1
