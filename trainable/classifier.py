@@ -78,7 +78,9 @@ def save_classifier(
     """
     tensors: dict[str, torch.Tensor] = {}
     for number, model in enumerate(branches):
-        state = model.state_dict() if self_contained else model.trained_state()
+        state = model.trained_state()
+        if self_contained:  # nothing goes on from it, so nobody asks for what its folds trained
+            state = _without_folds(model.state_dict())
         bank, names = banks[number], _bank_scores(model, rule)
         if bank is not None:
             state |= {f"{_BANK}{key}": tensor for key, tensor in bank.tensors(names).items()}
@@ -139,6 +141,10 @@ def _of_branch(
     own = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
     state = {k: t for k, t in own.items() if not k.startswith(_BANK)}
     return state, {k.removeprefix(_BANK): t for k, t in own.items() if k.startswith(_BANK)}
+
+
+def _without_folds(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {key: each for key, each in state.items() if not key.startswith(_HEADS_OF_FOLDS)}
 
 
 def save_outputs(folder: UPath, outputs: Outputs) -> None:
@@ -299,7 +305,7 @@ class Classifier:
         branches, banks = [], []
         for number, branch in enumerate(config.branches()):
             state, bank = _of_branch(tensors, number)
-            state = {k: t for k, t in state.items() if not k.startswith(_HEADS_OF_FOLDS)}
+            state = _without_folds(state)
             pretrained = not info["self_contained"]
             model = BranchModel.build(
                 branch, num_classes, config.seed, weights, pretrained=pretrained

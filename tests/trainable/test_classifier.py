@@ -365,8 +365,11 @@ def test_trial_stores_what_it_trained_and_a_refit_stores_all(
     stored = safetensors.torch.load_file(trial / MODEL_FILE)
     assert stored
     assert not any(".frozen." in key for key in stored)
-    save_by_hand(tmp_path, tiny_data)
-    assert any(".frozen." in key for key in safetensors.torch.load_file(tmp_path / MODEL_FILE))
+    assert any(".folds." in key for key in stored)
+    save_by_hand(tmp_path, tiny_data, change=lambda branches: branches[0].add_share(0))
+    stored = safetensors.torch.load_file(tmp_path / MODEL_FILE)
+    assert any(".frozen." in key for key in stored)
+    assert not any(".folds." in key for key in stored)
 
 
 @pytest.mark.usefixtures("no_download")
