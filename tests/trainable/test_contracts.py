@@ -233,6 +233,30 @@ def used(folder: Path, sources: dict[str, str], *files: str) -> None:
     parts.use()
 
 
+FAMILY = """
+from trainable.novelty.scores import neighbours
+from trainable.parts import SCORES
+
+@SCORES.register("nearer", source="ours")
+class Nearer(neighbours.Knn):
+    "As near as knn says."
+"""
+
+
+def test_scores_of_one_family_have_one_fit() -> None:
+    """What the one was fitted to would score the other."""
+    bank = FeatureBank.fit(*known_and_borrowed(20))
+    try:
+        UserParts(files=("mine.py",), sources={"mine.py": FAMILY}).use()
+        assert torch.equal(*bank.scores(torch.eye(3, 8), ["knn", "nearer"]).values())
+        text = FAMILY + "    @staticmethod\n    def fit(features, target):\n        return {}\n"
+        UserParts(files=("mine.py",), sources={"mine.py": text}).use()
+        with pytest.raises(ConfigError, match="knn and nearer are of one family"):
+            FeatureBank.fit(*known_and_borrowed(20)).scores(torch.eye(3, 8), ["knn"])
+    finally:
+        OWN.use()
+
+
 LAZY = """
 from trainable.parts import HEADS
 

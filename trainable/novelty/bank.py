@@ -7,6 +7,7 @@ from typing import Self
 
 import torch
 
+from trainable.errors import ConfigError
 from trainable.novelty.scores import FeatureScore
 from trainable.parts import SCORES, needs_bank
 
@@ -83,7 +84,13 @@ class FeatureBank:
         if family not in self._fitted:
             if self._features_ND is None or self._target_N is None:
                 raise KeyError(family)
-            (score, *_) = (name for name in all_of_features() if _family(name) == family)
+            score, *others = (name for name in all_of_features() if _family(name) == family)
+            for other in others:
+                if _class_of(other).fit != _class_of(score).fit:
+                    raise ConfigError(
+                        f"the novelty scores {score} and {other} are of one family, {family!r}, "
+                        f"which has one fit, but each has its own: give {other} another family"
+                    )
             fitted = _class_of(score).fit(self._features_ND, self._target_N)
             self._fitted[family] = {name: each.contiguous() for name, each in fitted.items()}
         return self._fitted[family]
