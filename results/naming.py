@@ -30,10 +30,8 @@ def acting(config: TrialConfig, apart: Collection[str] = _BY_TASK) -> dict[str, 
         for name in (key, *of_task):
             values.pop(name, None)
         values |= of_task if key in apart else {key: config.of("super", key)}
-    if config.architecture == "two_models" or config.alpha == 0:
-        values.pop("temperature")
-    if config.architecture == "two_models":
-        values.pop("alpha")
+    for key in {"alpha", "temperature"} - {*config.keys_of_loss()}:
+        values.pop(key)
     if not config.novel_images:
         values.pop("outlier_exposure")
     return {key: value for key, value in values.items() if value is not None}

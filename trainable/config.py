@@ -290,6 +290,17 @@ class TrialConfig:
         """Return the names in `loss`."""
         return self.loss.split("+")
 
+    def keys_of_loss(self) -> tuple[str, ...]:
+        """Return which of alpha and temperature do something: for the interaction, or perhaps for
+        a user's term.
+        """
+        others = {*self.loss_terms()} - {"cross_entropy"}
+        has_both = TASKS in TASKS_OF_BRANCHES[self.architecture]
+        if not others or (others == {"interaction"} and not has_both):
+            return ()
+        is_off = others == {"interaction"} and self.alpha == 0
+        return ("alpha",) if is_off else ("alpha", "temperature")
+
     def of(self, task: Task, key: str) -> Any:
         """Return the value of `key` for `task`: the override if there is one."""
         override = getattr(self, f"{task}_{key}")
@@ -312,7 +323,7 @@ class TrialConfig:
             parts.append(branches["super"])
         else:
             parts += [f"{task} {text}" for task, text in branches.items()]
-        if TASKS in TASKS_OF_BRANCHES[self.architecture]:
+        if self.keys_of_loss():
             parts.append(f"α {self.alpha:.2g} T {self.temperature:.2g}")
         parts.append(f"{self.novel_images} novel")
         return ", ".join(parts)

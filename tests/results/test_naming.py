@@ -2,6 +2,7 @@
 
 from results.naming import Names
 from trainable.config import TrialConfig
+from trainable.user_parts import UserParts
 
 
 def names(*configs: dict[str, object]) -> list[str]:
@@ -25,6 +26,23 @@ def test_what_an_architecture_brings_alone_is_not_named() -> None:
         {"architecture": "two_models"}, {"alpha": 0.2}, {"alpha": 0.3}, {"alpha": 0.0}
     )
     assert with_alphas == ["two_models", "two_heads, α 0.2", "two_heads, α 0.3", "two_heads, α 0"]
+
+
+def test_what_the_loss_does_not_ask_for_is_not_named() -> None:
+    found = names({}, {"loss": "cross_entropy"}, {"loss": "cross_entropy", "alpha": 0.5})
+    assert found == ["loss cross_entropy+interaction", "loss cross_entropy", "loss cross_entropy"]
+    assert "α" in TrialConfig().describe()
+    assert "α" not in TrialConfig(loss="cross_entropy").describe()
+
+
+def test_weight_and_temperature_are_named_where_a_users_term_may_ask_for_them() -> None:
+    term = "from trainable.parts import LOSSES\nLOSSES.register('mine', source='x')(super)\n"
+    two = {"architecture": "two_models", "loss": "cross_entropy+mine"}
+    try:
+        UserParts(files=("mine.py",), sources={"mine.py": term}).use()
+        assert names({**two}, {**two, "alpha": 0.5}) == ["α 0.1", "α 0.5"]
+    finally:
+        UserParts().use()
 
 
 def test_a_key_that_differs_between_tasks_is_named_for_the_task_that_varies() -> None:
