@@ -56,9 +56,12 @@ Measure = Callable[[TrialConfig, int], Sample | None]
 
 def kind_of(config: TrialConfig) -> str:
     """Return what a trial's speed and memory depend on."""
-    branches = [f"{b.backbone} {b.fine_tune} {b.image_size} px" for b in config.branches()]
+    branches = [
+        f"{b.backbone} {b.fine_tune} {'+'.join(b.heads)} {b.image_size} px"
+        for b in config.branches()
+    ]
     compiled = ", compiled" if config.compile else ""
-    return f"{' and '.join(branches)}, batch {config.batch_size}{compiled}"
+    return f"{' and '.join(branches)}, {config.loss}, batch {config.batch_size}{compiled}"
 
 
 def choose_packing(

@@ -68,8 +68,9 @@ def test_kind_is_what_speed_and_memory_depend_on() -> None:
     others = [
         {"backbone": "resnet18"}, {"image_size": 128}, {"fine_tune": "last_1"},
         {"batch_size": 32}, {"architecture": "two_models"}, {"compile": True},
+        {"head": "cosine"}, {"sub_head": "cosine"}, {"loss": "cross_entropy"},
     ]  # fmt: skip
-    assert len({kind_of(TrialConfig(**other)) for other in [{}, *others]}) == 7
+    assert len({kind_of(TrialConfig(**other)) for other in [{}, *others]}) == 1 + len(others)
 
 
 class Pilot:
