@@ -18,7 +18,7 @@ from trainable.user_parts import kept_parts
 CONFIG_KEYS = tuple(TrialConfig().to_dict())
 INTERVALS = tuple(f"interval.{name}.{end}" for name in MAIN for end in ("low", "high"))
 """Ends of the main rates' 95% intervals; trials of before version 0.2 have none."""
-PARTS = tuple(f"{part}.{name}" for part in ("part_a", "part_b") for name in MAIN)
+RATES_OF_PARTS = tuple(f"{part}.{name}" for part in ("part_a", "part_b") for name in MAIN)
 """The main rates of either part of the validation images, since protocol 2."""
 
 
@@ -57,8 +57,8 @@ def trials_frame(folder: UPath, record: SearchRecord) -> pd.DataFrame:
 
     Columns: number, state, reason, baseline, repeat_of (a trial's number, or null),
     epochs_trained, host, device; `config`, the TrialConfig itself; every config key; best_epoch;
-    every metric of `METRICS`; those of `INTERVALS` and `PARTS`; then novel_images_used, train_loss
-    and the thresholds used (used_tau_super, used_tau_sub).
+    every metric of `METRICS`; those of `INTERVALS` and `RATES_OF_PARTS`; then novel_images_used,
+    train_loss and the thresholds used (used_tau_super, used_tau_sub).
 
     Raises:
         RunError: The study cannot be read.
@@ -94,7 +94,7 @@ def _row(trial: Trial) -> dict[str, Any]:
         "config": trial.config,
         **{key: config.get(key) for key in CONFIG_KEYS},
         "best_epoch": trial.best.number if trial.best else None,
-        **{name: metrics.get(name) for name in (*METRICS, *INTERVALS, *PARTS)},
+        **{name: metrics.get(name) for name in (*METRICS, *INTERVALS, *RATES_OF_PARTS)},
         **{name: metrics.get(name) for name in ("novel_images_used", "train_loss")},
         "used_tau_super": metrics.get("tau_super"),
         "used_tau_sub": metrics.get("tau_sub"),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from trainable.errors import ConfigError, nearest
 from trainable.keys import TASKS as TASKS
-from trainable.keys import Key, key, key_of, keys_of_scope, typed, with_overrides
+from trainable.keys import Key, as_type, key, key_of, keys_of_scope, with_overrides
 from trainable.keys import Task as Task
 from trainable.parts import AUGMENTS, HEADS, LOSSES, SCORES, needs_borrowed
 
@@ -225,7 +225,7 @@ class TrialConfig:
 
     def __post_init__(self) -> None:
         for name, (about, hint) in _KEYS.items():
-            value = typed(name, getattr(self, name), hint)
+            value = as_type(name, getattr(self, name), hint)
             object.__setattr__(self, name, value)
             if value is not None:
                 about.check(name, value)

@@ -89,7 +89,7 @@ def keys_of_scope(cls: type, scope: str) -> tuple[str, ...]:
     )
 
 
-def typed(name: str, value: Any, hint: Any) -> Any:
+def as_type(name: str, value: Any, hint: Any) -> Any:
     """Return `value` as the field's type; an int serves as a float, nothing else is converted."""
     allowed = typing.get_args(hint) or (hint,)
     if float in allowed and isinstance(value, int) and not isinstance(value, bool):

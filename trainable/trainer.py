@@ -492,9 +492,6 @@ class Trainer:
         target = pools.sub_target[rows]
         return rows, target.masked_fill(target == len(pools.subclasses), -1)
 
-    def _logits(self, model: BranchModel, features: torch.Tensor) -> dict[Task, torch.Tensor]:
-        return model.classify(self._pooled(model, features))
-
     def _pooled(self, model: BranchModel, features: torch.Tensor) -> torch.Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.is_autocast):
             pooled: torch.Tensor = model.tuned(features)
