@@ -217,9 +217,10 @@ class Trainer:
         mixed = None
         if self.config.mixup:
             mixed = Mixup.draw(len(rows), self.config.mixup, self.config.seed, epoch, step)
+        # A fold that is trained from the start makes its own.
+        asked = {None: self.pools} if self.fold_trainers else self._all_pools()
         batches = {
-            each: _Batch.of(rows, pools, mixed, self.device)
-            for each, pools in self._all_pools().items()
+            each: _Batch.of(rows, pools, mixed, self.device) for each, pools in asked.items()
         }
         for model, inputs in zip(self.branches, self.inputs, strict=True):
             # Layers that draw (dropout) have no generator of their own.
