@@ -23,7 +23,7 @@ OPTIMIZERS = ("adam", "adamw")
 SCHEDULES = ("constant", "one_cycle", "cosine")
 LEFT_OUT = ("features", "train", "none")
 BEST = "best"
-"""As novelty_score: the one that is best on the calibration half."""
+"""As novelty_score: the one that is best on the images that choose."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +154,7 @@ class TrialConfig:
     novelty_score: str = key(
         "msp",
         """How known an image looks, from logits or from features; best: the best of all on the
-        calibration half.""",
+        images that choose.""",
         scope="head",
         choices=lambda: (*SCORES, BEST),
     )

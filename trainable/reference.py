@@ -48,8 +48,8 @@ def markdown() -> str:
 def _values(about: Key, hint: object) -> str:
     """Return which values a key may have, in a few words."""
     if about.choices is not None:
-        joint = " + " if about.is_sum else ", "
-        return joint.join(f"`{each}`" for each in about.choices())
+        choices = ", ".join(f"`{each}`" for each in about.choices())
+        return f"one of {choices}, or several joined by +" if about.is_sum else choices
     if about.form is not None:
         return about.form[1]
     types = typing.get_args(hint) or (hint,)

@@ -41,7 +41,7 @@ def run(folder: Path, *arguments: str, code: int = 0, path: str = str(ROOT)) -> 
 def test_page_of_own_parts_runs_as_it_is_written(tmp_path: Path, data: Path) -> None:
     for name, text in FILES.items():
         (tmp_path / name).write_text(text)
-    search, resume, refit = (shlex.split(line)[1:] for line in SHELL.splitlines())
+    search, resume, refit = (["-m", *shlex.split(line)] for line in SHELL.splitlines())
     small = ["--data", str(data), "--novel", str(data / "novel_images"),
              "--cache", str(tmp_path / "cache")]  # fmt: skip
     host = services.node_ip_address_from_perspective()
