@@ -119,7 +119,7 @@ def _retold(
 ) -> optuna.trial.FrozenTrial:
     now = {name: distributions.get(name, old) for name, old in trial.distributions.items()}
     kept = {name: value for name, value in trial.params.items() if allows(now[name], value)}
-    return optuna.trial.create_trial(
+    told = optuna.trial.create_trial(
         state=trial.state,
         values=trial.values,
         params=kept,
@@ -128,6 +128,9 @@ def _retold(
         system_attrs=trial.system_attrs,
         intermediate_values=trial.intermediate_values,
     )
+    # It says that it ran now.
+    told.datetime_start, told.datetime_complete = trial.datetime_start, trial.datetime_complete
+    return told
 
 
 def _storage(url: str) -> optuna.storages.BaseStorage:

@@ -743,8 +743,10 @@ def test_resume_with_another_choice_keeps_every_trial(load: Loader, url: str | N
     before = run_search(memory, slots=1, is_killed_often=False)
     text = TEXT.replace('["two_heads", "two_models"]', '["two_models"]')
     wider = load(text, num_trials=12)
+    ran = [(t.datetime_start, t.datetime_complete) for t in memory.optuna.get_trials()]
     study = with_distributions(memory.optuna, wider.distributions)
     assert study.study_name == "asked~2"
+    assert [(t.datetime_start, t.datetime_complete) for t in study.get_trials()] == ran
     resumed_study = Study(study, wider, seed=0, observers=[])
     assert resumed_study.trials == before
     for number in range(6, 12):
