@@ -36,10 +36,10 @@ def add_experiment(add: Any) -> None:
 
 
 def check_stores(storage: UPath | None, study: str | None, tracking_uri: str | None) -> None:
-    """Refuse what would show a password, MLFLOW_TRACKING_URI included.
+    """Refuse what would show a password, MLFLOW_TRACKING_URI included, and no URL of a database.
 
     Raises:
-        UserError: One in --storage, or one whose end is not clear.
+        UserError: A password in --storage, or one whose end is not clear; or --study is no URL.
     """
     if storage is not None and hidden(str(storage)) != str(storage):
         raise UserError(
@@ -55,3 +55,14 @@ def check_stores(storage: UPath | None, study: str | None, tracking_uri: str | N
                 f"{flag}: it is not clear where the password ends; in a user name or a password, "
                 "@ is written %40, / %2F, : %3A, and a space %20"
             )
+    if study is not None:
+        from sqlalchemy import make_url  # late, as few commands need it
+        from sqlalchemy.exc import ArgumentError
+
+        try:
+            make_url(study)
+        except (ArgumentError, ValueError) as error:
+            raise UserError(
+                f"--study {hidden(study)}: it is no URL of a database, like sqlite:///study.db or "
+                "postgresql://USER@HOST/DATABASE"
+            ) from error

@@ -14,7 +14,7 @@ from upath import UPath
 from results.database import STORAGE_ERRORS
 from results.history import trials_frame
 from results.mlflow_store import default_uri
-from results.record import RECORD_FILE, SearchRecord, trial_folder
+from results.record import RECORD_FILE, SearchRecord, run_folder, trial_folder
 from results.report.tables import write_tables
 from results.terminal import plain_console
 from results.trial import Trial
@@ -33,7 +33,7 @@ from search.outcome import (
     slots_line,
     without_study,
 )
-from search.plan import Options, check_free, plan, with_repeats
+from search.plan import Options, SearchError, check_free, plan, with_repeats
 from search.preflight import check_data, check_samples
 from search.progress import Progress
 from search.space.space import Space
@@ -58,6 +58,8 @@ class _Search:
     cache: Path
     """Of decoded images, and of frozen features where the record has a cache."""
     console: Console
+    asked: bytes | None
+    """What the record said when a resume was planned; null: a new search."""
 
     @property
     def num_trials(self) -> int:
@@ -75,6 +77,7 @@ def run_search(options: Options) -> int:
     check_address(options.address)
     console = plain_console(quiet=options.quiet)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    asked = _record_bytes(options)
     record, space, folder = plan(options, default_uri())
     with folder_for_images(Path(record.cache) if record.cache else None) as cache:
         data = load_data(record.data, record.novel, cache, note=console.print)
@@ -86,9 +89,17 @@ def run_search(options: Options) -> int:
             return describe(options, record, space, folder, console, start_s)
         search = _Search(
             options=options, record=record, space=space, folder=folder,
-            data=data, cache=cache, console=console,
+            data=data, cache=cache, console=console, asked=asked,
         )  # fmt: skip
         return _run_alone(search, start_s)
+
+
+def _record_bytes(options: Options) -> bytes | None:
+    """Return what the record says that a resume goes on from; null: a new search."""
+    if not options.resume or options.name is None:
+        return None
+    file = run_folder(options.name, options.storage) / RECORD_FILE
+    return file.read_bytes() if file.exists() else None
 
 
 def _run_alone(search: _Search, start_s: float) -> int:
@@ -100,6 +111,11 @@ def _run_alone(search: _Search, start_s: float) -> int:
         with only_driver(folder, study) as check:
             if not options.resume:
                 check_free(folder)  # another start may have been faster
+            elif _record_bytes(options) != search.asked:
+                raise SearchError(
+                    f"{folder}: another driver went on with this search while this one started: "
+                    "repeat the command"
+                )
             with taken_back(study, new), Interrupts(resume, shown_on(options)) as interrupts:
                 record = with_repeats(record, folder, options)
                 retold = with_distributions(study, search.space.distributions)
@@ -133,7 +149,8 @@ def _run(search: _Search, optuna_study: optuna.Study, interrupts: Interrupts, ch
         plain_console(stderr=True).print(f"stopped: {stopped}")
         status = "FAILED"
     except LeaseLostError:
-        raise  # what MLflow shows is the other driver's
+        tracker.abandon()  # what MLflow shows is the other driver's
+        raise
     except BaseException as error:
         if not study.trials:
             tracker.take_back()
@@ -199,7 +216,9 @@ def _run_on(
         may_grow=options.address is not None,
     )
     note(slots_line(slots))
-    with progress.showing():
-        run_trials(study, job, slots, should_stop=should_stop, note=note)
-    if search.record.cache is None:
-        forget_cache(search.cache)
+    try:
+        with progress.showing():
+            run_trials(study, job, slots, should_stop=should_stop, note=note)
+    finally:
+        if search.record.cache is None:
+            forget_cache(search.cache)

@@ -26,7 +26,7 @@ def space_file(given: UPath) -> UPath:
     """
     if not isinstance(given, Path) or (given.exists() and not given.is_dir()):
         return given
-    if (own := given.with_name(f"{given.name}.py")).is_file():
+    if given.name and (own := given.with_name(f"{given.name}.py")).is_file():
         return own
     name = given.name.removesuffix(".py")
     is_bare = str(given.parent) in (".", FOLDER.name)

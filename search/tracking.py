@@ -110,7 +110,7 @@ class Tracker:
         self._ended: set[int] = set()
         self._changed = threading.Condition()
         self._tries: dict[int, int] = {}
-        self._is_closing = self._has_arrived = False
+        self._is_closing = self._has_arrived = self._is_abandoned = False
         self._made_parent_id: str | None = None
         self._is_taken_back = False
         self._last_failure = ""
@@ -164,7 +164,14 @@ class Tracker:
             self._changed.notify()
         if self._thread.is_alive():
             self._thread.join(within_s)
+        self.abandon()
         return self._has_arrived
+
+    def abandon(self) -> None:
+        """Send nothing more: whoever resumes the search sends the rest."""
+        with self._changed:
+            self._is_abandoned = True
+            self._changed.notify()
 
     def take_back(self) -> None:
         """Delete the parent run if this start made it: it failed before there was a trial."""
@@ -178,8 +185,10 @@ class Tracker:
         failures = 0
         while True:
             with self._changed:
-                while not (self._pending or self._is_closing):
+                while not (self._pending or self._is_closing or self._is_abandoned):
                     self._changed.wait()
+                if self._is_abandoned:
+                    return
                 # One that is refused again and again must not hold up the others.
                 number = min(self._pending, key=self._order, default=None)
                 trial = None if number is None else self._pending.pop(number)

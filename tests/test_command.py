@@ -70,6 +70,11 @@ def test_file_in_the_working_folder_wins_over_a_shipped_space(
     assert space_file(UPath(name)).resolve() == own
 
 
+def test_folder_as_a_space_is_read_as_what_it_is(tmp_path: Path) -> None:
+    for given in (".", "/", str(tmp_path)):
+        assert space_file(UPath(given)) == UPath(given)
+
+
 @pytest.mark.parametrize(
     ("name", "nearest"),
     [

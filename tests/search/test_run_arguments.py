@@ -144,6 +144,11 @@ def files_in(folder: Path) -> dict[str, bytes]:
             ["--space", "asked.py", "--seed", "2", "--set", "seed=1"],
             "--seed 2 and --set seed=1 contradict each other",
         ),
+        (
+            ["--space", "asked.py", "--study", "sqlite//study.db"],
+            "--study sqlite//study.db: it is no URL of a database, like sqlite:///study.db or "
+            "postgresql://USER@HOST/DATABASE",
+        ),
     ],
 )
 def test_argument_that_cannot_be_meant_is_refused(
@@ -920,6 +925,28 @@ def test_commands_that_are_printed_can_be_typed_where_the_storage_has_a_space(
     lines = capsys.readouterr().out.splitlines()
     (report,) = (line for line in lines if "results.report" in line)
     assert shlex.split(report)[3:] == ["--name", "asked", "--storage", "my runs"]
+
+
+def test_search_that_another_driver_changed_while_a_resume_started_is_not_overwritten(
+    capsys: pytest.CaptureFixture[str],
+    folder: Path,
+    data: Path,
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sources = ["--data", str(data), "--novel", str(data / "novel_images"), "--cache", str(cache)]
+    monkeypatch.setattr("search.session._run", lambda *_: "FINISHED")
+    assert main(["--space", "asked.py", *sources]) == 1
+    file = folder / "runs/asked/search.json"
+
+    def changed(*_: object) -> None:
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"study_name": "asked~2"}))
+
+    monkeypatch.setattr("search.session.check_samples", changed)
+    capsys.readouterr()
+    assert main(["--resume", "--name", "asked", "--trials", "9"]) == 2
+    assert "another driver went on with this search while" in capsys.readouterr().err
+    assert json.loads(file.read_text())["study_name"] == "asked~2"
 
 
 def test_tracking_uri_of_the_environment_whose_password_ends_nobody_knows_where_is_refused(

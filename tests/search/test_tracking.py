@@ -309,6 +309,21 @@ def test_search_that_could_not_be_resumed_is_shown_as_before(opened: Opener, sho
     assert shown.parent.info.status == "FAILED"
 
 
+def test_tracker_that_gave_up_sends_nothing_when_the_server_is_back(
+    opened: Opener, shown: Shown, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A resume in the same process sends it, and it would arrive twice."""
+    tracker = opened()
+    with monkeypatch.context() as patch:
+        patch.setattr(tracker, "_client", None)
+        tracker.update(complete())
+        assert not tracker.close("KILLED", [], within_s=0.2)
+    tracker._thread.join(DEADLINE_S)
+    assert not tracker._thread.is_alive()
+    assert shown.runs("trial") == []
+    assert shown.parent.info.status == "RUNNING"
+
+
 def test_finished_trial_is_left_alone_by_a_resume(opened: Opener, shown: Shown) -> None:
     first = opened()
     first.update(complete())
