@@ -52,15 +52,17 @@ def search(
     """
     _check_packages()
     from results.opened import open_search
-    from results.record import run_folder
     from search.run import called
 
-    name, storage = called(space, settings or {}, options)
-    return open_search(str(run_folder(name, storage)))
+    return open_search(*called(space, settings or {}, options))
 
 
-def open(search: str | os.PathLike[str]) -> OpenedSearch:
+def open(search: str | os.PathLike[str], *, study: str | None = None) -> OpenedSearch:
     """Return a search, finished, interrupted or running, by its folder: `runs/birds`.
+
+    Args:
+        search: The folder.
+        study: URL of its database, where that needs a password: none is kept.
 
     Raises:
         UserError: There is none, or it cannot be read.
@@ -68,7 +70,7 @@ def open(search: str | os.PathLike[str]) -> OpenedSearch:
     _check_packages()
     from results.opened import open_search
 
-    return open_search(search)
+    return open_search(search, study)
 
 
 def _check_packages() -> None:

@@ -91,8 +91,15 @@ class OpenedSearch:
         return table
 
 
-def open_search(search: str | os.PathLike[str]) -> OpenedSearch:
+def open_search(
+    search: str | os.PathLike[str], study: str | None = None, tracking_uri: str | None = None
+) -> OpenedSearch:
     """Return the search in a folder, or of a name below `runs`.
+
+    Args:
+        search: Folder or name.
+        study: URL of its database with the password, null: as its record has it.
+        tracking_uri: Of its MLflow, likewise.
 
     Raises:
         UserError: There is none, or its record is damaged.
@@ -100,4 +107,4 @@ def open_search(search: str | os.PathLike[str]) -> OpenedSearch:
     folder = UPath(search)
     if not (folder / RECORD_FILE).exists() and folder.name == str(folder):
         folder = run_folder(folder.name, None)
-    return OpenedSearch(folder, load_record(folder).reached(None, None))
+    return OpenedSearch(folder, load_record(folder).reached(study, tracking_uri))

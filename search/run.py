@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from upath import UPath
-
 from results.options import add_experiment, add_stores, check_stores, place
 from search.shipped import shipped, space_file
 from trainable.config import parse_settings
@@ -38,8 +36,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def called(
     space: str | os.PathLike[str] | None, settings: Mapping[str, Any], options: Mapping[str, Any]
-) -> tuple[str, UPath | None]:
-    """Run a search for a caller in Python; return its name and storage.
+) -> tuple[str, str | None, str | None]:
+    """Run a search for a caller in Python; return its folder, and its study and MLflow as asked.
 
     Args:
         space: As `--space` takes it; null: none given.
@@ -51,7 +49,8 @@ def called(
         TypeError: No option of that name.
     """
     parser = _parser(_Called)
-    known = {action.dest for action in parser._actions} - {"help", "space", "settings"}
+    only_typed = {"help", "space", "settings", "dry_run"}
+    known = {action.dest for action in parser._actions} - only_typed
     words = [] if space is None else [f"--space={os.fspath(space)}"]
     for key, value in options.items():
         if key not in known:
@@ -61,13 +60,14 @@ def called(
             words.append(f"--{key.replace('_', '-')}" + ("" if value is True else f"={text}"))
     words += [f"--set={key}={json.dumps(value)}" for key, value in settings.items()]
     asked = _options(parser.parse_args(words))
+    from results.record import run_folder
     from search.plan import Options, free_name
     from search.session import run_search
 
     storage = asked["storage"]
     asked["name"] = asked["name"] or free_name(asked["space"].stem, storage)
     run_search(Options(**asked))
-    return asked["name"], storage
+    return str(run_folder(asked["name"], storage)), asked["study"], asked["tracking_uri"]
 
 
 class _Called(Parser):

@@ -51,6 +51,8 @@ def test_mistakes_in_a_call_are_exceptions_that_say_what_to_do(old: OpenedSearch
         noveltune.search("full_ablatoin")
     with pytest.raises(TypeError, match=r"no option 'trails' \(did you mean 'trials'\?\)"):
         noveltune.search("smoke", trails=3)
+    with pytest.raises(TypeError, match="no option 'dry_run'"):
+        noveltune.search("smoke", dry_run=True)
     with pytest.raises(UserError, match="--trials: invalid int value: 'many'"):
         noveltune.search("smoke", trials="many")
     with pytest.raises(UserError, match=r"unknown key 'lrr' \(did you mean 'lr'\?\)"):
