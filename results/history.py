@@ -71,7 +71,9 @@ def frame_of(trials: list[Trial]) -> pd.DataFrame:
     """Return the table that `trials_frame` describes."""
     rows = [_row(trial) for trial in trials]
     columns = _row(Trial(number=0, config=None, state=TrialState.RUNNING, is_baseline=False))
-    return pd.DataFrame(rows, columns=[*columns]).astype({"repeat_of": "Int64"})
+    # A column without any value would be of objects, and its nulls no NaN.
+    floats = dict.fromkeys((*METRICS, *INTERVALS, *RATES_OF_PARTS, "train_loss"), float)
+    return pd.DataFrame(rows, columns=[*columns]).astype({"repeat_of": "Int64", **floats})
 
 
 def searched(trials: pd.DataFrame) -> pd.DataFrame:

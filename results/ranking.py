@@ -24,9 +24,14 @@ RESAMPLES = 9999
 CONFIDENCE = 0.95
 
 
-def ranking_metric(metrics: list[str]) -> str:
-    """Return what orders the trials of a search: its one metric, or `score` for a Pareto front."""
-    return metrics[0] if len(metrics) == 1 else "score"
+def ranking_metric(metrics: list[str], trials: pd.DataFrame) -> str:
+    """Return what orders the trials of a search: its one metric, or `score` for a Pareto front.
+
+    Where no complete trial has a `score`, which not all of them need to have, it is the first one.
+    """
+    if len(metrics) == 1 or not completed(trials)["score"].notna().any():
+        return metrics[0]
+    return "score"
 
 
 def sign(metric: str) -> float:
@@ -51,16 +56,11 @@ def completed(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def best_row(trials: pd.DataFrame, metrics: list[str]) -> "pd.Series[Any] | None":
-    """Return the best complete trial: by the one metric, or by `score` on a Pareto front.
-
-    Where no trial has a `score`, which not all of them need to have, it is the first metric's.
-    """
+    """Return the best complete trial by `ranking_metric`; None where none has a value of it."""
     complete = completed(trials)
-    for metric in (ranking_metric(metrics), metrics[0]):
-        place = best_place(complete[metric], metric) if len(complete) else None
-        if place is not None:
-            return complete.iloc[place]
-    return None
+    metric = ranking_metric(metrics, trials)
+    place = best_place(complete[metric], metric) if len(complete) else None
+    return None if place is None else complete.iloc[place]
 
 
 def pareto_rows(trials: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:
@@ -87,8 +87,11 @@ def by_configuration(configs: Iterable[TrialConfig | None]) -> list[list[int]]:
 
 
 def ranked_originals(complete: pd.DataFrame, metric: str) -> list[int]:
-    """Return the first trial of each configuration, best first, by the mean of its own trials."""
-    values_N = complete[metric].astype(float).to_numpy() * sign(metric)
+    """Return the first trial of each configuration, best first, by the mean of its own trials.
+
+    Those without a value come last.
+    """
+    values_N = np.nan_to_num(complete[metric].to_numpy(float) * sign(metric), nan=-np.inf)
     groups = by_configuration(complete["config"])
     groups.sort(key=lambda places: -values_N[places].mean())
     return [int(complete["number"].iloc[places[0]]) for places in groups]
@@ -113,6 +116,11 @@ class Repeated:
     def values(self, metric: str) -> "pd.Series[float]":
         """Return a metric by seed."""
         return self.by_seed[metric].astype(float)
+
+    def signed_mean(self, metric: str) -> float:
+        """Return the mean of a metric, the larger the better; minus infinity without a value."""
+        mean = sign(metric) * float(self.values(metric).mean())
+        return -np.inf if np.isnan(mean) else mean
 
 
 def repeated(trials: pd.DataFrame) -> list[Repeated]:
@@ -141,16 +149,12 @@ def whole(configurations: Sequence[Repeated]) -> list[Repeated]:
 
 def best_repeated(configurations: Sequence[Repeated], metric: str) -> Repeated | None:
     """Return the whole configuration with the best mean, the first of equals; None without any."""
-    return max(
-        whole(configurations),
-        key=lambda each: sign(metric) * each.values(metric).mean(),
-        default=None,
-    )
+    return max(whole(configurations), key=lambda each: each.signed_mean(metric), default=None)
 
 
 def best_trial(trials: pd.DataFrame, metrics: list[str]) -> "pd.Series[Any] | None":
     """Return the trial to use: the best mean's original where there are repeats, else the best."""
-    best = best_repeated(repeated(trials), ranking_metric(metrics))
+    best = best_repeated(repeated(trials), ranking_metric(metrics, trials))
     return best_row(searched(trials), metrics) if best is None else best.original
 
 
@@ -183,12 +187,10 @@ def repeats_frame(trials: pd.DataFrame, metrics: list[str], shown: Sequence[str]
     mean over the seeds that both have) with low and high, its `interval`; configuration.
     """
     configurations = repeated(trials)
-    metric = ranking_metric(metrics)
+    metric = ranking_metric(metrics, trials)
     best = best_repeated(configurations, metric)
     are_whole = {each.number for each in whole(configurations)}
-    configurations.sort(
-        key=lambda each: (each.number not in are_whole, -sign(metric) * each.values(metric).mean())
-    )
+    configurations.sort(key=lambda each: (each.number not in are_whole, -each.signed_mean(metric)))
     rows = []
     for each in configurations:
         for name in dict.fromkeys((metric, *shown)):

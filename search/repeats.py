@@ -39,7 +39,7 @@ def planned(
             f"{record.name}: {num_ended} of {record.num_trials} trials are finished, and --repeat "
             f"ranks all: first run {typed('search.run')} --resume --name {record.name}"
         )
-    originals = ranked_originals(completed(own), ranking_metric(record.metrics))
+    originals = ranked_originals(completed(own), ranking_metric(record.metrics, own))
     if not originals:
         raise RepeatError(f"{record.name}: no trial is COMPLETE, so there is nothing to repeat")
     configs = dict(zip(asked["number"], asked["config"], strict=True))

@@ -106,7 +106,7 @@ def chosen(trials: pd.DataFrame, record: SearchRecord, number: int | None) -> "p
     median over its seeds of the best epoch, rounded.
     """
     if number is None:
-        best = best_repeated(repeated(trials), ranking_metric(record.metrics))
+        best = best_repeated(repeated(trials), ranking_metric(record.metrics, trials))
         if best is not None:
             seeds = best.by_seed
             epoch = round(median(seeds["best_epoch"].astype(float)))

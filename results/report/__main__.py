@@ -38,6 +38,10 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        reason = error.strerror or error
+        print(f"error: {searches[0].folder}: cannot be written: {reason}", file=sys.stderr)
+        return 1
     page = searches[0].folder / "report" / "index.html"
     tables = [file for file in files if file.parent != page.parent]
     for file in (*tables, page):

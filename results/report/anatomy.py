@@ -198,21 +198,22 @@ def _matching(outputs: Outputs, fold: Outputs, rule: Rule) -> float:
 
 def thresholds(best: Best) -> Picture | None:
     """Show the scores of known and of novel images, the threshold, and what others would give."""
-    figures, tables, told = [], [], []
+    figures: list[Figure] = []
+    tables, told = [], []
     sliders: dict[int, dict[str, Any]] = {}
-    for place, task in enumerate(TASKS):
+    for task in TASKS:
         taus, rates = sweep(best.outputs, task, best.rule)
         if "unseen called novel" not in rates:
             continue
         figure, box = _histogram(best, task, taus)
         own = best.rule.tau_super if task == "super" else float(np.mean(best.rule.tau_sub))
         start = int(np.abs(taus - own).argmin())
-        figures.append(figure)
-        sliders[place] = {
+        sliders[len(figures)] = {
             **box, "label": f"τ of the {LEVELS[task]}", "start": start,
             "taus": [float(f"{each:.6g}") for each in taus],
             "rates": [[name, np.round(each, 4).tolist()] for name, each in rates.items()],
         }  # fmt: skip
+        figures.append(figure)
         tables.append(pd.DataFrame({"level": LEVELS[task], "tau": taus, **rates}))
         told.append(_tau_caption(rates, start, task))
     if not figures:

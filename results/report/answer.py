@@ -314,6 +314,10 @@ def facts(search: Search) -> list[tuple[str, str]]:
     command += ["--trials", str(record.num_trials), "--metric", ",".join(record.metrics)]
     if record.epochs is not None:
         command += ["--epochs", str(record.epochs)]
+    if record.weights is not None:
+        command += ["--weights", record.weights]
+    if record.cache is None:
+        command += ["--no-cache"]
     for key, value in record.fixed.items():
         command += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
     states = ", ".join(

@@ -81,10 +81,8 @@ class Search:
 
     @cached_property
     def metric(self) -> str:
-        """What orders its trials; see `best_row`."""
-        metric = ranking_metric(self.record.metrics)
-        has_none = len(self.complete) and self.complete[metric].isna().all()
-        return self.record.metrics[0] if has_none else metric
+        """What orders its trials."""
+        return ranking_metric(self.record.metrics, self.everything)
 
     @property
     def sign(self) -> float:

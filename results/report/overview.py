@@ -40,7 +40,6 @@ from results.report.drawing import (
 )
 from results.report.material import Search
 from trainable.config import TASKS
-from trainable.novelty.metrics import METRICS
 
 LEVELS = {"super": "superclass", "sub": "subclass"}
 MARKERS = {"two_heads": "o", "two_models": "s"}
@@ -285,9 +284,9 @@ def _front_caption(front: pd.DataFrame, pair: list[str], level: str, best: int) 
 
 def history(search: Search) -> Picture | None:
     """Show the best so far against trials and against wall clock."""
-    if not len(search.complete):
-        return None
     frame = best_so_far(search)
+    if not len(frame):
+        return None
     figures = []
     for column, label in (("number", "trial"), ("minutes", "wall clock, minutes")):
         figure, axes = panel(f"Best {said(search.metric)} so far, by {label.split(',')[0]}")
@@ -332,7 +331,8 @@ def history(search: Search) -> Picture | None:
 
 def best_so_far(search: Search) -> pd.DataFrame:
     """Return each complete trial by end: number, minutes, `metric`, best so far, place."""
-    rows = search.complete[["number", search.metric]].merge(search.times, on="number", how="left")
+    rows = search.complete[["number", search.metric]].dropna(subset=search.metric)
+    rows = rows.merge(search.times, on="number", how="left")
     rows = rows.sort_values("end_s", kind="stable").reset_index(drop=True)
     values = rows[search.metric].astype(float)
     return pd.DataFrame(
@@ -500,7 +500,7 @@ def importances(search: Search) -> dict[str, float]:
 
 
 def _sampled(search: Search) -> list[optuna.trial.FrozenTrial]:
-    numbers = set(search.complete["number"])
+    numbers = set(search.complete.dropna(subset=search.metric)["number"])
     return [each for each in search.frozen if each.number in numbers and each.params]
 
 
@@ -508,10 +508,11 @@ def parallel(search: Search) -> Picture | None:
     """Show every complete trial as a line through its choices."""
     ranked = [key for key in importances(search) if key in search.naming.keys]
     keys = [*ranked, *(key for key in search.naming.keys if key not in ranked)][:AXES_MAX]
-    if len(search.complete) < 3 or len(keys) < 2 or search.best is None:
+    complete = search.complete.dropna(subset=search.metric)
+    if len(complete) < 3 or len(keys) < 2:
         return None
-    acts = [search.naming.values(config) for config in search.complete["config"]]
-    values = search.complete[search.metric].astype(float).to_numpy()
+    acts = [search.naming.values(config) for config in complete["config"]]
+    values = complete[search.metric].to_numpy(float)
     scales = [_scale([each.get(key) for each in acts]) for key in keys]
     low, high = values.min(), values.max()
     heights = (values - low) / ((high - low) or 1.0)
@@ -522,7 +523,7 @@ def parallel(search: Search) -> Picture | None:
         f"Every complete trial as a line through its choices to its {said(search.metric)}",
         3.8, max(WIDTH, 0.85 * len(keys) + 1.6),
     )  # fmt: skip
-    _draw_parallel(axes, search, lines, values)
+    _draw_parallel(axes, search, lines, values, complete["number"].to_numpy())
     for column, (_, ticks) in enumerate(scales):
         axes.axvline(column, color=FAINT, lw=0.8, zorder=0)
         for place, text in ticks:
@@ -540,7 +541,7 @@ def parallel(search: Search) -> Picture | None:
     left_out = len(search.naming.keys) - len(keys)
     skips = any(key not in each for each in acts for key in keys)
     table = pd.DataFrame([{key: each.get(key) for key in search.naming.keys} for each in acts])
-    table.insert(0, "number", search.complete["number"].to_numpy())
+    table.insert(0, "number", complete["number"].to_numpy())
     return Picture(
         name="parallel",
         title="Every complete trial as a line through its choices",
@@ -557,9 +558,8 @@ def _on_line(axes: Axes, x: float, y: float, text: str) -> None:
     axes.text(x + 0.05, y, text, fontsize=7, va="center", zorder=5, path_effects=HALO)
 
 
-def _draw_parallel(axes: Axes, search: Search, lines: Any, values: Any) -> None:
+def _draw_parallel(axes: Axes, search: Search, lines: Any, values: Any, numbers: Any) -> None:
     assert search.best is not None
-    numbers = search.complete["number"].to_numpy()
     order = np.argsort(values * search.sign)
     top = set(order[-max(1, len(order) // 10) :].tolist())
     steps = np.arange(lines.shape[1])
@@ -711,17 +711,21 @@ def _luck(frame: pd.DataFrame, metric: str) -> str:
 
 
 def side_by_side(searches: Sequence[Search]) -> Picture | None:
-    """Show the best so far of several searches against trials and against wall clock."""
+    """Show the best so far of several searches against trials and against wall clock.
+
+    Of those that the first one's metric orders: others are on another axis.
+    """
     metric = searches[0].metric
-    shown = [each for each in searches if len(each.complete) and metric in METRICS]
+    shown = [each for each in searches if each.metric == metric and len(best_so_far(each))]
     if len(shown) < 2:
         return None
     frames = [best_so_far(each).assign(search=each.record.name) for each in shown]
     figures = []
     for column, label in (("place", "complete trials"), ("minutes", "wall clock, minutes")):
         figure, axes = panel(f"Best {said(metric)} so far by {label.split(',')[0]}, each search")
-        for frame, colour, dashes in zip(frames, SEARCHES, ("-", "--", "-.", ":"), strict=False):
-            axes.step(frame[column], frame["best"], where="post", color=colour, ls=dashes, lw=2,
+        dashes = itertools.cycle(("-", "--", "-.", ":", (0, (1, 4))))
+        for frame, colour, dash in zip(frames, itertools.cycle(SEARCHES), dashes, strict=False):
+            axes.step(frame[column], frame["best"], where="post", color=colour, ls=dash, lw=2,
                       marker="o", ms=3, label=frame["search"].iloc[0])  # fmt: skip
         as_metric(axes.yaxis, metric)
         axes.set_xlabel(label)

@@ -90,7 +90,7 @@ def _print_indented(console: Console, text: str) -> None:
 
 def _print_repeats(console: Console, trials: pd.DataFrame, record: SearchRecord) -> None:
     """Print each repeated configuration's mean and range, and its difference to the best."""
-    metric = ranking_metric(record.metrics)
+    metric = ranking_metric(record.metrics, trials)
     frame = repeats_frame(trials, record.metrics, ())
     table = Table(
         title=f"Repeats: means over seeds; difference of {metric} to the best mean, with its "

@@ -17,6 +17,7 @@ from results.ranking import (
     best_trial,
     interval,
     pareto_rows,
+    ranked_originals,
     repeated,
     repeats_frame,
     running_best,
@@ -302,6 +303,19 @@ def test_metric_to_minimise_is_ranked_by_the_lowest_mean(tmp_path: Path) -> None
     frame = repeats_frame(search.trials, ["ce_sub"], ())
     assert [*frame["trial"]] == [1, 0]
     assert frame["difference"].iloc[1] == pytest.approx(0.1)
+
+
+def test_front_without_scores_is_ranked_by_means_of_its_first_metric(tmp_path: Path) -> None:
+    search = Search(tmp_path, ("ce_super", "ce_sub"))
+    for lr, value in ((0.01, 0.5), (0.1, 0.2)):
+        for seed in range(2):
+            search.tell(lr=lr, seed=seed, ce_super=value, score=float("nan"),
+                        repeat_of=None if seed == 0 else int(lr > 0.05) * 2)  # fmt: skip
+    best = best_trial(search.trials, search.record.metrics)
+    assert best is not None
+    assert best["number"] == 2
+    originals = ranked_originals(search.trials, "ce_super")
+    assert originals == [2, 0]
 
 
 def test_front_of_several_metrics_is_ranked_by_score(tmp_path: Path) -> None:

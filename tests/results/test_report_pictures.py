@@ -4,6 +4,7 @@ import datetime
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,15 +13,16 @@ import torch
 from optuna.trial import TrialState, create_trial
 from upath import UPath
 
+from results.history import frame_of
 from results.record import trial_folder
 from results.report import anatomy, answer, drawing, overview
 from tests.results.test_report import Search
 from tests.trainable.made_outputs import make_outputs, with_folds
 from trainable.classifier import INFO_FILE, KEYS, save_outputs
-from trainable.config import TrialConfig
+from trainable.config import Task, TrialConfig
 from trainable.data.splits import LEFT_OUT
 from trainable.novelty.metrics import accuracies, hierarchy_area
-from trainable.novelty.rule import decide
+from trainable.novelty.rule import Rule, decide
 from trainable.novelty.thresholds import Answers, Outputs, PartRules, choose_rule
 from trainable.schema import stamp
 
@@ -114,6 +116,19 @@ def test_a_front_without_scores_is_ordered_by_its_first_metric(tmp_path: Path) -
     assert answer.main_rows(search.read())
 
 
+def test_a_trial_without_the_metric_is_in_no_picture_of_it(search: Search) -> None:
+    for number in range(6):
+        architecture = ("two_heads", "two_models")[number % 2]
+        search.tell(lr=10 ** (number / 4 - 3), architecture=architecture, score=0.1 + number / 10)
+    search.tell(lr=0.1, score=0.0)
+    found = search.read()
+    found.everything.loc[6, "score"] = float("nan")
+    pictures = {picture.name: picture for picture in overview.pictures(found)}
+    assert "The best was found by trial 5" in pictures["history"].caption
+    assert len(pictures["parallel"].table) == 6
+    assert "over 6 complete trials" in pictures["importance"].caption
+
+
 # --- Time ----------------------------------------------------------------------------------------
 
 
@@ -164,6 +179,27 @@ def test_a_threshold_gives_what_the_rule_gives_by_it(couple: bool) -> None:
         assert rates["unseen called novel"][at] == pytest.approx(expected[f"unseen_{task}"])
         rejected = expected[f"known_rejected_{task}"]
         assert rates["known called novel"][at] == pytest.approx(rejected)
+
+
+def test_a_slider_belongs_to_its_picture_where_a_task_has_none(
+    monkeypatch: pytest.MonkeyPatch, search: Search
+) -> None:
+    search.tell()
+    leave_outputs(search, 0, make_outputs(num=400))
+    best = search.read().anatomy
+    assert best is not None
+    whole = anatomy.sweep
+
+    def only_sub(outputs: Outputs, task: Task, rule: Rule) -> Any:
+        taus, rates = whole(outputs, task, rule)
+        return taus, (rates if task == "sub" else {})
+
+    monkeypatch.setattr(anatomy, "sweep", only_sub)
+    picture = anatomy.thresholds(best)
+    assert picture is not None
+    assert len(picture.figures) == 1
+    assert [*picture.slider] == [0]
+    assert picture.slider[0]["label"] == "τ of the subclass"
 
 
 def test_a_left_out_superclass_is_judged_where_as_many_known_images_are_rejected() -> None:
@@ -320,6 +356,24 @@ def test_what_varies_between_searches_alone_is_named_beside_each_other(tmp_path:
     picture = overview.side_by_side([first.read(), other.read()])
     assert picture is not None
     assert picture.caption == "asked ends highest, +10.0 points against asked."
+
+
+def test_searches_by_other_metrics_are_not_on_one_axis(tmp_path: Path) -> None:
+    first, other = Search(tmp_path / "a"), Search(tmp_path / "b", ("ce_sub",))
+    first.tell(score=0.5)
+    other.tell(ce_sub=1.2)
+    assert overview.side_by_side([first.read(), other.read()]) is None
+
+
+def test_a_search_without_any_value_of_a_rate_is_compared(tmp_path: Path) -> None:
+    first, other = Search(tmp_path / "a"), Search(tmp_path / "b")
+    first.tell(score=0.5)
+    other.tell(score=0.6)
+    read = other.read()
+    read._trials = [replace(each, best=replace(each.best, metrics={"score": 0.6}))
+                    for each in read._trials if each.best]  # fmt: skip
+    read.everything = frame_of(read._trials)
+    assert answer.comparison([first.read(), read])["seen_super"].isna().tolist() == [False, True]
 
 
 # --- Drawing -------------------------------------------------------------------------------------
