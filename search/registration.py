@@ -1,6 +1,8 @@
 """A refitted classifier as a registered model of MLflow."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import mlflow
 import torch
@@ -72,8 +74,7 @@ class Registration:
         """
         name = self._record.name
         tags = {"search": name, "search_id": self._record.id, "level": "refit"}
-        with explained(self._uri):
-            mlflow.set_tracking_uri(self._uri)
+        with explained(self._uri), _logging_to(self._uri):
             # Not by start_run, which would go on with the run that MLFLOW_RUN_ID names.
             made = self._client.create_run(self._experiment_id, tags=tags, run_name=f"{name}-refit")
             with (
@@ -99,3 +100,18 @@ class Registration:
                 name, logged.model_uri, run.info.run_id, model_id=logged.model_id
             )
         return str(version.version)
+
+
+@contextmanager
+def _logging_to(uri: str) -> Iterator[None]:
+    """Have MLflow's functions log there, and elsewhere again afterwards.
+
+    What they log to is in the environment, too: commands that the caller starts would inherit it.
+    """
+    is_set = mlflow.is_tracking_uri_set()  # type: ignore[no-untyped-call]
+    before = mlflow.get_tracking_uri() if is_set else None
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before)  # type: ignore[arg-type]

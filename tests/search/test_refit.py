@@ -1,6 +1,7 @@
 """Which trial a refit takes, on which data, with which thresholds, and where it is registered."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -227,6 +228,7 @@ def test_registering_that_failed_is_made_good_without_training_again(
     assert "runs/asked/refit/00000 is trained already" in said
     assert "epoch 1/1" not in said
     assert "registered models:/asked/1\n" in said
+    assert "MLFLOW_TRACKING_URI" not in os.environ  # a later command would log there
     assert (folder / "runs/asked/refit/00000/model.safetensors").read_bytes() == weights
     client = client_of(folder)
     (run,) = client.search_runs([client.get_experiment_by_name("others").experiment_id])
