@@ -58,7 +58,7 @@ class UserModule(importlib.abc.MetaPathFinder):
 
         Whoever imports it later gets what ran. It stands as `name` in `sys.modules`.
         """
-        if file in self._served:
+        if getattr(sys.modules.get(file.stem), "__file__", None) == str(file):
             return
         self._ran[file] = sys.modules[name] = types.ModuleType(name)
         self._ran[file].__file__ = str(file)

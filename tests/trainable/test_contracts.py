@@ -296,3 +296,15 @@ def test_files_of_parts_share_one_that_registers(tmp_path: Path, files: tuple[st
         assert type(build_head("shared", 8, 3, generator(0))).__name__ == "Wide"
     finally:
         OWN.use()
+
+
+def test_file_whose_failed_import_another_survives_is_refused_all_the_same() -> None:
+    first = "try:\n    import second\nexcept ZeroDivisionError:\n    pass\n"
+    parts = UserParts(
+        files=("first.py", "second.py"), sources={"first.py": first, "second.py": "1 / 0\n"}
+    )
+    try:
+        with pytest.raises(PartsError, match=r"^second.py, line 1: ZeroDivisionError"):
+            parts.use()
+    finally:
+        OWN.use()
