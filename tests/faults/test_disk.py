@@ -1,13 +1,12 @@
 """What becomes of a trial whose disk fills up while it writes a checkpoint."""
 
-import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from upath import UPath
 
+from tests.disks import small_file_system
 from tests.faults.conftest import SmallSearch
 from trainable.checkpoint import load_checkpoint
 
@@ -17,17 +16,8 @@ pytestmark = pytest.mark.slow
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 2.5 MiB: with the filler, room for one checkpoint."""
-    if os.geteuid() != 0:
-        pytest.skip("mounting a file system needs root")
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2560k", "tmpfs", str(folder)], capture_output=True
-    )
-    if mounted.returncode != 0:
-        pytest.skip(f"cannot mount here: {mounted.stderr.decode().strip()}")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    with small_file_system(tmp_path / "disk", "2560k") as folder:
+        yield folder
 
 
 @pytest.mark.usefixtures("ray_here")

@@ -59,6 +59,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     assert not (tmp_path / "mlruns").exists()
 
 
+@pytest.fixture
+def sources(data: Path, cache: Path) -> list[str]:
+    """Options that name the small data set, its pool and a cache."""
+    return ["--data", str(data), "--novel", str(data / "novel_images"), "--cache", str(cache)]
+
+
 def mistake(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """Run the command, which must refuse; return its one line without `error: `."""
     assert main([*arguments]) == 2
@@ -462,11 +468,10 @@ def test_the_home_folder_is_expanded_in_every_path(
 
 
 def test_storage_that_is_a_file_is_refused(
-    capsys: pytest.CaptureFixture[str], folder: Path, data: Path, cache: Path
+    capsys: pytest.CaptureFixture[str], folder: Path, sources: list[str]
 ) -> None:
     (folder / "file").touch()
-    where = ["--data", str(data), "--novel", str(data / "novel_images"), "--cache", str(cache)]
-    arguments = ["--space", "asked.py", "--storage", "file", *where]
+    arguments = ["--space", "asked.py", "--storage", "file", *sources]
     assert main(arguments) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith("error: --storage: a search cannot be kept there: ")
@@ -608,11 +613,10 @@ def test_resume_under_another_protocol_is_refused_with_the_reason(
 
 
 def test_resume_on_other_data_is_refused(
-    capsys: pytest.CaptureFixture[str], folder: Path, data: Path, cache: Path
+    capsys: pytest.CaptureFixture[str], folder: Path, data: Path, sources: list[str]
 ) -> None:
     kept_search(folder, "first")
     before = files_in(folder)
-    sources = ["--data", str(data), "--novel", str(data / "novel_images"), "--cache", str(cache)]
     assert main(["--resume", "--name", "first", *sources]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: the data's fingerprint was abc, now it is ")
@@ -657,9 +661,8 @@ def test_repeat_of_an_unfinished_search_is_refused_and_changes_nothing(
 
 
 def test_dry_run_prints_the_plan_and_leaves_no_folder(
-    capsys: pytest.CaptureFixture[str], folder: Path, data: Path, cache: Path
+    capsys: pytest.CaptureFixture[str], folder: Path, sources: list[str]
 ) -> None:
-    sources = ["--data", str(data), "--novel", str(data / "novel_images"), "--cache", str(cache)]
     assert main(["--space", "asked.py", *sources, "--dry-run", "--set", "batch_size=16"]) == 0
     captured = capsys.readouterr()
     assert captured.err == ""
@@ -675,9 +678,8 @@ def test_dry_run_prints_the_plan_and_leaves_no_folder(
 
 
 def test_dry_run_finds_a_backbone_that_there_is_not(
-    capsys: pytest.CaptureFixture[str], folder: Path, data: Path, cache: Path
+    capsys: pytest.CaptureFixture[str], folder: Path, sources: list[str]
 ) -> None:
-    sources = ["--data", str(data), "--novel", str(data / "novel_images"), "--cache", str(cache)]
     assert main(["--space", "asked.py", *sources, "--dry-run", "--set", "backbone=resnet51"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
@@ -685,9 +687,8 @@ def test_dry_run_finds_a_backbone_that_there_is_not(
 
 
 def test_dry_run_finds_more_stages_than_there_are(
-    capsys: pytest.CaptureFixture[str], folder: Path, data: Path, cache: Path
+    capsys: pytest.CaptureFixture[str], folder: Path, sources: list[str]
 ) -> None:
-    sources = ["--data", str(data), "--novel", str(data / "novel_images"), "--cache", str(cache)]
     assert main(["--space", "asked.py", *sources, "--dry-run", "--set", "fine_tune=last_99"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "last_99" in line
@@ -782,12 +783,10 @@ def test_another_number_of_trials_in_the_file_holds_unless_the_command_line_says
 def test_start_that_fails_before_its_first_trial_leaves_nothing_and_can_be_corrected(
     capsys: pytest.CaptureFixture[str],
     folder: Path,
-    data: Path,
-    cache: Path,
     study: list[str],
     monkeypatch: pytest.MonkeyPatch,
+    sources: list[str],
 ) -> None:
-    sources = ["--data", str(data), "--novel", str(data / "novel_images"), "--cache", str(cache)]
     command = ["--space", "asked.py", "--name", "again", *sources, *study]
 
     def broken(*args: object, **kwargs: object) -> str:
@@ -805,11 +804,9 @@ def test_start_that_fails_before_its_first_trial_leaves_nothing_and_can_be_corre
 def test_start_that_fails_can_be_corrected_in_a_folder_that_was_there(
     capsys: pytest.CaptureFixture[str],
     folder: Path,
-    data: Path,
-    cache: Path,
     monkeypatch: pytest.MonkeyPatch,
+    sources: list[str],
 ) -> None:
-    sources = ["--data", str(data), "--novel", str(data / "novel_images"), "--cache", str(cache)]
     (folder / "runs/again").mkdir(parents=True)
     (folder / "runs/again/notes.txt").touch()
 
@@ -824,10 +821,8 @@ def test_start_that_fails_can_be_corrected_in_a_folder_that_was_there(
 
 
 def test_start_that_fails_leaves_the_study_that_another_made_meanwhile_in_the_same_database(
-    folder: Path, data: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, monkeypatch: pytest.MonkeyPatch, sources: list[str]
 ) -> None:
-    sources = ["--data", str(data), "--novel", str(data / "novel_images"), "--cache", str(cache)]
-
     def broken(*args: object, **kwargs: object) -> str:
         create_study("sqlite:///mine.db", "other", ("score",)).ask()
         raise UserError("no Ray cluster answers there")
@@ -842,11 +837,9 @@ def test_start_that_fails_leaves_the_study_that_another_made_meanwhile_in_the_sa
 def test_start_that_fails_leaves_other_searches_and_an_older_database(
     capsys: pytest.CaptureFixture[str],
     folder: Path,
-    data: Path,
-    cache: Path,
     monkeypatch: pytest.MonkeyPatch,
+    sources: list[str],
 ) -> None:
-    sources = ["--data", str(data), "--novel", str(data / "novel_images"), "--cache", str(cache)]
     create_study("sqlite:///mine.db", "other", ("score",)).ask()
     kept_search(folder, "first")
     before = {*files_in(folder)}
@@ -862,10 +855,8 @@ def test_start_that_fails_leaves_other_searches_and_an_older_database(
 
 
 def test_failure_after_a_trial_was_asked_for_keeps_the_search(
-    folder: Path, data: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, monkeypatch: pytest.MonkeyPatch, sources: list[str]
 ) -> None:
-    sources = ["--data", str(data), "--novel", str(data / "novel_images"), "--cache", str(cache)]
-
     def broken(search: object, study: optuna.Study, *args: object) -> str:
         study.ask()
         raise UserError("the power is out")
@@ -880,12 +871,9 @@ def test_failure_after_a_trial_was_asked_for_keeps_the_search(
 def test_database_that_goes_away_for_good_is_one_line_and_the_command_that_resumes(
     capsys: pytest.CaptureFixture[str],
     folder: Path,
-    data: Path,
-    cache: Path,
     monkeypatch: pytest.MonkeyPatch,
+    sources: list[str],
 ) -> None:
-    sources = ["--data", str(data), "--novel", str(data / "novel_images"), "--cache", str(cache)]
-
     def cut_short(search: object, study: optuna.Study, *args: object) -> str:
         study.ask()
         (folder / "mine.db").write_bytes(b"no database" * 1000)
@@ -907,12 +895,9 @@ def test_database_that_goes_away_for_good_is_one_line_and_the_command_that_resum
 def test_commands_that_are_printed_can_be_typed_where_the_storage_has_a_space(
     capsys: pytest.CaptureFixture[str],
     folder: Path,
-    data: Path,
-    cache: Path,
     monkeypatch: pytest.MonkeyPatch,
+    sources: list[str],
 ) -> None:
-    sources = ["--data", str(data), "--novel", str(data / "novel_images"), "--cache", str(cache)]
-
     def done(search: object, study: optuna.Study, *args: object) -> str:
         trial = study.ask()
         trial.set_user_attr("config", TrialConfig().to_dict())
@@ -930,11 +915,9 @@ def test_commands_that_are_printed_can_be_typed_where_the_storage_has_a_space(
 def test_search_that_another_driver_changed_while_a_resume_started_is_not_overwritten(
     capsys: pytest.CaptureFixture[str],
     folder: Path,
-    data: Path,
-    cache: Path,
     monkeypatch: pytest.MonkeyPatch,
+    sources: list[str],
 ) -> None:
-    sources = ["--data", str(data), "--novel", str(data / "novel_images"), "--cache", str(cache)]
     monkeypatch.setattr("search.session._run", lambda *_: "FINISHED")
     assert main(["--space", "asked.py", *sources]) == 1
     file = folder / "runs/asked/search.json"
@@ -960,14 +943,13 @@ def test_tracking_uri_of_the_environment_whose_password_ends_nobody_knows_where_
 
 
 def test_text_of_the_user_is_printed_as_it_is(
-    capsys: pytest.CaptureFixture[str], folder: Path, data: Path, cache: Path
+    capsys: pytest.CaptureFixture[str], folder: Path, data: Path, sources: list[str]
 ) -> None:
     (folder / "marked.py").write_text(
         '"""Is [/data] or [bold]x[/bold] a :car:?"""\nNUM_TRIALS = 3\nEPOCHS = 1\n'
         "def space(trial):\n"
         "    trial.suggest_categorical('[red]', ['[/]', ':smile:'])\n    return {}\n"
     )
-    sources = ["--data", str(data), "--novel", str(data / "novel_images"), "--cache", str(cache)]
     assert main(["--space", "marked.py", *sources, "--dry-run"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "marked: Is [/data] or [bold]x[/bold] a :car:?" in lines
@@ -987,10 +969,9 @@ def test_no_part_prints_through_a_console_that_reads_markup() -> None:
 
 
 def test_metric_over_subclasses_that_these_data_cannot_hold_out_is_refused(
-    capsys: pytest.CaptureFixture[str], folder: Path, data: Path, cache: Path
+    capsys: pytest.CaptureFixture[str], folder: Path, sources: list[str]
 ) -> None:
     """A fraction that is above 0, and none of 24 subclasses."""
-    sources = ["--data", str(data), "--novel", str(data / "novel_images"), "--cache", str(cache)]
     options = ["--metric", "unseen_sub_second", "--set", "second_pseudo_novel_fraction=0.001"]
     assert main(["--space", "asked.py", *sources, *options]) == 2
     message = capsys.readouterr().err

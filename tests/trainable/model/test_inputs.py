@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from multiprocessing.synchronize import Event
@@ -15,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.disks import small_file_system
 from tests.processes import other_processes
 from tests.trainable.tiny import (
     BACKBONE,
@@ -449,17 +449,8 @@ def test_values_whose_mask_was_not_written_are_computed_anew(
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 64 KiB; the features of ALL take 110 KB."""
-    if os.geteuid() != 0:
-        pytest.skip("mounting a file system needs root")
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)], capture_output=True
-    )
-    if mounted.returncode != 0:
-        pytest.skip(f"cannot mount here: {mounted.stderr.decode().strip()}")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    with small_file_system(tmp_path / "disk", "64k") as folder:
+        yield folder
 
 
 def extract_into(cache: Path, free_fraction: float, lines_file: Path) -> None:
