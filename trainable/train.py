@@ -19,6 +19,7 @@ from trainable.checkpoint import load_checkpoint, save_checkpoint
 from trainable.classifier import (
     add_promise,
     load_outputs,
+    load_rule,
     load_weights,
     save_classifier,
     save_outputs,
@@ -129,7 +130,6 @@ def train(
         if folder is not None:
             if len(pools.val) and best_epoch(history, metric) is metrics:
                 rule = choose_rule(outputs, config)
-                _note_out_of_reach(rule, outputs, config, epoch, note)
                 save_classifier(
                     folder, config, data, pools, trainer.evaluated, metrics, rule, trainer.banks()
                 )
@@ -145,6 +145,7 @@ def train(
             outputs = replace(outputs, folds=load_outputs(folder).folds)
         save_outputs(folder, outputs)
         save_table(folder, outputs, config)
+        _note_out_of_reach(load_rule(folder), outputs, config, int(result["epoch"]), note)
         answers = PartRules.choose(outputs, config).answers(outputs)
         result = result | flat(outputs_intervals(outputs, answers))
         add_promise(folder, result)

@@ -1070,8 +1070,11 @@ def test_kept_trial_says_how_sure_its_main_rates_are(tmp_path: Path, run: Run) -
 
 def test_bound_that_too_few_images_can_keep_is_said(run: Run, tmp_path: Path) -> None:
     lines: list[str] = []
-    config = tiny_config(known_rejection_sub=0.001)
-    result, _ = run(config, folder=tmp_path, note=lines.append)
+    config = tiny_config(known_rejection_sub=0.001, epochs=3, lr=1e-3)
+    result, _ = run(config, folder=tmp_path, note=lines.append, metric="ce_sub")
+    assert result.metrics["epoch"] > 1
     assert result.metrics["tau_sub"] < -1e299
+    # Once, of the epoch that is kept.
     (line,) = [line for line in lines if "out of reach" in line]
+    assert f"in epoch {result.metrics['epoch']:.0f}: " in line
     assert re.search(r"known_rejection_sub 0.001 .* needs 999 known validation images", line)
