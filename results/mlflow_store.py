@@ -1,8 +1,9 @@
 """The MLflow that a command asks: named with its own reason where it cannot be used."""
 
+import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 # An unreachable server is known within seconds, not after MLflow's default of four minutes.
@@ -75,13 +76,28 @@ def connect(uri: str, *, is_read: bool = False) -> MlflowClient:
     scheme, _, path = uri.partition(":///")
     if is_read and scheme == "sqlite" and not Path(path).is_file():
         raise TrackingError(f"MLflow at {uri}: there is no such file. Pass another --tracking-uri")
-    with explained(uri):
+    with explained(uri), _alone(scheme, path):
         if scheme.partition("+")[0].partition(":")[0] in _DATABASES:
             # MLflow would try for two minutes, with ten warnings.
             sqlalchemy.create_engine(uri).connect().close()
         client = MlflowClient(tracking_uri=uri)
         client.search_experiments(max_results=1)
     return client
+
+
+@contextmanager
+def _alone(scheme: str, path: str) -> Iterator[None]:
+    """Keep other commands from making MLflow's tables in the same folder at the same time.
+
+    Two that do so get in each other's way: "duplicate column name".
+    """
+    with ExitStack() as holding:
+        if scheme == "sqlite":
+            with suppress(OSError):  # no such folder yet, or a file system without locks
+                folder = os.open(Path(path).parent, os.O_RDONLY)
+                holding.callback(os.close, folder)
+                fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
 
 
 def experiment_id(client: MlflowClient, name: str, number: str | None) -> str:

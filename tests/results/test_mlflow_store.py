@@ -3,6 +3,8 @@
 import shutil
 import socket
 import sqlite3
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +14,8 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from results.mlflow_store import TrackingError, connect, experiment_id
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -103,3 +107,23 @@ def test_experiment_is_found_by_name_or_number(database: Path) -> None:
     assert experiment_id(client, "not looked at", number) == number
     with pytest.raises(MlflowException, match="999"):
         experiment_id(client, "mine", "999")
+
+
+@pytest.mark.slow
+def test_commands_that_start_at_once_make_one_database(tmp_path: Path) -> None:
+    code = (
+        "from results.mlflow_store import connect; print('ready', flush=True); input(); "
+        f"connect('sqlite:///{tmp_path / 'mlflow.db'}')"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    started = [
+        subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, text=True, **pipes)
+        for _ in range(2)
+    ]
+    assert [each.stdout.readline() for each in started if each.stdout] == ["ready\n"] * 2
+    for each in started:
+        assert each.stdin is not None
+        each.stdin.write("\n")
+        each.stdin.flush()
+    ended = [each.communicate(timeout=120)[1][-500:] for each in started]
+    assert [each.returncode for each in started] == [0, 0], ended
