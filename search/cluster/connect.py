@@ -1,5 +1,6 @@
 """Connect to Ray, here or elsewhere, and see what the cluster has."""
 
+import gc
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -72,7 +73,23 @@ def connected(
         try:
             yield Cluster(tuple(_node(each) for each in ray.nodes() if each["Alive"]))
         finally:
-            ray.shutdown()
+            _disconnect()
+
+
+def _disconnect() -> None:
+    """End Ray while no thread can take one of its objects apart.
+
+    One that is freed after Ray's worker is gone and before Ray knows it ends the process; garbage
+    in a cycle is freed by whichever thread happens to collect it, MLflow's for one.
+    """
+    gc.collect()
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        ray.shutdown()
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _node(found: dict[str, Any]) -> Node:

@@ -1,0 +1,45 @@
+"""Ray ends while other threads of ours go on."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+PROGRAM = """
+import gc, linecache, sys, threading
+from search.cluster.connect import connected
+import ray
+
+def collect_as_ray_ends():
+    main = threading.main_thread().ident
+    while True:
+        frame = sys._current_frames()[main]
+        if frame.f_code.co_name == "shutdown":
+            line = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
+            if "shutdown_driver" in line:
+                print("ending", flush=True)
+                gc.collect()
+                return
+
+with connected(None, num_cpus=1):
+    cycle = [ray.put(1)]
+    cycle.append(cycle)
+    gc.disable()
+    del cycle
+    thread = threading.Thread(target=collect_as_ray_ends)
+    thread.start()
+thread.join()
+print("gone on")
+"""
+
+
+@pytest.mark.slow
+def test_garbage_that_another_thread_collects_as_ray_ends_does_not_end_the_process() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.split("\n")[-3:] == ["ending", "gone on", ""], done
+    assert done.returncode == 0
