@@ -194,6 +194,31 @@ def check_free(folder: UPath) -> None:
         )
 
 
+def recorded(options: Options) -> bytes | None:
+    """Return what the record says that a resume goes on from; null: a new search."""
+    if not options.resume or options.name is None:
+        return None
+    file = run_folder(options.name, options.storage) / RECORD_FILE
+    return file.read_bytes() if file.exists() else None
+
+
+def check_still(folder: UPath, options: Options, asked: bytes | None) -> None:
+    """Refuse a start that another driver was faster than, since it was planned.
+
+    Args:
+        folder: Of the search.
+        options: The command line.
+        asked: What `recorded` gave then.
+    """
+    if not options.resume:
+        check_free(folder)
+    elif recorded(options) != asked:
+        raise SearchError(
+            f"{folder}: another driver went on with this search while this one started: "
+            "repeat the command"
+        )
+
+
 def free_name(stem: str, storage: UPath | None) -> str:
     """Return a name for a search of the space file `stem` that no other one has."""
     stem = re.sub(r"[^\w.-]+", "-", stem).lstrip(".-") or "search"

@@ -14,15 +14,15 @@ from upath import UPath
 from results.database import STORAGE_ERRORS
 from results.history import trials_frame
 from results.mlflow_store import default_uri
-from results.record import RECORD_FILE, SearchRecord, run_folder, trial_folder
+from results.record import RECORD_FILE, SearchRecord, trial_folder
 from results.report.tables import write_tables
 from results.terminal import plain_console
 from results.trial import Trial
 from search.cluster.connect import Cluster, connected
-from search.cluster.executor import Job, SearchStoppedError, deadline_after, make_slots, run_trials
+from search.cluster.executor import Job, SearchStoppedError, deadline_after, run_trials
 from search.cluster.joined import check_address
-from search.cluster.nodes import forget_cache, prepare_nodes
-from search.cluster.packing import gpus_by_pilot
+from search.cluster.nodes import prepared_nodes
+from search.cluster.packing import slots_by_pilot
 from search.interrupts import Interrupts
 from search.outcome import (
     describe,
@@ -33,7 +33,7 @@ from search.outcome import (
     slots_line,
     without_study,
 )
-from search.plan import Options, SearchError, check_free, plan, with_repeats
+from search.plan import Options, check_still, plan, recorded, with_repeats
 from search.preflight import check_data, check_samples
 from search.progress import Progress
 from search.space.space import Space
@@ -77,7 +77,7 @@ def run_search(options: Options) -> int:
     check_address(options.address)
     console = plain_console(quiet=options.quiet)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    asked = _record_bytes(options)
+    asked = recorded(options)
     record, space, folder = plan(options, default_uri())
     with folder_for_images(Path(record.cache) if record.cache else None) as cache:
         data = load_data(record.data, record.novel, cache, note=console.print)
@@ -94,14 +94,6 @@ def run_search(options: Options) -> int:
         return _run_alone(search, start_s)
 
 
-def _record_bytes(options: Options) -> bytes | None:
-    """Return what the record says that a resume goes on from; null: a new search."""
-    if not options.resume or options.name is None:
-        return None
-    file = run_folder(options.name, options.storage) / RECORD_FILE
-    return file.read_bytes() if file.exists() else None
-
-
 def _run_alone(search: _Search, start_s: float) -> int:
     """Run the search as its only driver; a start that fails leaves nothing."""
     options, record, folder = search.options, search.record, search.folder
@@ -109,13 +101,7 @@ def _run_alone(search: _Search, start_s: float) -> int:
     resume = resume_command(options, record)
     try:
         with only_driver(folder, study) as check:
-            if not options.resume:
-                check_free(folder)  # another start may have been faster
-            elif _record_bytes(options) != search.asked:
-                raise SearchError(
-                    f"{folder}: another driver went on with this search while this one started: "
-                    "repeat the command"
-                )
+            check_still(folder, options, search.asked)
             with taken_back(study, new), Interrupts(resume, shown_on(options)) as interrupts:
                 record = with_repeats(record, folder, options)
                 retold = with_distributions(study, search.space.distributions)
@@ -154,8 +140,7 @@ def _run(search: _Search, optuna_study: optuna.Study, interrupts: Interrupts, ch
     except BaseException as error:
         if not study.trials:
             tracker.take_back()
-        is_failure = isinstance(error, Exception)
-        tracker.close("FAILED" if is_failure else "KILLED", [], within_s=5)
+        tracker.close("FAILED" if isinstance(error, Exception) else "KILLED", [], within_s=5)
         raise
     tables = write_tables(folder, trials_frame(folder, record), record)
     if not tracker.close(status, tables, within_s=5 if interrupts.requested() else 60):
@@ -195,30 +180,19 @@ def _run_trials(
 
 
 def _run_on(
-    cluster: Cluster,
-    search: _Search,
-    study: Study,
-    progress: Progress,
+    cluster: Cluster, search: _Search, study: Study, progress: Progress,
     should_stop: Callable[[], bool],
-) -> None:
+) -> None:  # fmt: skip
     """Check the nodes, give them the data, and run trials on them."""
     options, note = search.options, search.console.print
-    shipped = prepare_nodes(search.folder, search.data, search.cache, note)
-    job = Job.of(search.record, search.folder, search.cache, shipped)
-    cpus, gpus = options.cpus_per_trial, options.gpus_per_trial
-    if isinstance(gpus, str):
-        gpus = gpus_by_pilot(cluster, cpus, job, search.space.samples, note)
-    slots = make_slots(
-        cluster,
-        concurrency=options.concurrency,
-        cpus_per_trial=cpus,
-        gpus_per_trial=gpus,
-        may_grow=options.address is not None,
-    )
-    note(slots_line(slots))
-    try:
+    is_kept = search.record.cache is not None
+    with prepared_nodes(search.folder, search.data, search.cache, note, is_kept=is_kept) as shipped:
+        job = Job.of(search.record, search.folder, search.cache, shipped)
+        slots = slots_by_pilot(
+            cluster, job, search.space.samples, note,
+            concurrency=options.concurrency, cpus_per_trial=options.cpus_per_trial,
+            gpus_per_trial=options.gpus_per_trial, may_grow=options.address is not None,
+        )  # fmt: skip
+        note(slots_line(slots))
         with progress.showing():
             run_trials(study, job, slots, should_stop=should_stop, note=note)
-    finally:
-        if search.record.cache is None:
-            forget_cache(search.cache)

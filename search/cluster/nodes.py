@@ -2,7 +2,8 @@
 
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,29 @@ from ray.exceptions import GetTimeoutError  # isort: skip
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # isort: skip
 
 
-def prepare_nodes(folder: UPath, data: Data, cache: Path, note: Callable[[str], None]) -> Any:
-    """Check every node before the first trial, and give it the data; return as `ship_data` does.
+@contextmanager
+def prepared_nodes(
+    folder: UPath, data: Data, cache: Path, note: Callable[[str], None], *, is_kept: bool
+) -> Iterator[Any]:
+    """Check every node before the first trial, and give it the data; yield as `ship_data` returns.
+
+    Args:
+        folder: Of the search.
+        data: As the driver sees them.
+        cache: Folder of decoded images and of features, on every node.
+        note: Called with lines for a person.
+        is_kept: False: at the end every other node deletes its `cache`.
 
     Raises:
         ClusterError: A node cannot run trials of this search.
     """
     check_packages()
     check_storage(folder)
-    return ship_data(data, cache, note)
+    try:
+        yield ship_data(data, cache, note)
+    finally:
+        if not is_kept:
+            _on_each(_other_nodes(), _remove, cache)
 
 
 def check_packages() -> None:
@@ -94,11 +109,6 @@ def ship_data(data: Data, cache: Path, note: Callable[[str], None]) -> Any:
         return None
     note(f"{num_blind} of {len(others) + 1} nodes do not see the data: they get them from here")
     return ray.put((replace(data, images=data.images[:0]), data.images.numpy()))
-
-
-def forget_cache(cache: Path) -> None:
-    """Delete a cache folder on every other node."""
-    _on_each(_other_nodes(), _remove, cache)
 
 
 def _other_nodes() -> list[dict[str, Any]]:

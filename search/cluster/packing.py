@@ -16,7 +16,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from search.cluster.connect import Cluster
-from search.cluster.executor import Job, make_slots
+from search.cluster.executor import Job, Slots, make_slots
 from search.cluster.worker import CONTEXT_BYTES, node_data
 from trainable.config import TrialConfig
 from trainable.data.splits import make_pools
@@ -90,7 +90,34 @@ def choose_packing(
     return best, seconds.get(1, seconds[best]) / seconds[best]
 
 
-def gpus_by_pilot(
+def slots_by_pilot(
+    cluster: Cluster,
+    job: Job,
+    samples: Sequence[TrialConfig],
+    note: Callable[[str], None],
+    *,
+    concurrency: int | None,
+    cpus_per_trial: float | None,
+    gpus_per_trial: float | str | None,
+    may_grow: bool,
+) -> Slots:
+    """Return what `make_slots` does; with auto for `gpus_per_trial`, by a pilot of `samples`.
+
+    Raises:
+        ClusterError: No node can hold one trial.
+    """
+    if isinstance(gpus_per_trial, str):
+        gpus_per_trial = _gpus_by_pilot(cluster, cpus_per_trial, job, samples, note)
+    return make_slots(
+        cluster,
+        concurrency=concurrency,
+        cpus_per_trial=cpus_per_trial,
+        gpus_per_trial=gpus_per_trial,
+        may_grow=may_grow,
+    )
+
+
+def _gpus_by_pilot(
     cluster: Cluster,
     cpus_per_trial: float | None,
     job: Job,
