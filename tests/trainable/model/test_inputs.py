@@ -28,6 +28,7 @@ from tests.trainable.tiny import (
 from trainable.config import Task, TrialConfig
 from trainable.data.dataset import Data
 from trainable.epoch import Epoch
+from trainable.model import feature_files
 from trainable.model import inputs as inputs_module
 from trainable.model.backbones import Backbone
 from trainable.model.branch import BranchModel
@@ -434,7 +435,7 @@ def test_values_whose_mask_was_not_written_are_computed_anew(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(inputs_module, "write_atomically", killed)
+        patch.setattr(feature_files, "write_atomically", killed)
         with pytest.raises(KeyboardInterrupt):
             cached(CountingModel(), tmp_path, ALL, ALL)
     assert list(tmp_path.rglob("*.done")) == []
@@ -455,7 +456,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def extract_into(cache: Path, free_fraction: float, lines_file: Path) -> None:
     torch.set_num_threads(1)
-    inputs_module.FREE_FRACTION = free_fraction
+    feature_files.FREE_FRACTION = free_fraction
     lines: list[str] = []
     inputs = cached(CountingModel(fine_tune="last_1"), cache, ALL, ALL, note=lines.append)
     torch.testing.assert_close(inputs.plain(ALL[:5]), expected_features(ALL[:5]))
@@ -493,7 +494,7 @@ class KilledModel(CountingModel):
 
 def extract_and_be_killed(cache: Path, save_every_s: float) -> None:
     torch.set_num_threads(1)
-    inputs_module.SAVE_EVERY_S = save_every_s
+    feature_files.SAVE_EVERY_S = save_every_s
     inputs_module.FORWARD_BATCH["cpu"] = 32
     cached(KilledModel(), cache, ALL, ALL)
 
