@@ -15,7 +15,7 @@ from trainable.config import TrialConfig
 from trainable.data.dataset import Data
 from trainable.model.augment import Augmentation, matched_sides
 from trainable.model.branch import BranchModel
-from trainable.model.feature_files import extract
+from trainable.model.feature_files import FeatureFiles
 from trainable.parts import AUGMENTS, BACKBONES
 from trainable.rng import generator
 
@@ -92,7 +92,8 @@ class FeatureInputs:
         self._num_views = config.feature_views if _is_augmented(config) else 1
         self._augmentations = [_view(data, config, view) for view in range(self._num_views)]
         self._view_of_row = torch.zeros(0, dtype=torch.int64)
-        self._cached: dict[int, torch.Tensor] = {}
+        self._cached: dict[int, list[torch.Tensor]] = {}
+        """Of each view, the features of all rows, one file after the other."""
         self._folder: Path | None = None
         if cache is not None:
             try:
@@ -119,22 +120,23 @@ class FeatureInputs:
             OSError: There is no space for one; those before it are of use.
         """
         model, data, config = self._model, self._data, self._config
+        what = f"features of {model.branch.backbone} at {model.branch.image_size} px"
+        views = [
+            FeatureFiles(
+                functools.partial(_encode, model, data, augmentation),
+                torch.cat([train_rows, val_rows]) if view == PLAIN_VIEW else train_rows,
+                len(data.images),
+                cache / "features" / _key(model, data, config, view) / f"view_{view:02d}",
+                batch_size=FORWARD_BATCH[model.mean.device.type],
+                what=f"{what}, view {view}", note=note,
+            )
+            for view, augmentation in enumerate(self._augmentations)
+        ]  # fmt: skip
         # First what no other process works at: trials that start together share the work.
         for is_patient in (False, True):
-            for view in range(self._num_views):
-                if view in self._cached:
-                    continue
-                rows = torch.cat([train_rows, val_rows]) if view == PLAIN_VIEW else train_rows
-                folder = cache / "features" / _key(model, data, config, view)
-                encode = functools.partial(_encode, model, data, self._augmentations[view])
-                what = f"features of {model.branch.backbone} at {model.branch.image_size} px"
-                features = extract(
-                    encode, rows, len(data.images), view, folder,
-                    batch_size=FORWARD_BATCH[model.mean.device.type], is_patient=is_patient,
-                    what=f"{what}, view {view}", note=note,
-                )  # fmt: skip
-                if features is not None:
-                    self._cached[view] = _resident(features, model.mean.device)
+            for view, files in enumerate(views):
+                if view not in self._cached and files.extract(is_patient=is_patient):
+                    self._cached[view] = _resident_parts(files.mapped(), model.mean.device)
 
     def start_epoch(self, epoch: int) -> None:
         """Draw which view of every image this epoch trains on."""
@@ -189,18 +191,29 @@ class FeatureInputs:
 
     def _of_view(self, view: int, rows: torch.Tensor) -> torch.Tensor:
         if view in self._cached:
-            return _pick(self._cached[view], rows)
+            return _pick_from(self._cached[view], rows)
         return _encode(self._model, self._data, self._augmentations[view], rows)
 
 
 def _resident(values: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Return `values` on `device` where they take a small part of its free memory."""
+    return values.to(device) if _is_small(values.nbytes, device) else values
+
+
+def _resident_parts(parts: list[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
+    """Return `parts` joined on `device` where they take a small part of its free memory."""
+    if not _is_small(sum(part.nbytes for part in parts), device):
+        return parts
+    return [torch.cat([part.to(device) for part in parts])]
+
+
+def _is_small(num_bytes: int, device: torch.device) -> bool:
     if device.type == "cpu":
-        return values
+        return False
     free_bytes, total_bytes = torch.cuda.mem_get_info(device)
     allowed_bytes = total_bytes * torch.cuda.get_per_process_memory_fraction(device)
     left_bytes = min(free_bytes, allowed_bytes - torch.cuda.memory_reserved(device))
-    return values.to(device) if values.nbytes <= RESIDENT_FRACTION * left_bytes else values
+    return num_bytes <= RESIDENT_FRACTION * left_bytes
 
 
 _resident_images = functools.lru_cache(maxsize=1)(_resident)  # a process's trials share them
@@ -209,6 +222,19 @@ _resident_images = functools.lru_cache(maxsize=1)(_resident)  # a process's tria
 def _pick(values: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """Return `values[rows]`, `rows` being on the CPU: on a GPU nothing waits for its copy."""
     return values[rows.to(values.device, non_blocking=True)]
+
+
+def _pick_from(parts: list[torch.Tensor], rows: torch.Tensor) -> torch.Tensor:
+    """Return `torch.cat(parts)[rows]`."""
+    if len(parts) == 1:
+        return _pick(parts[0], rows)
+    features = parts[0].new_empty(len(rows), *parts[0].shape[1:])
+    start = 0
+    for part in parts:
+        place = ((rows >= start) & (rows < start + len(part))).nonzero()[:, 0]
+        features[place] = part[rows[place] - start]
+        start += len(part)
+    return features
 
 
 def inputs_for(

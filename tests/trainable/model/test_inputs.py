@@ -141,7 +141,7 @@ def test_view_0_is_the_plain_image(tmp_path: Path, tiny_data: Data, tiny_weights
     inputs = cached(model, tmp_path, rows, rows, config=config, data=tiny_data)
     expected = model.encode(model.prepare(tiny_data.images[rows]))
     torch.testing.assert_close(inputs.plain(rows), expected)
-    (file,) = tmp_path.rglob("view_00.npy")
+    (file,) = tmp_path.rglob("view_00_000.npy")
     stored = torch.from_numpy(np.load(file))
     assert torch.equal(stored[rows], inputs.plain(rows))
 
@@ -150,7 +150,7 @@ def test_without_augmentation_training_sees_the_plain_images(tmp_path: Path) -> 
     inputs = cached(CountingModel(), tmp_path, ALL, ALL)
     inputs.start_epoch(1)
     assert torch.equal(inputs.training(ALL), inputs.plain(ALL))
-    assert [file.name for file in tmp_path.rglob("*.npy")] == ["view_00.npy"]
+    assert [file.name for file in tmp_path.rglob("*.npy")] == ["view_00_000.npy"]
     torch.testing.assert_close(inputs.plain(ALL), expected_features(ALL))
 
 
@@ -161,7 +161,7 @@ def test_every_epoch_draws_one_view_of_each_image(
     rows = torch.arange(60)
     model = real_branch(tiny_weights, config)
     inputs = cached(model, tmp_path, rows, rows[:1], config=config, data=tiny_data)
-    names = [f"view_{view:02d}.npy" for view in range(3)]
+    names = [f"view_{view:02d}_000.npy" for view in range(3)]
     assert sorted(file.name for file in tmp_path.rglob("*.npy")) == names
     views = [torch.from_numpy(np.load(next(tmp_path.rglob(name))))[rows] for name in names]
     drawn = []
@@ -246,7 +246,7 @@ def test_one_view_is_the_plain_image(tmp_path: Path) -> None:
     inputs = cached(CountingModel(), tmp_path, ALL, ALL, config=tiny_config(feature_views=1))
     inputs.start_epoch(1)
     assert torch.equal(inputs.training(ALL), inputs.plain(ALL))
-    assert [file.name for file in tmp_path.rglob("*.npy")] == ["view_00.npy"]
+    assert [file.name for file in tmp_path.rglob("*.npy")] == ["view_00_000.npy"]
 
 
 @pytest.mark.parametrize("change", [{"augment": "strong"}, {"match_resolution": 0.5}])
@@ -260,8 +260,8 @@ def test_plain_view_is_shared_by_every_kind_of_augmentation(
     config = replace(AUGMENTED, **change)
     cached(CountingModel(), tmp_path, ALL, ALL, config=config, data=data, note=notes.append)
     assert notes == ["features of by hand at 8 px, view 1: 144 images"]
-    assert len(list(tmp_path.rglob("view_00.npy"))) == 1
-    assert len(list(tmp_path.rglob("view_01.npy"))) == 2
+    assert len(list(tmp_path.rglob("view_00_000.npy"))) == 1
+    assert len(list(tmp_path.rglob("view_01_000.npy"))) == 2
 
 
 def test_more_views_compute_only_the_new_ones(tmp_path: Path) -> None:
@@ -297,13 +297,17 @@ def test_features_do_not_depend_on_what_was_asked_with_them(
     assert torch.equal(*results)
 
 
-def test_more_images_than_a_batch_are_all_computed(
+def test_more_images_than_a_batch_or_a_file_takes_are_all_computed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(inputs_module.FORWARD_BATCH, "cpu", 50)
-    model = CountingModel()
-    inputs = cached(model, tmp_path, ALL, ALL)
-    assert model.rows == ALL.tolist()
+    monkeypatch.setitem(inputs_module.FORWARD_BATCH, "cpu", 30)
+    monkeypatch.setattr(feature_files, "ROWS_PER_FILE", 50)
+    for rows in (ALL[110:], ALL):  # of the last file alone; then of all
+        model = CountingModel()
+        inputs = cached(model, tmp_path, rows, rows)
+        torch.testing.assert_close(inputs.plain(rows), expected_features(rows))
+    assert model.rows == ALL[:110].tolist()
+    assert len(list(tmp_path.rglob("*.npy"))) == 3
     torch.testing.assert_close(inputs.plain(ALL), expected_features(ALL))
 
 
@@ -512,9 +516,14 @@ class WaitingModel(CountingModel):
 
 
 def extract_while_another_waits(
-    cache: Path, holding: Event, other_asks: Event, config: TrialConfig = PLAIN
+    cache: Path,
+    holding: Event,
+    other_asks: Event,
+    config: TrialConfig = PLAIN,
+    rows_per_file: int = feature_files.ROWS_PER_FILE,
 ) -> None:
     torch.set_num_threads(1)
+    feature_files.ROWS_PER_FILE = rows_per_file
     model = WaitingModel()
     model.holding, model.other_asks = holding, other_asks
     cached(model, cache, ALL[:100], ALL[:0], config=config)
@@ -552,6 +561,39 @@ def test_two_processes_at_once_compute_each_row_once(tmp_path: Path) -> None:
     assert (tmp_path / "rows").read_text() == repr([*range(100)])
     assert model.rows == [*range(100, 144)]
     torch.testing.assert_close(inputs.plain(ALL), expected_features(ALL))
+
+
+def test_two_processes_that_want_the_same_view_share_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nothing is augmented there is no other view to work at meanwhile."""
+    monkeypatch.setattr(feature_files, "ROWS_PER_FILE", 40)
+    context = other_processes()
+    holding, this_asks = context.Event(), context.Event()
+    process = context.Process(
+        target=extract_while_another_waits, args=(tmp_path, holding, this_asks, PLAIN, 40)
+    )
+    process.start()
+    assert holding.wait(DEADLINE_S)  # of the first file
+
+    class LastModel(CountingModel):
+        """Lets the other process go on once all is done that it does not hold."""
+
+        def encode(self, x: torch.Tensor) -> torch.Tensor:
+            features = super().encode(x)
+            if len(self.rows) == NUM_NUMBERED - 40:
+                this_asks.set()
+            return features
+
+    model, notes = LastModel(), list[str]()
+    inputs = cached(model, tmp_path, ALL, ALL[:0], note=notes.append)
+    process.join(DEADLINE_S)
+    assert process.exitcode == 0
+    assert (tmp_path / "rows").read_text() == repr([*range(40)])
+    assert model.rows == [*range(40, NUM_NUMBERED)]
+    assert notes == ["features of by hand at 8 px, view 0: 144 images"]
+    rows = ALL.flip(0)[::3]
+    assert torch.equal(inputs.plain(rows), cached(model, None, ALL, ALL).plain(rows))
 
 
 def test_a_view_that_another_process_works_at_comes_last(tmp_path: Path) -> None:
