@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -36,6 +35,7 @@ from trainable.errors import UserError, typed
 from trainable.novelty.rule import Rule, for_num_classes
 from trainable.novelty.thresholds import choose_rule
 from trainable.out_of_fold import Rejected, carried_over, pools_of_shares
+from trainable.schema import CONFIG_STEPS, Step, schema_of, stamp, upgraded
 from trainable.train import Metrics, train
 
 ASKED_FILE = "refit.json"
@@ -180,20 +180,46 @@ def retrain(
         TrialError: The training cannot go on.
     """
     rule = for_num_classes(choice.rule, choice.num_subclasses, len(data.subclasses))
-    asked = {
-        "config": choice.config.to_dict(), "best_epoch": choice.epochs,
-        "rule": asdict(rule), "data": data.fingerprint, "weights": record.weights,
-        "cache": record.cache, "version": metadata.version("noveltune"),
-    }  # fmt: skip
-    content = json.dumps(asked, indent=2)
+    content = json.dumps(_asked(choice, rule, record, data), indent=2)
     file = target / ASKED_FILE
-    if file.exists() and file.read_text() == content:
+    if file.exists() and _stored(file) == json.loads(content):
         note(f"{target} is trained already; to train it again, delete that folder")
         return
     if file.exists():
         file.unlink()
     _train(replace(choice, rule=rule), record, data, target, note)
     write_atomically(file, content.encode())
+
+
+def _asked(choice: Choice, rule: Rule, record: SearchRecord, data: Data) -> dict[str, Any]:
+    """Return what a refit is trained by, ready for JSON: another one of it is trained anew."""
+    return {
+        "config": choice.config.to_dict(), "best_epoch": choice.epochs,
+        "rule": asdict(rule), "data": data.fingerprint, "weights": record.weights,
+        "cache": record.cache, **stamp(),
+    }  # fmt: skip
+
+
+def _asked_to_2(values: dict[str, Any]) -> dict[str, Any]:
+    config = upgraded(values["config"], 1, CONFIG_STEPS[:1])
+    return values | {"config": config, "schema": 2}
+
+
+ASKED_STEPS: tuple[Step, ...] = (_asked_to_2,)
+"""Of what a refit was trained by; version 0.2 wrote some without a number, in the form of 2."""
+
+
+def _stored(file: UPath) -> dict[str, Any] | None:
+    """Return what an earlier refit was trained by; null: the file is damaged.
+
+    Raises:
+        SchemaError: A later version wrote it.
+    """
+    try:
+        stored = json.loads(file.read_text())
+        return upgraded(stored, schema_of(stored, str(file)), ASKED_STEPS)
+    except (ValueError, TypeError, AttributeError, KeyError):
+        return None
 
 
 def _train(

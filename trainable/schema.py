@@ -7,7 +7,7 @@ from typing import Any
 from trainable.errors import UserError
 
 SCHEMA = 2
-"""Of `search.json`, of a study's attributes and of `model.json`.
+"""Of `search.json`, of a study's attributes, of `model.json` and of `refit.json`.
 
 1: version 0.1, which wrote no number.
 2: version 0.2. Configurations say what is left out (`left_out`); a search's record says under which

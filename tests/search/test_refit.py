@@ -31,6 +31,7 @@ from trainable.data.dataset import load_data
 from trainable.data.splits import make_refit_pools
 from trainable.novelty.metrics import MAIN
 from trainable.novelty.rule import Rule
+from trainable.schema import SCHEMA
 from trainable.train import train
 
 
@@ -234,6 +235,17 @@ def test_registering_that_failed_is_made_good_without_training_again(
     (run,) = client.search_runs([client.get_experiment_by_name("others").experiment_id])
     assert run.data.tags["level"] == "refit"
 
+    file = folder / "runs/asked/refit/00000/refit.json"
+    asked = json.loads(file.read_text())
+    file.write_text(json.dumps(asked | {"schema": SCHEMA + 1, "version": "9.0.0"}))
+    assert main(["--name", "asked"]) == 2
+    refused = capsys.readouterr().err
+    assert f"refit.json was written by noveltune 9.0.0 in schema {SCHEMA + 1}, and" in refused
+    file.write_text(json.dumps({key: asked[key] for key in asked if key != "schema"}))
+    assert main(["--name", "asked"]) == 0
+    assert "runs/asked/refit/00000 is trained already" in capsys.readouterr().out
+
+    file.write_text("{")  # what it was trained by is not known
     change(folder, weights=str(write_weights(tmp_path / "others.pt", seed=1)))
     assert main(["--name", "asked", "--tracking-uri", "sqlite:///mlflow.db"]) == 0
     said = capsys.readouterr().out

@@ -33,7 +33,8 @@ def test_newer_schema_is_refused_whatever_else_is_there() -> None:
 def test_every_kind_has_a_step_for_every_schema() -> None:
     from results.record import _STEPS as RECORD_STEPS
     from results.trial import TRIAL_STEPS
+    from search.retrain import ASKED_STEPS
     from trainable.classifier import _INFO_STEPS as INFO_STEPS
 
-    for steps in (CONFIG_STEPS, TRIAL_STEPS, RECORD_STEPS, INFO_STEPS):
+    for steps in (CONFIG_STEPS, TRIAL_STEPS, RECORD_STEPS, INFO_STEPS, ASKED_STEPS):
         assert len(steps) == SCHEMA - 1
