@@ -55,7 +55,7 @@ class SearchRecord:
     data_fingerprint: str
     weights: str | None
     cache: str | None
-    """Folder of decoded images and frozen features; null: --no-cache."""
+    """Folder of decoded images and frozen features; null: none, so that it is not `is_fast`."""
     study: str | None
     """URL of the Optuna storage; null: study.db in the search's folder, wherever that is moved."""
     study_name: str
@@ -78,6 +78,15 @@ class SearchRecord:
     """Of MLflow, by name."""
     experiment_id: str | None = None
     """By MLflow's number, in place of the name."""
+
+    @property
+    def is_fast(self) -> bool:
+        """Whether trials may take the paths that save time; `--no-cache` says no.
+
+        Then none is taken that could change a result: stored features, bf16 and TF32, processes
+        that serve several trials.
+        """
+        return self.cache is not None
 
     def save(self, folder: UPath) -> None:
         """Write the record into the search's folder, less the passwords in its URLs."""

@@ -258,7 +258,7 @@ def _train(
         report,
         pools=pools,
         cache=_cache(record),
-        full_precision=record.cache is None,
+        is_fast=record.is_fast,
         weights=Path(record.weights) if record.weights else None,
         stop_after=epochs,
         shares=shares,

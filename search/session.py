@@ -56,7 +56,7 @@ class _Search:
     folder: UPath
     data: Data
     cache: Path
-    """Of decoded images, and of frozen features where the record has a cache."""
+    """Of decoded images, and of frozen features where the search is fast."""
     console: Console
     asked: bytes | None
     """What the record said when a resume was planned; null: a new search."""
@@ -185,9 +185,9 @@ def _run_on(
 ) -> None:  # fmt: skip
     """Check the nodes, give them the data, and run trials on them."""
     options, note = search.options, search.console.print
-    is_kept = search.record.cache is not None
-    with prepared_nodes(search.folder, search.data, search.cache, note, is_kept=is_kept) as shipped:
-        job = Job.of(search.record, search.folder, search.cache, shipped)
+    is_kept, cache = search.record.is_fast, search.cache
+    with prepared_nodes(search.folder, search.data, cache, note, is_kept=is_kept) as shipped:
+        job = Job.of(search.record, search.folder, cache, shipped)
         slots = slots_by_pilot(
             cluster, job, search.space.samples, note,
             concurrency=options.concurrency, cpus_per_trial=options.cpus_per_trial,

@@ -70,7 +70,7 @@ def train(
     folder: UPath | None = None,
     cache: Path | None = None,
     weights: Path | None = None,
-    full_precision: bool = False,
+    is_fast: bool = True,
     stop_after: int | None = None,
     metric: str = "score",
     shares: Sequence[Pools] = (),
@@ -90,7 +90,9 @@ def train(
             this trial left them; null: nothing is kept.
         cache: Folder for frozen features, shared by all trials; null: computed every epoch.
         weights: See `backbones.build`.
-        full_precision: float32 also on a GPU: neither bf16 autocast nor TF32.
+        is_fast: False: no speed path that could change a result, which `--no-cache` asks for: no
+            features are stored, whatever `cache` says, and a GPU too computes in float32, with
+            neither bf16 autocast nor TF32.
         stop_after: End after this many epochs, on the schedule of `config.epochs`.
         metric: What the best epoch is best by, see `best_epoch`.
         shares: Pools like `pools` that leave images out: further heads on the same features train
@@ -107,7 +109,7 @@ def train(
     pools = pools or make_pools(data, config)
     trainer = Trainer(
         config, data, pools,
-        cache=cache, weights=weights, full_precision=full_precision, shares=shares, note=note,
+        cache=cache, weights=weights, is_fast=is_fast, shares=shares, note=note,
     )  # fmt: skip
     history: list[Metrics] = []
     if folder is not None and (state := load_checkpoint(folder, note)):
@@ -227,9 +229,8 @@ def main(argv: list[str] | None = None) -> int:
             print(line)
         result = train(
             config, data, _print_epoch,
-            folder=args.folder, cache=None if args.no_cache else args.cache,
-            weights=args.weights, full_precision=args.no_cache,
-            metric=args.metric,
+            folder=args.folder, cache=args.cache, weights=args.weights,
+            is_fast=not args.no_cache, metric=args.metric,
         )  # fmt: skip
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -52,7 +52,7 @@ class Trainer:
         *,
         cache: Path | None,
         weights: Path | None,
-        full_precision: bool = False,
+        is_fast: bool = True,
         shares: Sequence[Pools] = (),
         note: Callable[[str], None],
     ) -> None:
@@ -60,8 +60,9 @@ class Trainer:
         self.true_class = true_classes(data)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         # bf16 is slower than float32 on the CPUs measured, so only GPUs get it.
-        self.is_autocast = self.device.type == "cuda" and not full_precision
-        if full_precision:
+        self.is_autocast = self.device.type == "cuda" and is_fast
+        if not is_fast:
+            cache = None
             torch.backends.cudnn.allow_tf32 = False
         self.branches = [
             BranchModel.build(branch, _num_classes(pools), config.seed, weights)
@@ -84,7 +85,7 @@ class Trainer:
         """Pools of the folds in which a superclass is left out, by its number; or the shares."""
         self.fold_trainers = {}
         if not shares:
-            self.fold_trainers = self._fold_trainers(data, cache, weights, full_precision, note)
+            self.fold_trainers = self._fold_trainers(data, cache, weights, is_fast, note)
         if not self.fold_trainers:
             for model in self.branches:
                 for superclass, fold in self.folds.items():
@@ -120,7 +121,7 @@ class Trainer:
         data: Data,
         cache: Path | None,
         weights: Path | None,
-        full_precision: bool,
+        is_fast: bool,
         note: Callable[[str], None],
     ) -> dict[int, Trainer]:
         """Return what trains each fold from the start, where that is asked for and not the same as
@@ -132,7 +133,7 @@ class Trainer:
         return {
             superclass: Trainer(
                 config, data, fold,
-                cache=cache, weights=weights, full_precision=full_precision, note=note,
+                cache=cache, weights=weights, is_fast=is_fast, note=note,
             )
             for superclass, fold in self.folds.items()
         }  # fmt: skip

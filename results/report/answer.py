@@ -316,7 +316,7 @@ def facts(search: Search) -> list[tuple[str, str]]:
         command += ["--epochs", str(record.epochs)]
     if record.weights is not None:
         command += ["--weights", record.weights]
-    if record.cache is None:
+    if not record.is_fast:
         command += ["--no-cache"]
     for key, value in record.fixed.items():
         command += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]

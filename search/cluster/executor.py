@@ -60,12 +60,12 @@ class Job:
     fingerprint: str
     """Of the data that the driver checked: trials train on no other."""
     cache: Path
-    """Of decoded images, and of frozen features where trials are fast."""
+    """Of decoded images, and of frozen features where the search is fast."""
     weights: Path | None
     metric: str = "score"
     """What a trial's best epoch is best by: the search's first metric."""
     is_fast: bool = True
-    """False: no speed path that could change results (stored features, bf16, reused processes)."""
+    """As `SearchRecord.is_fast`; a process then serves one trial after another."""
     parts: UserParts = field(default_factory=UserParts)
     """The user's own parts."""
     shipped: Any = None
@@ -82,7 +82,7 @@ class Job:
             cache=cache,
             shipped=shipped,
             metric=record.metrics[0],
-            is_fast=record.cache is not None,
+            is_fast=record.is_fast,
             weights=Path(record.weights) if record.weights else None,
             parts=current_parts(),
         )

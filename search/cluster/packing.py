@@ -243,8 +243,8 @@ class _Pilot:
             with tempfile.TemporaryDirectory() as folder:
                 self._trainer = Trainer(
                     config, data, pools,
-                    cache=Path(folder) if job.is_fast else None, weights=job.weights,
-                    full_precision=not job.is_fast, note=lambda line: None,
+                    cache=Path(folder), weights=job.weights, is_fast=job.is_fast,
+                    note=lambda line: None,
                 )  # fmt: skip
                 self._trainer.train_epoch(1)
                 self._trainer.outputs()

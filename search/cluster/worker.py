@@ -79,9 +79,9 @@ def run_trial(task: dict[str, Any], shipped: tuple[Any, ...] = (None,)) -> None:
             ),
             lambda metrics: _send(EpochDone(epoch=Epoch.of(metrics))),
             folder=folder,
-            cache=Path(task["cache"]) if task["is_fast"] else None,
+            cache=Path(task["cache"]),
             weights=Path(task["weights"]) if task["weights"] else None,
-            full_precision=not task["is_fast"],
+            is_fast=task["is_fast"],
             metric=task["metric"],
             note=lambda line: _send(Note(line=line)),
         ).metrics

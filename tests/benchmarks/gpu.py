@@ -418,7 +418,7 @@ def _precision(bench: Bench) -> dict[str, Any]:
         start_s = time.perf_counter()
         metrics[name] = train(
             config, data, lambda metrics: None, pools=pools, weights=bench.weights, note=say,
-            full_precision=name == "float32",
+            is_fast=name != "float32",
         ).metrics  # fmt: skip
         seconds[name] = time.perf_counter() - start_s
         torch.backends.cudnn.allow_tf32 = allow_tf32
