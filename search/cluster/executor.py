@@ -14,6 +14,7 @@ from results.database import STORAGE_ERRORS
 from results.record import SearchRecord, trial_folder
 from search.cluster.connect import Cluster, Node, times
 from search.cluster.messages import (
+    Assignment,
     EpochDone,
     Failed,
     Finished,
@@ -26,6 +27,7 @@ from search.cluster.settings import ClusterError
 from search.cluster.worker import run_trial
 from search.study.lock import LeaseLostError
 from search.study.study import Study
+from trainable.config import TrialConfig
 from trainable.user_parts import UserParts, current_parts
 
 from ray import tune  # isort: skip  (after search.cluster.settings, which sets what Ray reads)
@@ -87,23 +89,23 @@ class Job:
             parts=current_parts(),
         )
 
-    def task(self, number: int, config: dict[str, Any], slots: Slots) -> dict[str, Any]:
-        """Return what the worker of trial `number` needs, as plain values."""
-        return {
-            "number": number,
-            "config": config,
-            "folder": str(trial_folder(self.folder, number)),
-            "data": self.data,
-            "novel": self.novel,
-            "fingerprint": self.fingerprint,
-            "cache": str(self.cache),
-            "weights": str(self.weights) if self.weights else None,
-            "metric": self.metric,
-            "parts": self.parts.to_dict(),
-            "is_fast": self.is_fast,
-            "cpus": slots.cpus_per_trial,
-            "gpus": slots.gpus_per_trial,
-        }
+    def assign(self, number: int, config: TrialConfig, slots: Slots) -> Assignment:
+        """Return what the worker of trial `number` needs."""
+        return Assignment(
+            number=number,
+            config=config.to_dict(),
+            folder=trial_folder(self.folder, number),
+            data=self.data,
+            novel=self.novel,
+            fingerprint=self.fingerprint,
+            cache=self.cache,
+            weights=self.weights,
+            metric=self.metric,
+            parts=self.parts,
+            is_fast=self.is_fast,
+            cpus=slots.cpus_per_trial,
+            gpus=slots.gpus_per_trial,
+        )
 
 
 def make_slots(
@@ -236,8 +238,8 @@ def _fit(
                 num_samples=-1,
                 max_concurrent_trials=slots.concurrency,
                 reuse_actors=job.is_fast,
-                trial_name_creator=_number,
-                trial_dirname_creator=_number,
+                trial_name_creator=_name,
+                trial_dirname_creator=_name,
             ),
             run_config=tune.RunConfig(
                 name="tune",
@@ -259,8 +261,13 @@ def _remove(folder: UPath) -> None:
         folder.fs.rm(folder.path, recursive=True)
 
 
-def _number(trial: Any) -> str:
-    return f"{trial.config['number']:05d}"
+def _assignment(trial: Any) -> Assignment:
+    """Return what Tune's `trial` runs."""
+    return Assignment.from_wire(trial.config)
+
+
+def _name(trial: Any) -> str:
+    return f"{_assignment(trial).number:05d}"
 
 
 class _NotPickled:
@@ -294,7 +301,7 @@ class _StudySearcher(_NotPickled, Searcher):
             if trial.config is not None:
                 break
             self._scheduler.count_failure(trial.reason)  # the space failed it
-        return self._job.task(trial.number, trial.config.to_dict(), self._slots)
+        return self._job.assign(trial.number, trial.config, self._slots).to_wire()
 
     def on_trial_complete(self, trial_id: str, *args: Any, **kwargs: Any) -> None:
         """Do nothing: the scheduler told the study already."""
@@ -317,7 +324,8 @@ class _StudyScheduler(_NotPickled, FIFOScheduler):
         """Trials for which a share of a GPU was too small."""
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        number = trial.config["number"]
+        assignment = _assignment(trial)
+        number = assignment.number
         if self._study.trials[number].is_finished:
             return FIFOScheduler.CONTINUE  # Tune repeats the last report when a function returns
         match from_wire(result["event"]):
@@ -333,7 +341,7 @@ class _StudyScheduler(_NotPickled, FIFOScheduler):
             case Failed(reason=reason):
                 self.fail(number, reason)
             case OutOfMemory(reason=reason):
-                self._set_aside(number, reason, has_share=0 < trial.config["gpus"] < 1)
+                self._set_aside(number, reason, has_share=0 < assignment.gpus < 1)
             case Note(line=line):
                 self._note(f"trial {number:05d}  {line}")
             case other:
@@ -350,7 +358,7 @@ class _StudyScheduler(_NotPickled, FIFOScheduler):
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         """Fail the trial, unless Tune calls this because it runs the trial again."""
-        number = trial.config["number"]
+        number = _assignment(trial).number
         if trial.should_recover():
             self._note(f"trial {number:05d}  its process died; it goes on from its checkpoint")
         else:

@@ -1,9 +1,55 @@
-"""What a worker tells the driver of its trial: a type for each kind, parsed once on arrival."""
+"""What driver and worker tell each other of a trial: a type for each kind, parsed on arrival."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
+
+from upath import UPath
 
 from trainable.epoch import Epoch
+from trainable.user_parts import UserParts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assignment:
+    """What the driver gives a worker: one trial, and all that it needs to run it."""
+
+    number: int
+    config: Mapping[str, Any]
+    """As `TrialConfig.to_dict` gives it: it can be read once `parts` are in use."""
+    folder: UPath
+    """Of the trial."""
+    data: str
+    novel: str
+    fingerprint: str
+    """Of the data that the driver checked."""
+    cache: Path
+    weights: Path | None
+    metric: str
+    """What the best epoch is best by."""
+    is_fast: bool
+    """As `SearchRecord.is_fast`."""
+    parts: UserParts
+    cpus: float
+    gpus: float
+
+    def to_wire(self) -> dict[str, Any]:
+        """Return it as plain values: they are the trial's configuration to Tune."""
+        return vars(self) | {
+            "config": dict(self.config), "folder": str(self.folder), "cache": str(self.cache),
+            "weights": str(self.weights) if self.weights else None, "parts": self.parts.to_dict(),
+        }  # fmt: skip
+
+    @classmethod
+    def from_wire(cls, wire: Mapping[str, Any]) -> Self:
+        """Return the assignment that `to_wire` gave."""
+        values = dict(wire) | {
+            "folder": UPath(wire["folder"]), "cache": Path(wire["cache"]),
+            "weights": Path(wire["weights"]) if wire["weights"] else None,
+            "parts": UserParts.from_dict(wire["parts"]),
+        }  # fmt: skip
+        return cls(**values)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,9 +11,9 @@ from typing import Any
 import ray
 import torch
 from ray import tune
-from upath import UPath
 
 from search.cluster.messages import (
+    Assignment,
     EpochDone,
     Failed,
     Finished,
@@ -30,7 +30,6 @@ from trainable.epoch import Epoch
 from trainable.errors import DataError, TrialError, UserError
 from trainable.memory import give_back_memory, keep_freed_memory
 from trainable.train import train
-from trainable.user_parts import UserParts
 
 CONTEXT_BYTES = 600 * 2**20
 """What CUDA takes of a device for each process, beside what PyTorch counts."""
@@ -54,35 +53,36 @@ def node_data(source: str, novel: str, cache: Path, fingerprint: str, shipped: A
     return data
 
 
-def run_trial(task: dict[str, Any], shipped: tuple[Any, ...] = (None,)) -> None:
-    """Train the trial in `task`; send started, an epoch each, then the result or why it failed.
+def run_trial(wire: dict[str, Any], shipped: tuple[Any, ...] = (None,)) -> None:
+    """Train the trial that is assigned; send started, an epoch each, then the result or why it
+    failed.
 
-    `shipped` holds a reference to the data for nodes without; inside a tuple Ray leaves it alone.
-    Only the death of this process reaches Tune as a failure, which it retries; a trial that
-    raises would raise again.
+    `wire` is what `Assignment.to_wire` gave. `shipped` holds a reference to the data for nodes
+    without; inside a tuple Ray leaves it alone. Only the death of this process reaches Tune as a
+    failure, which it retries; a trial that raises would raise again.
     """
-    folder = UPath(task["folder"])
+    assigned = Assignment.from_wire(wire)
     _prepare_process()
-    torch.set_num_threads(max(1, int(task["cpus"])))
-    if not task["gpus"]:
+    torch.set_num_threads(max(1, int(assigned.cpus)))
+    if not assigned.gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before CUDA starts; this process never gets one
     elif torch.cuda.is_available():
-        torch.cuda.set_per_process_memory_fraction(_memory_fraction(task["gpus"]))
+        torch.cuda.set_per_process_memory_fraction(_memory_fraction(assigned.gpus))
     _send(Started(host=os.uname().nodename, device=_device()))
     try:
-        UserParts.from_dict(task["parts"]).use()
+        assigned.parts.use()
         # Only the metrics are kept: the models would outlive the cleaning below.
         metrics = train(
-            TrialConfig.from_dict(task["config"]),
+            TrialConfig.from_dict(assigned.config),
             node_data(
-                task["data"], task["novel"], Path(task["cache"]), task["fingerprint"], *shipped
+                assigned.data, assigned.novel, assigned.cache, assigned.fingerprint, *shipped
             ),
             lambda metrics: _send(EpochDone(epoch=Epoch.of(metrics))),
-            folder=folder,
-            cache=Path(task["cache"]),
-            weights=Path(task["weights"]) if task["weights"] else None,
-            is_fast=task["is_fast"],
-            metric=task["metric"],
+            folder=assigned.folder,
+            cache=assigned.cache,
+            weights=assigned.weights,
+            is_fast=assigned.is_fast,
+            metric=assigned.metric,
             note=lambda line: _send(Note(line=line)),
         ).metrics
         last: Message = Finished(best=Epoch.of(metrics))
@@ -92,7 +92,7 @@ def run_trial(task: dict[str, Any], shipped: tuple[Any, ...] = (None,)) -> None:
         last = Failed(reason=str(error))
     except Exception as error:  # noqa: BLE001 (whatever it is, it is this trial's reason)
         with contextlib.suppress(OSError):  # the disk may be what failed
-            write_atomically(folder / "error.txt", traceback.format_exc().encode())
+            write_atomically(assigned.folder / "error.txt", traceback.format_exc().encode())
         last = Failed(reason=f"{type(error).__name__}: {error}")
     finally:
         # The process lives on for the next trial.

@@ -15,6 +15,7 @@ from unittest import mock
 import ray
 import torch
 
+from search.cluster.messages import Assignment
 from search.cluster.worker import run_trial
 from trainable.trainer import Trainer
 
@@ -88,12 +89,13 @@ def record_node(_trainer: Trainer, epoch: int, folder: Path) -> None:
 def with_faults(faults: dict[int, Fault]) -> Callable[[dict[str, Any]], None]:
     """Return a trainable that befalls trial N with `faults[N]` at the start of every epoch."""
 
-    def trial(task: dict[str, Any], **shipped: Any) -> None:
-        fault = faults.get(task["number"])
+    def trial(wire: dict[str, Any], **shipped: Any) -> None:
+        assigned = Assignment.from_wire(wire)
+        fault = faults.get(assigned.number)
         if fault is None:
-            run_trial(task, **shipped)
+            run_trial(wire, **shipped)
             return
-        folder = Path(task["folder"])
+        folder = Path(assigned.folder)
         folder.mkdir(parents=True, exist_ok=True)
 
         def train_epoch(trainer: Trainer, epoch: int) -> dict[str, float]:
@@ -101,6 +103,6 @@ def with_faults(faults: dict[int, Fault]) -> Callable[[dict[str, Any]], None]:
             return REAL_EPOCH(trainer, epoch)
 
         with mock.patch.object(Trainer, "train_epoch", train_epoch):
-            run_trial(task, **shipped)
+            run_trial(wire, **shipped)
 
     return trial

@@ -1,11 +1,14 @@
-"""A worker's messages arrive as they were sent, of every kind; nothing else is taken for one."""
+"""What is sent arrives as it was sent, of every kind; nothing else is taken for a message."""
 
 import json
+from pathlib import Path
 from typing import get_args
 
 import pytest
+from upath import UPath
 
 from search.cluster.messages import (
+    Assignment,
     EpochDone,
     Failed,
     Finished,
@@ -16,7 +19,9 @@ from search.cluster.messages import (
     from_wire,
     to_wire,
 )
+from trainable.config import TrialConfig
 from trainable.epoch import Epoch
+from trainable.user_parts import UserParts
 
 EPOCH = Epoch(number=3, metrics={"score": 0.5}, seconds=1.5, images_per_s=20.0, peak_bytes=2**30)
 MESSAGES: list[Message] = [
@@ -34,6 +39,19 @@ def test_message_arrives_as_it_was_sent(message: Message) -> None:
     wire = to_wire(message)
     assert isinstance(wire, list), "Tune flattens dicts"
     assert from_wire(json.loads(json.dumps(wire))) == message
+
+
+@pytest.mark.parametrize("weights", [None, Path("/weights/w.pt")])
+def test_assignment_arrives_as_it_was_sent(weights: Path | None) -> None:
+    assignment = Assignment(
+        number=7, config=TrialConfig(lr=0.5).to_dict(), folder=UPath("memory://runs/a/trials/7"),
+        data="synthetic", novel="cifar100", fingerprint="v2", cache=Path("/cache"),
+        weights=weights, metric="score", is_fast=False, cpus=1.0, gpus=0.25,
+        parts=UserParts(files=("mine.py",), sources={"mine.py": "x = 1"}),
+    )  # fmt: skip
+    arrived = Assignment.from_wire(json.loads(json.dumps(assignment.to_wire())))
+    assert arrived == assignment
+    assert TrialConfig.from_dict(arrived.config) == TrialConfig(lr=0.5)
 
 
 def test_every_kind_is_tried_here() -> None:

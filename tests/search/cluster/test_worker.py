@@ -8,12 +8,14 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from upath import UPath
 
 from search.cluster import worker
-from search.cluster.messages import Failed, Finished, Message, OutOfMemory, Started
+from search.cluster.messages import Assignment, Failed, Finished, Message, OutOfMemory, Started
 from trainable.config import TrialConfig
 from trainable.epoch import Epoch
 from trainable.errors import TrialError
+from trainable.user_parts import UserParts
 
 MIB = 2**20
 
@@ -31,12 +33,12 @@ def events(monkeypatch: pytest.MonkeyPatch) -> list[Message]:
 
 
 @pytest.fixture
-def task(tmp_path: Path) -> dict[str, Any]:
-    return {
-        "number": 0, "config": TrialConfig().to_dict(), "folder": str(tmp_path), "data": "",
-        "novel": "", "fingerprint": "", "cache": str(tmp_path), "weights": None, "is_fast": True,
-        "metric": "score", "cpus": 1.0, "gpus": 0.0, "parts": {},
-    }  # fmt: skip
+def wire(tmp_path: Path) -> dict[str, Any]:
+    return Assignment(
+        number=0, config=TrialConfig().to_dict(), folder=UPath(tmp_path), data="", novel="",
+        fingerprint="", cache=tmp_path, weights=None, metric="score", is_fast=True,
+        parts=UserParts(), cpus=1.0, gpus=0.0,
+    ).to_wire()  # fmt: skip
 
 
 def fragmented() -> list[bytes]:
@@ -50,7 +52,7 @@ def fragmented() -> list[bytes]:
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="of Linux's memory")
 def test_freed_memory_goes_back_to_the_system_after_each_trial(
-    events: list[Message], task: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    events: list[Message], wire: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept, used = [], []
 
@@ -60,7 +62,7 @@ def test_freed_memory_goes_back_to_the_system_after_each_trial(
         return SimpleNamespace(metrics={"epoch": 1, "score": 0.5})
 
     monkeypatch.setattr(worker, "train", train)
-    trial = threading.Thread(target=worker.run_trial, args=(task,))  # as Tune runs it
+    trial = threading.Thread(target=worker.run_trial, args=(wire,))  # as Tune runs it
     trial.start()
     trial.join()
     assert events[-1] == Finished(best=Epoch(number=1, metrics={"score": 0.5}))
@@ -77,7 +79,7 @@ def test_freed_memory_goes_back_to_the_system_after_each_trial(
 )
 def test_trial_that_raises_says_why(
     events: list[Message],
-    task: dict[str, Any],
+    wire: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
     error: Exception,
     event: Message,
@@ -86,6 +88,6 @@ def test_trial_that_raises_says_why(
         raise error
 
     monkeypatch.setattr(worker, "train", train)
-    worker.run_trial(task)
+    worker.run_trial(wire)
     assert isinstance(events[0], Started)
     assert events[1:] == [event]
