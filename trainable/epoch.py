@@ -1,8 +1,10 @@
-"""One epoch of a trial: what was measured, kept apart from how the training went on."""
+"""Epochs of a trial: what was measured, kept apart from how training went on; which is best."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
+
+from trainable.novelty.metrics import METRICS
 
 _NUMBER = "epoch"
 _BOOKKEEPING = {"seconds": "epoch_s", "images_per_s": "images_per_s", "peak_bytes": "peak_bytes"}
@@ -38,3 +40,18 @@ class Epoch:
         kept = {name: getattr(self, key) for key, name in _BOOKKEEPING.items()}
         known = {name: value for name, value in kept.items() if value is not None}
         return {_NUMBER: self.number, **known, **self.metrics}
+
+
+def best_epoch(epochs: Sequence[Epoch], metric: str = "score") -> Epoch:
+    """Return the first epoch that is best by `metric`; where nothing was held out, the last one.
+
+    Args:
+        epochs: At least one.
+        metric: One of `METRICS`. Its `METRIC_calibration` is looked at, which is no result; where
+            an epoch lacks it (a search of before), that of the score.
+    """
+    for name in (metric, "score"):
+        key, sign = f"{name}_calibration", -1.0 if METRICS.get(name) == "minimize" else 1.0
+        if all(key in epoch.metrics for epoch in epochs):
+            return max(epochs, key=lambda epoch: sign * epoch.metrics[key])
+    return epochs[-1]

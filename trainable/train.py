@@ -28,6 +28,7 @@ from trainable.classifier import (
 from trainable.config import TrialConfig, parse_settings
 from trainable.data.dataset import Data, default_cache, folder_for_images, load_data
 from trainable.data.splits import Pools, make_folds, make_pools
+from trainable.epoch import Epoch, best_epoch
 from trainable.errors import Parser, TrialError, UserError, typed
 from trainable.memory import keep_freed_memory
 from trainable.model.branch import BranchModel
@@ -78,7 +79,7 @@ def train(
 ) -> TrialResult:
     """Train one configuration and return the metrics of its best epoch.
 
-    The best epoch is the one that is best by `metric`, see `best_epoch`.
+    The best epoch is the one that is best by `metric`, see `epoch.best_epoch`.
 
     Args:
         config: The variant.
@@ -94,7 +95,7 @@ def train(
             features are stored, whatever `cache` says, and a GPU too computes in float32, with
             neither bf16 autocast nor TF32.
         stop_after: End after this many epochs, on the schedule of `config.epochs`.
-        metric: What the best epoch is best by, see `best_epoch`.
+        metric: What the best epoch is best by, see `epoch.best_epoch`.
         shares: Pools like `pools` that leave images out: further heads on the same features train
             in step without those, and say at the end what they make of them, see
             `TrialResult.shares`.
@@ -130,7 +131,7 @@ def train(
             metrics |= evaluate(outputs, config, metric)
         history.append(metrics)
         if folder is not None:
-            if len(pools.val) and best_epoch(history, metric) is metrics:
+            if len(pools.val) and _best(history, metric) is metrics:
                 rule = choose_rule(outputs, config)
                 save_classifier(
                     folder, config, data, pools, trainer.evaluated, metrics, rule, trainer.banks()
@@ -138,7 +139,7 @@ def train(
                 save_outputs(folder, outputs)
             save_checkpoint(folder, epoch, trainer.state() | {"history": history})
         report(metrics)
-    result = best_epoch(history, metric)
+    result = _best(history, metric)
     if folder is not None and len(pools.val) and config.epochs:
         # The best model once more, with every score that could be chosen after the fact.
         load_weights(folder, trainer.evaluated)
@@ -178,19 +179,10 @@ def _note_out_of_reach(
         )
 
 
-def best_epoch(history: list[Metrics], metric: str = "score") -> Metrics:
-    """Return the first epoch that is best by `metric`; where nothing was held out, the last one.
-
-    Args:
-        history: What `train` reported, at least one epoch.
-        metric: One of `METRICS`. Its `METRIC_calibration` is looked at, which is no result; where
-            an epoch lacks it (a search of before), that of the score.
-    """
-    for name in (metric, "score"):
-        key, sign = f"{name}_calibration", -1.0 if METRICS.get(name) == "minimize" else 1.0
-        if all(key in metrics for metrics in history):
-            return max(history, key=lambda metrics: sign * metrics[key])
-    return history[-1]
+def _best(history: list[Metrics], metric: str) -> Metrics:
+    """Return what was reported of the best epoch."""
+    number = best_epoch([Epoch.of(metrics) for metrics in history], metric).number
+    return next(metrics for metrics in history if metrics["epoch"] == number)
 
 
 def main(argv: list[str] | None = None) -> int:

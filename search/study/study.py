@@ -17,9 +17,8 @@ from search.space.space import Space
 from search.study.pruning import decide, is_rung, record_rungs, rung_epoch, rungs_of
 from search.study.sampler import make_sampler
 from trainable.config import TrialConfig
-from trainable.epoch import Epoch
+from trainable.epoch import Epoch, best_epoch
 from trainable.schema import schema_of
-from trainable.train import best_epoch
 
 _PASSED = "passed_epoch"
 
@@ -207,8 +206,7 @@ class Study:
         is_known = epoch.number < len(trial.epochs)
         if is_known or is_last or not self._should_prune(trial, epoch.number):
             return False
-        history = [each.to_dict() for each in trial.epochs]
-        best = Epoch.of(best_epoch(history, self._space.metrics[0]))
+        best = best_epoch(trial.epochs, self._space.metrics[0])
         self._tell(replace(trial, state=TrialState.PRUNED, best=best))
         return True
 

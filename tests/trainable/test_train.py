@@ -38,7 +38,6 @@ from trainable.parts import LOSSES
 from trainable.train import (
     Metrics,
     TrialResult,
-    best_epoch,
     default_novel,
     left_out_lines,
     main,
@@ -621,38 +620,6 @@ def test_what_left_out_superclasses_are_worth_and_cost_is_said() -> None:
 
 
 # --- Results -----------------------------------------------------------------------------
-
-
-def history(*scores: float) -> list[Metrics]:
-    return [
-        {"epoch": epoch, "score": 1 - score, "score_calibration": score}
-        for epoch, score in enumerate(scores, start=1)
-    ]
-
-
-@pytest.mark.parametrize(
-    ("scores", "best"), [((0.1, 0.3, 0.2), 2), ((0.3, 0.1, 0.3), 1), ((0.5,), 1), ((0, 0), 1)]
-)
-def test_best_epoch_is_the_first_with_the_highest_calibration_score(
-    scores: tuple[float, ...], best: int
-) -> None:
-    assert best_epoch(history(*scores))["epoch"] == best
-
-
-def test_without_calibration_the_last_epoch_is_the_best() -> None:
-    assert best_epoch([{"epoch": 1, "train_loss": 1.0}, {"epoch": 2, "train_loss": 2.0}]) == {
-        "epoch": 2,
-        "train_loss": 2.0,
-    }
-
-
-def test_best_epoch_is_best_by_the_metric_and_its_direction() -> None:
-    kept = [
-        {"epoch": 1, "score_calibration": 0.9, "ce_sub_calibration": 2.0, "seen_sub": 0.9},
-        {"epoch": 2, "score_calibration": 0.5, "ce_sub_calibration": 1.0, "seen_sub": 0.1},
-    ]
-    assert best_epoch(kept, "ce_sub")["epoch"] == 2
-    assert best_epoch(kept, "seen_sub")["epoch"] == 1, "no result chooses: as the score says"
 
 
 @pytest.mark.parametrize("metric", ["ce_sub", "auroc_sub", "seen_sub", "score_calibrated"])
