@@ -127,8 +127,9 @@ def in_whole(pools: Pools, split: Split) -> Pools:
 
     left_out = pools.left_out
     if left_out is not None:
-        left_out = torch.zeros(len(split.data.images), dtype=torch.bool)
-        left_out[split.rows] = pools.left_out
+        of_all = torch.zeros(len(split.data.images), dtype=torch.bool)
+        of_all[split.rows] = left_out
+        left_out = of_all
     return replace(
         pools,
         left_out=left_out,
@@ -257,7 +258,10 @@ def run_split(
     assert best is not None
     assert pooled is not None
     _, config, promised, (rule, rejected) = best
-    config = replace(config, super_novelty_score=rule.super_score, sub_novelty_score=rule.sub_score)
+    scores: dict[str, Any] = {
+        "super_novelty_score": rule.super_score, "sub_novelty_score": rule.sub_score,
+    }  # fmt: skip
+    config = replace(config, **scores)
     pools = in_whole(make_refit_pools(split.searched, config), split)
     # By the images that the search has: the shares of all of them would train on the test.
     shares = [in_whole(each, split) for each in pools_of_shares(split.searched, config)]

@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import optuna
 
@@ -151,9 +152,7 @@ class _Visible(Study):
 SIDES: dict[str, type[Study]] = {"ours": Study, "random": _Random, "visible": _Visible}
 
 
-def search(
-    side: type[Study], space: Space, truth: Callable[[TrialConfig], float], seed: int
-) -> float:
+def search(side: type[Study], space: Space, truth: Callable[[Any], float], seed: int) -> float:
     """Run one search of `space`; return the true value of the sampled trial that it reports."""
     study = side(optuna.create_study(direction="maximize"), space, seed=seed, observers=[])
     by_hand = sorted(truth(config) for config in space.samples[len(space.baselines) :])

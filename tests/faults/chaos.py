@@ -16,6 +16,7 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import psutil
@@ -191,9 +192,10 @@ def _compare(calm: Search, chaotic: Search, trials: int) -> dict[str, object]:
     experiment = client.get_experiment_by_name("noveltune")
     runs = list(client.search_runs([experiment.experiment_id], max_results=10_000))
     children = [run for run in runs if run.data.tags["level"] == "trial"]
+    epochs_trained: dict[Any, Any] = found.set_index("number")["epochs_trained"].to_dict()
     epochs_right = all(
         [metric.step for metric in client.get_metric_history(run.info.run_id, "score")]
-        == list(range(1, int(found.set_index("number").at[number, "epochs_trained"]) + 1))
+        == list(range(1, int(epochs_trained[number]) + 1))
         for run in children
         for number in [int(run.data.tags["trial"])]
     )

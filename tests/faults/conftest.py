@@ -1,6 +1,6 @@
 """A small search that fault tests run in this process, on one Ray instance."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ class SmallSearch:
     def run(
         self,
         trials: int,
-        faults: dict[int, Fault] | None = None,
+        faults: Mapping[int, Fault] | None = None,
         *,
         concurrency: int | None = 1,
         gpus_per_trial: float = 0.0,

@@ -7,7 +7,7 @@ has. Everything else is the real thing.
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -86,7 +86,7 @@ def record_node(_trainer: Trainer, epoch: int, folder: Path) -> None:
     time.sleep(5.0)
 
 
-def with_faults(faults: dict[int, Fault]) -> Callable[[dict[str, Any]], None]:
+def with_faults(faults: Mapping[int, Fault]) -> Callable[[dict[str, Any]], None]:
     """Return a trainable that befalls trial N with `faults[N]` at the start of every epoch."""
 
     def trial(wire: dict[str, Any], **shipped: Any) -> None:

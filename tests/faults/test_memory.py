@@ -49,7 +49,7 @@ def test_a_trial_out_of_gpu_memory_is_tried_again_alone_with_a_whole_gpu(
     small_search: SmallSearch,
 ) -> None:
     """Ray takes our word for the GPU."""
-    faults = dict.fromkeys((0, 2), faulty.record_share)
+    faults: dict[int, faulty.Fault] = dict.fromkeys((0, 2), faulty.record_share)
     faults |= {1: faulty.need_a_whole_gpu, 3: faulty.run_out_of_gpu_memory}
     lines: list[str] = []
     with ray_cluster(num_cpus=2, num_gpus=1) as cluster, connected(cluster.address):

@@ -249,7 +249,7 @@ def test_a_search_whose_connections_are_cut_loses_and_doubles_nothing(
         if is_cut and moment == "at every commit":
             sa.event.listen(engine, "commit", cut)
         with only_driver(UPath("memory://search"), optuna_study) as check:
-            study = Study(optuna_study, load_space(file), seed=0, observers=[], check=check)
+            study = Study(optuna_study, load_space(UPath(file)), seed=0, observers=[], check=check)
             told = Epoch(number=1, metrics={"score": 0.5})
             while (trial := study.next()) is not None:
                 for act, content in (
@@ -259,7 +259,7 @@ def test_a_search_whose_connections_are_cut_loses_and_doubles_nothing(
                 ):
                     if is_cut and moment == "between calls":
                         cut_connections(postgres_url)
-                    act(trial.number, **content)  # type: ignore[operator]
+                    act(trial.number, **content)
                 if is_cut and moment == "between calls":
                     cut_connections(postgres_url)
         left = open_study(postgres_url, name).get_trials()

@@ -62,7 +62,8 @@ def test_a_trial_whose_process_always_dies_fails_after_bounded_retries(
 def test_ten_failures_in_a_row_stop_the_search_with_the_commonest_reason(
     small_search: SmallSearch,
 ) -> None:
-    faults = dict.fromkeys(range(1, 30), faulty.raise_error) | {3: faulty.make_loss_nan}
+    faults: dict[int, faulty.Fault] = dict.fromkeys(range(1, 30), faulty.raise_error)
+    faults[3] = faulty.make_loss_nan
     with pytest.raises(SearchStoppedError, match="10 trials in a row failed: ZeroDivisionError"):
         small_search.run(20, faults)
     assert small_search.states().count("FAIL") == 10

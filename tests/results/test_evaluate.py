@@ -16,7 +16,7 @@ from results.evaluation import Evaluation, evaluate, frequent
 from results.labels import UNLABELLED, Labels
 from results.promise import comparable
 from tests.trainable.made_outputs import make_outputs
-from tests.trainable.tiny import tiny_config, write_weights
+from tests.trainable.tiny import silent, tiny_config, write_weights
 from trainable.classifier import Classifier
 from trainable.config import TrialConfig
 from trainable.data.dataset import load_data
@@ -228,10 +228,10 @@ def trial(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, P
     """A trained trial's folder, and its weights."""
     folder = tmp_path_factory.mktemp("trial")
     weights = write_weights(folder / "weights.pt")
-    loaded = load_data(str(data), str(data / "novel_images"), folder / "cache", note=str)
+    loaded = load_data(str(data), str(data / "novel_images"), folder / "cache", note=silent)
     train(
         tiny_config(fine_tune="frozen"), loaded, lambda _: None,
-        folder=UPath(folder / "model"), weights=weights, note=str,
+        folder=UPath(folder / "model"), weights=weights, note=silent,
     )  # fmt: skip
     return folder / "model", weights
 

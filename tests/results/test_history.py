@@ -4,6 +4,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+from upath import UPath
 
 from results.history import trials_frame
 from results.record import (
@@ -18,7 +19,7 @@ from trainable.schema import SCHEMA, SchemaError
 
 def test_rows_show_state_config_and_metrics_of_every_trial(tmp_path: Path) -> None:
     study = optuna.create_study(
-        storage=study_url(tmp_path, record()), study_name="asked", direction="maximize"
+        storage=study_url(UPath(tmp_path), record()), study_name="asked", direction="maximize"
     )
     config = TrialConfig(alpha=0.5, architecture="two_models")
     metrics = dict.fromkeys(METRICS, 0.25) | {"epoch": 2, "tau_super": 0.9, "tau_sub": 0.1}
@@ -36,7 +37,7 @@ def test_rows_show_state_config_and_metrics_of_every_trial(tmp_path: Path) -> No
     failed.set_user_attr("reason", "out of memory")
     study.tell(failed, state=optuna.trial.TrialState.FAIL)
     study.ask()  # its driver was killed before it had a configuration
-    trials = trials_frame(tmp_path, record())
+    trials = trials_frame(UPath(tmp_path), record())
     assert [*trials["number"]] == [0, 1, 2]
     assert [*trials["state"]] == ["COMPLETE", "FAIL", "RUNNING"]
     assert [*trials["baseline"]] == [True, False, False]
@@ -52,20 +53,20 @@ def test_rows_show_state_config_and_metrics_of_every_trial(tmp_path: Path) -> No
 def test_study_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "study.db").write_bytes(b"no database, but long enough to be looked at" * 100)
     with pytest.raises(RunError, match=r"the study sqlite:///.*study\.db cannot be read"):
-        trials_frame(tmp_path, record())
+        trials_frame(UPath(tmp_path), record())
 
 
 def test_study_that_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"the study sqlite:///.*study\.db cannot be read"):
-        trials_frame(tmp_path, record())
+        trials_frame(UPath(tmp_path), record())
 
 
 def test_study_of_a_later_version_is_refused_naming_both(tmp_path: Path) -> None:
-    study = optuna.create_study(storage=study_url(tmp_path, record()), study_name="asked")
+    study = optuna.create_study(storage=study_url(UPath(tmp_path), record()), study_name="asked")
     study.set_user_attr("schema", SCHEMA + 1)
     study.set_user_attr("version", "9.8.7")
     with pytest.raises(SchemaError, match=r"the study sqlite:.* noveltune 9\.8\.7 in schema"):
-        trials_frame(tmp_path, record())
+        trials_frame(UPath(tmp_path), record())
     # Before any of its parts runs, which may need that version, too.
     with pytest.raises(SchemaError):
-        trials_frame(tmp_path, record(said={"PARTS": {"files": ["missing.py"]}}))
+        trials_frame(UPath(tmp_path), record(said={"PARTS": {"files": ["missing.py"]}}))

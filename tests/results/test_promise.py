@@ -3,6 +3,7 @@
 import io
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,7 +25,7 @@ def search(tmp_path: Path) -> Search:
     for lr, (a, b) in ((0.01, (0.95, 0.60)), (0.02, (0.80, 0.78)), (0.03, (0.50, 0.79))):
         ends = {"interval.score.low": a - 0.1, "interval.score.high": a + 0.1}
         parts = {"part_a.score": a, "part_b.score": b}
-        search.tell(lr=lr, score=(a + b) / 2, **parts, **ends)
+        search.tell(lr=lr, metrics={"score": (a + b) / 2} | parts | ends)
     search.tell("PRUNED", lr=0.04, score=0.1)
     return search
 
@@ -40,7 +41,8 @@ def test_nested_choice_judges_each_partss_best_on_the_other(search: Search) -> N
 
 def test_nested_choice_has_no_advantage_where_all_trials_are_equally_good() -> None:
     rng = np.random.default_rng(0)
-    gains, nested = [], []
+    gains: list[float] = []
+    nested: list[Any] = []
     for _ in range(200):
         a, b = rng.normal(0.8, 0.03, (2, 16))
         frame = pd.DataFrame({"part_a.score": a, "part_b.score": b, "state": "COMPLETE"})
@@ -57,8 +59,8 @@ def test_repeats_one_trial_and_trials_without_parts_have_no_nested_choice(tmp_pa
     search.tell(lr=0.02, score=0.8)
     assert nested_choice(search.trials, "score") is None
     assert intervals_of(search.trials.iloc[0]) == {}
-    search.tell(lr=0.03, **{"part_a.score": 0.5, "part_b.score": 0.5})
-    search.tell(lr=0.03, seed=1, repeat_of=2, **{"part_a.score": 0.9, "part_b.score": 0.9})
+    search.tell(lr=0.03, metrics={"part_a.score": 0.5, "part_b.score": 0.5})
+    search.tell(lr=0.03, seed=1, repeat_of=2, metrics={"part_a.score": 0.9, "part_b.score": 0.9})
     assert nested_choice(search.trials, "score") is None
     assert nested_choice(search.trials, "auroc_sub") is None
 

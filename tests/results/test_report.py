@@ -3,6 +3,7 @@
 import io
 import re
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,9 +43,9 @@ class Search:
             cache="cache", study=None, study_name="asked", tracking_uri="sqlite:///mlflow.db",
             version="0.1.0",
         )  # fmt: skip
-        self.record.save(folder)
+        self.record.save(UPath(folder))
         self.study = optuna.create_study(
-            storage=study_url(folder, self.record),
+            storage=study_url(UPath(folder), self.record),
             study_name="asked",
             directions=[METRICS[name] for name in metrics],
         )
@@ -62,10 +63,11 @@ class Search:
         epoch: int = 1,
         tau: float = 0.5,
         reason: str = "",
-        **metrics: float,
+        metrics: Mapping[str, float] | None = None,
+        **more: float,
     ) -> None:
         """Add a trial; a metric that is not given is 0.5."""
-        found: dict[str, Any] = dict.fromkeys(METRICS, 0.5) | metrics
+        found: dict[str, Any] = dict.fromkeys(METRICS, 0.5) | (metrics or {}) | more
         found |= {"epoch": epoch, "tau_super": tau, "tau_sub": 1 - tau}
         has_params = not baseline and repeat_of is None
         config = TrialConfig(architecture=architecture, lr=lr, seed=seed, head=head)
@@ -89,7 +91,7 @@ class Search:
 
     @property
     def trials(self) -> pd.DataFrame:
-        return trials_frame(self.folder, self.record)
+        return trials_frame(UPath(self.folder), self.record)
 
     def read(self) -> material.Search:
         """Return it as a report sees it."""
@@ -99,7 +101,7 @@ class Search:
         """Write the report; return the names of its files."""
         files = report.write_report([self.read()])
         assert all(file.stat().st_size > 0 for file in files)
-        return [str(file.relative_to(self.folder)) for file in files]
+        return [str(file.relative_to(UPath(self.folder))) for file in files]
 
     def tables(self) -> str:
         """Return the tables as printed, 200 columns wide."""
@@ -244,7 +246,7 @@ def test_latex_of_the_main_table_is_escaped_and_has_mean_and_range(search: Searc
 def test_trials_table_holds_configuration_and_metrics(search: Search) -> None:
     search.tell(baseline=True, score=0.2)
     search.tell(lr=0.01, score=0.4)
-    write_tables(search.folder, search.trials, search.record)
+    write_tables(UPath(search.folder), search.trials, search.record)
     table = pd.read_csv(search.folder / "trials.csv")
     assert [*table["number"]] == [0, 1]
     assert [*table["lr"]] == [1e-3, 0.01]
@@ -284,7 +286,9 @@ def test_searches_with_parts_of_their_own_are_shown_beside_each_other(
             search.tell(head=f"{name}_head", score=0.4)
             search.tell(head=f"{name}_head", score=0.3, lr=1e-2)
             parts.save(UPath(search.folder / PARTS_FOLDER))
-            replace(search.record, said={"PARTS": {"files": ["mine.py"]}}).save(search.folder)
+            replace(search.record, said={"PARTS": {"files": ["mine.py"]}}).save(
+                UPath(search.folder)
+            )
         names = ["--name", "first", "--name", "second", "--name", "first"]
         assert report.main([*names, "--storage", str(tmp_path)]) == 0
     finally:

@@ -157,7 +157,9 @@ def test_slots_are_filled_and_a_pause_before_a_resume_is_no_time(search: Search)
     assert frame["best"].tolist() == [0.2, 0.3, 0.3, 0.3]
     picture = overview.history(search.read())
     assert picture is not None
-    by_trial, by_clock = (figure.axes[0].lines[0].get_ydata() for figure in picture.figures)
+    by_trial, by_clock = (
+        np.asarray(figure.axes[0].lines[0].get_ydata()) for figure in picture.figures
+    )
     assert [*by_trial] == [0.1, 0.2, 0.3, 0.3]
     assert [*by_clock] == [0.2, 0.3, 0.3, 0.3]
 
@@ -250,7 +252,7 @@ def test_confusion_and_subclass_table_agree_with_the_metrics(search: Search) -> 
 
 def test_a_search_without_novel_images_has_no_picture_against_them(search: Search) -> None:
     missing = dict.fromkeys(("unseen_super", "unseen_sub"), float("nan"))
-    search.tell(score=0.6, lr=0.01, **missing)
+    search.tell(lr=0.01, metrics={"score": 0.6} | missing)
     assert overview.tradeoff(search.read()) is None
     assert {each.name for each in overview.pictures(search.read())} >= {"history", "learning"}
 
@@ -287,7 +289,7 @@ def test_images_that_are_not_at_hand_leave_a_line_and_their_rows(search: Search)
 
 def test_scores_that_are_all_equal_can_be_drawn(search: Search) -> None:
     outputs = make_outputs()
-    flat = {
+    flat: dict[str, Any] = {
         name: torch.zeros_like(getattr(outputs, name)) for name in ("super_logits", "sub_logits")
     }
 
@@ -302,7 +304,7 @@ def test_scores_that_are_all_equal_can_be_drawn(search: Search) -> None:
 def test_three_sentences_say_what_by_how_much_and_how_sure(search: Search) -> None:
     search.tell(baseline=True, score=0.40)
     ends = {"interval.score.low": 0.42, "interval.score.high": 0.55}
-    search.tell(lr=0.01, score=0.50, **ends)
+    search.tell(lr=0.01, metrics={"score": 0.50} | ends)
     search.tell(lr=0.1, score=0.47)
     what, how_much, how_sure = answer.sentences(search.read())
     assert what == "The best of 3 complete trials is trial 1 (lr 0.01), with a score of 50.0%."

@@ -9,7 +9,7 @@ from tests.trainable.test_epoch import EPOCHS
 from trainable.config import TrialConfig
 from trainable.schema import SCHEMA
 
-OPTUNA = optuna.trial.TrialState
+OPTUNA = {state.name: state for state in optuna.trial.TrialState}
 
 
 def stored(trial: Trial) -> optuna.trial.FrozenTrial:
@@ -52,13 +52,13 @@ def test_trial_comes_back_as_it_was_stored(trial: Trial) -> None:
 
 
 def test_states_are_optunas() -> None:
-    assert {state.value for state in TrialState} == {state.name for state in OPTUNA}
+    assert {state.value for state in TrialState} == {*OPTUNA}
     for state in TrialState:
         assert state.is_finished == OPTUNA[state].is_finished()
 
 
 def test_reason_that_a_killed_driver_left_is_none_of_a_trial_that_goes_on() -> None:
     left = optuna.trial.create_trial(
-        state=OPTUNA.RUNNING, user_attrs={"config": TrialConfig().to_dict(), "reason": "so near"}
+        state=OPTUNA["RUNNING"], user_attrs={"config": TrialConfig().to_dict(), "reason": "so near"}
     )
     assert from_optuna(left, SCHEMA).reason == ""

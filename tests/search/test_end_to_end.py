@@ -171,7 +171,7 @@ def runs_of(folder: Path, level: str) -> list[Run]:
 
 def trials_of(folder: Path, name: str) -> pd.DataFrame:
     run_folder = folder / "runs" / name
-    return trials_frame(run_folder, load_record(run_folder))
+    return trials_frame(UPath(run_folder), load_record(UPath(run_folder)))
 
 
 def steps_of(folder: Path, child: Run, metric: str) -> list[int]:
@@ -338,7 +338,7 @@ def test_mlflow_parent_holds_the_question_the_data_and_the_table(finished: Finis
     assert artifacts == {"search.json", "space.py", "trials.csv"}
     (given,) = parent.inputs.dataset_inputs
     assert given.dataset.name == "tiny"
-    assert json.loads(given.dataset.profile) == {"known": 96, "all": 144}
+    assert json.loads(str(given.dataset.profile)) == {"known": 96, "all": 144}
     assert parent.data.params["num_trials"] == "4"
     assert parent.data.params["metric"] == "score"
     assert parent.data.tags["mlflow.runName"] == "tiny"
@@ -684,7 +684,7 @@ BASELINES = [{"fine_tune": fine_tune, "image_size": 32, "novel_images": 16, "lr"
 def results_of(folder: Path, name: str) -> list[dict[str, Any]]:
     """Return every trial's configuration and metrics, but not how long they took."""
     trials = trials_of(folder, name).drop(columns=["config"])
-    return [{k: str(v) for k, v in row.items()} for row in trials.to_dict("records")]
+    return [{str(k): str(v) for k, v in row.items()} for row in trials.to_dict("records")]
 
 
 def test_speed_paths_change_no_result(folder: Path, arguments: list[str]) -> None:
@@ -696,7 +696,7 @@ def test_speed_paths_change_no_result(folder: Path, arguments: list[str]) -> Non
     assert run(folder, *slow, "--trials", "2", **own).code == 0
     resumed = ["-m", "search.run", "--resume", "--name", "slow", "--trials", "3"]
     assert run(folder, *resumed, **own).code == 0
-    assert load_record(folder / "runs/slow").cache is None
+    assert load_record(UPath(folder / "runs/slow")).cache is None
     assert not (folder / "unused" / "noveltune").exists()
     assert [*(folder / "temporary").glob("noveltune-*")] == []
     fast = results_of(folder, "fast")
@@ -721,14 +721,14 @@ def test_repeats_killed_in_the_middle_are_resumed_and_the_best_mean_is_refitted(
     repeats.wait_for(is_there(folder, "runs/tiny/trials/0000[3-6]/outputs.safetensors"))
     repeats.process.kill()
     repeats.ended()
-    planned = load_record(folder / "runs/tiny").repeats
+    planned = load_record(UPath(folder / "runs/tiny")).repeats
     assert len(planned) == 4
     assert "RUNNING" in {*trials_of(folder, "tiny")["state"]} or len(trials_of(folder, "tiny")) < 7
 
     done = run(folder, *resume)
     assert done.code == 0, done
     assert "Best by mean over 3 seeds: trial " in done.out
-    assert load_record(folder / "runs/tiny").repeats == planned
+    assert load_record(UPath(folder / "runs/tiny")).repeats == planned
     assert_mlflow_mirrors_the_study(folder, "tiny", 7)
     after = trials_of(folder, "tiny")
     pd.testing.assert_frame_equal(after[:3], before)

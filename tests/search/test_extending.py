@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from ray._private import services
+from ray._private.services import node_ip_address_from_perspective  # type: ignore[attr-defined]
 
 from tests.clusters import ray_cluster
 
@@ -44,7 +44,7 @@ def test_page_of_own_parts_runs_as_it_is_written(tmp_path: Path, data: Path) -> 
     search, resume, refit = (["-m", *shlex.split(line)] for line in SHELL.splitlines())
     small = ["--data", str(data), "--novel", str(data / "novel_images"),
              "--cache", str(tmp_path / "cache")]  # fmt: skip
-    host = services.node_ip_address_from_perspective()
+    host = node_ip_address_from_perspective()
     with ray_cluster(num_cpus=1, node_ip_address=host) as cluster:
         cluster.add_node(num_cpus=1)
         there = ["--address", cluster.address, "--json"]

@@ -25,7 +25,7 @@ from search.refit import main
 from search.retrain import RefitError, chosen, common_rule, evaluate_built_in
 from tests.results.test_record import record
 from tests.results.test_report import Search
-from tests.trainable.tiny import tiny_config, write_weights
+from tests.trainable.tiny import silent, tiny_config, write_weights
 from trainable.classifier import Classifier, save_classifier
 from trainable.data.dataset import load_data
 from trainable.data.splits import make_refit_pools
@@ -146,7 +146,7 @@ def kept(
 @pytest.fixture
 def folder(kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of its own, as the working folder of commands that know nothing of each other."""
-    mlflow.set_tracking_uri(None)
+    mlflow.set_tracking_uri("")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     shutil.copytree(kept / "runs", tmp_path / "runs")
     shutil.copy(kept / "mlflow.db", tmp_path)
@@ -300,11 +300,11 @@ def test_search_predicts_by_its_name_in_a_storage(
 def test_refit_of_the_built_in_data_says_what_was_promised_and_what_its_test_shows(
     tmp_path: Path, data: Path, search: Search, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loaded = load_data(str(data), str(data / "novel_images"), tmp_path / "cache", note=str)
+    loaded = load_data(str(data), str(data / "novel_images"), tmp_path / "cache", note=silent)
     weights = write_weights(tmp_path / "weights.pt")
     config = tiny_config(fine_tune="frozen")
     pools = make_refit_pools(loaded, config)
-    result = train(config, loaded, lambda _: None, pools=pools, weights=weights, note=str)
+    result = train(config, loaded, lambda _: None, pools=pools, weights=weights, note=silent)
     promise = {"score": 0.9, "interval.score.low": 0.8, "interval.score.high": 0.95}
     rule = Rule(
         super_score="msp", sub_score="msp", tau_super=0.3, tau_sub=(0.1,) * 3,

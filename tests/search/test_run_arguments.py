@@ -361,7 +361,7 @@ def test_mistake_in_a_url_shows_no_password(
     try:
         code = main([argument for pair in known.items() for argument in pair])
     except SystemExit as raised:  # of argparse
-        code = raised.code
+        code = int(raised.code or 0)
     captured = capsys.readouterr()
     assert code == 2
     assert "error: " in captured.err

@@ -8,12 +8,13 @@ from typing import Any
 
 import optuna
 import pytest
+from upath import UPath
 
 import search.space.file
 from search.space.file import DRY_TRIALS, SpaceError
 from search.space.space import Space, load_space
 from search.space.suggestions import described
-from trainable.config import TrialConfig
+from trainable.config import TASKS, TrialConfig
 from trainable.novelty.bank import all_of_features
 
 SPACES = Path(__file__).parents[2] / "spaces"
@@ -42,7 +43,7 @@ def asked(tmp_path: Path) -> Path:
 
 def load(asked: Path, text: str, **options: Any) -> Space:
     asked.write_text(text)
-    return load_space(asked, **options)
+    return load_space(UPath(asked), **options)
 
 
 def one_sample(space: Space, seed: int = 0) -> tuple[TrialConfig, optuna.Trial]:
@@ -60,7 +61,7 @@ def test_every_space_file_is_under_test() -> None:
 
 @pytest.mark.parametrize("name", FILES)
 def test_space_file_of_the_repository_loads_and_gives_valid_configurations(name: str) -> None:
-    space = load_space(SPACES / name)
+    space = load_space(UPath(SPACES / name))
     dry = 0 if space.function is None else DRY_TRIALS
     assert len(space.samples) == len(space.baselines) + dry
     assert space.num_trials >= len(space.baselines)
@@ -71,13 +72,13 @@ def test_space_file_of_the_repository_loads_and_gives_valid_configurations(name:
 
 @pytest.mark.parametrize("name", FILES)
 def test_space_file_of_the_repository_says_its_command_and_cost(name: str) -> None:
-    source = load_space(SPACES / name).source.decode()
+    source = load_space(UPath(SPACES / name)).source.decode()
     assert f"python -m search.run --space spaces/{name}" in source
     assert re.search(r"^Cost: ", source, re.MULTILINE)
 
 
 def test_paper_space_is_five_configurations_for_each_of_three_seeds() -> None:
-    space = load_space(SPACES / "paper.py")
+    space = load_space(UPath(SPACES / "paper.py"))
     assert space.function is None
     assert space.num_trials == len(space.baselines) == 15
     seeds = [baseline["seed"] for baseline in space.baselines]
@@ -110,7 +111,7 @@ def test_paper_and_full_ablation_start_with_the_papers_five_configurations() -> 
         b | {"sub_head": "cosine"},
     ]
     for name in ("paper.py", "full_ablation.py"):
-        space = load_space(SPACES / name)
+        space = load_space(UPath(SPACES / name))
         assert paper_configurations(space) == expected
         assert (space.baselines[0]["alpha"], space.baselines[0]["temperature"]) == (0.1, 1.0)
 
@@ -120,7 +121,7 @@ def test_paper_and_full_ablation_start_with_the_papers_five_configurations() -> 
 )
 def test_frozen_superclass_branches_may_be_told_by_features_and_bounds(name: str) -> None:
     """Thresholds found on borrowed images find hardly any superclass that was left out."""
-    samples = load_space(SPACES / name).samples
+    samples = load_space(UPath(SPACES / name)).samples
     frozen = [each for each in samples if each.of("super", "fine_tune") == "frozen"]
     scores = {each.of("super", "novelty_score") for each in frozen}
     assert scores & set(all_of_features())
@@ -130,7 +131,7 @@ def test_frozen_superclass_branches_may_be_told_by_features_and_bounds(name: str
 
 
 def test_full_ablation_meets_every_question_of_the_paper() -> None:
-    space = load_space(SPACES / "full_ablation.py")
+    space = load_space(UPath(SPACES / "full_ablation.py"))
     sampled = space.samples[len(space.baselines) :]
     assert {config.architecture for config in sampled} == {"two_heads", "two_models"}
     assert {config.novel_images for config in sampled} == {0, 1000, 5000}
@@ -141,7 +142,7 @@ def test_full_ablation_meets_every_question_of_the_paper() -> None:
         assert len(set(taus)) > 5
     for architecture in ("two_heads", "two_models"):
         of_it = [config for config in sampled if config.architecture == architecture]
-        for task in ("super", "sub"):
+        for task in TASKS:
             modes = {config.of(task, "fine_tune") for config in of_it}
             assert {mode.rstrip("0123456789") for mode in modes} == {"full", "frozen", "last_"}
             assert len({config.of(task, "lr") for config in of_it}) > 5
@@ -275,19 +276,19 @@ def test_metric_that_is_no_name_and_no_tuple_of_names_is_refused(asked: Path, me
 
 def test_missing_file_is_named(asked: Path) -> None:
     with pytest.raises(SpaceError) as raised:
-        load_space(asked)
+        load_space(UPath(asked))
     assert str(raised.value) == f"--space {asked}: cannot be read (No such file or directory)"
 
 
 def test_folder_is_no_space_file(tmp_path: Path) -> None:
     with pytest.raises(SpaceError, match=r"cannot be read \(Is a directory\)"):
-        load_space(tmp_path)
+        load_space(UPath(tmp_path))
 
 
 def test_file_that_is_not_text_is_refused(asked: Path) -> None:
     asked.write_bytes(b"\xff\xfe\x00NUM_TRIALS")
     with pytest.raises(SpaceError, match=r"--space .*asked\.py: not a text file"):
-        load_space(asked)
+        load_space(UPath(asked))
 
 
 def test_syntax_error_names_file_and_line(asked: Path) -> None:
@@ -382,7 +383,7 @@ def test_ranges_of_what_was_suggested_read_as_a_person_writes_them(asked: Path) 
 
 
 def test_same_file_is_sampled_the_same_way_every_time(asked: Path) -> None:
-    assert load(asked, HEADER + CONDITIONAL).samples == load_space(asked).samples
+    assert load(asked, HEADER + CONDITIONAL).samples == load_space(UPath(asked)).samples
 
 
 # --- Fixed keys ----------------------------------------------------------------------------------
@@ -597,15 +598,15 @@ def test_modules_beside_the_file_are_found_and_kept_for_the_resume(
     space = load(asked, text)
     expected = (8, 0.25, 0.125, 0.75, 0.5)
     kept = tmp_path / "runs" / "asked"
-    space.save(kept, "space.py")
+    space.save(UPath(kept), "space.py")
     for each in tmp_path.glob("*_here.py"):
         each.write_text("raise RuntimeError('the original was asked')\n")
-    for loaded in (space, load_space(kept / "space.py")):
+    for loaded in (space, load_space(UPath(kept / "space.py"))):
         config = loaded.samples[-1]
         found = (config.batch_size, config.lr, config.weight_decay, config.mixup, config.alpha)
         assert found == expected
     (kept / "space_modules/of_an_older_start.py").touch()
-    space.save(kept, "space.py")
+    space.save(UPath(kept), "space.py")
     names = {path.relative_to(kept).as_posix() for path in kept.rglob("*") if path.is_file()}
     assert names == {"space.py"} | {
         f"space_modules/{name}.py"
@@ -624,7 +625,7 @@ def test_files_in_two_folders_have_their_own_module_of_one_name(tmp_path: Path) 
         (tmp_path / str(size)).mkdir()
         (tmp_path / f"{size}/common_here.py").write_text(f"SIZE = {size}\n")
         (tmp_path / f"{size}/asked.py").write_text(text)
-        spaces.append(load_space(tmp_path / f"{size}/asked.py"))
+        spaces.append(load_space(UPath(tmp_path / f"{size}/asked.py")))
     assert [one_sample(space)[0].batch_size for space in spaces] == [8, 16]
 
 
@@ -665,9 +666,9 @@ def test_encoding_is_the_one_that_python_reads_and_is_kept(
 ) -> None:
     text = f'{start}"""Größe?"""\nNUM_TRIALS = 1\n{EMPTY}'
     asked.write_bytes(text.encode(encoding))
-    load_space(asked).save(tmp_path / "kept", "space.py")
+    load_space(UPath(asked)).save(UPath(tmp_path / "kept"), "space.py")
     for file in (asked, tmp_path / "kept/space.py"):
-        assert load_space(file).question == "Größe?"
+        assert load_space(UPath(file)).question == "Größe?"
 
 
 @pytest.mark.parametrize("text", ["# coding: nonsense\n", "\0"])
@@ -771,7 +772,7 @@ def test_parameter_that_a_fixed_key_overrides_is_named(asked: Path) -> None:
 
 @pytest.mark.parametrize("name", FILES)
 def test_space_file_of_the_repository_suggests_nothing_in_vain(name: str) -> None:
-    assert load_space(SPACES / name).unused == ()
+    assert load_space(UPath(SPACES / name)).unused == ()
 
 
 @pytest.mark.parametrize(
@@ -843,4 +844,4 @@ def test_setting_of_a_suggested_parameter_is_blamed_on_the_setting(tmp_path: Pat
         "    return {'lr': trial.suggest_float('lr', 1e-4, 1e-2)}\n"
     )
     with pytest.raises(SpaceError, match=r"^--set lr=fast: `lr` must be float"):
-        load_space(file, fixed={"lr": "fast"})
+        load_space(UPath(file), fixed={"lr": "fast"})

@@ -17,6 +17,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 from mlflow.entities import Param, Run
+from upath import UPath
 
 from results.mlflow_store import TrackingError
 from results.record import EXPERIMENT
@@ -90,7 +91,7 @@ def info_of(folder: Path, search_id: str = "0123") -> SearchInfo:
     return SearchInfo(
         id=search_id,
         name="asked",
-        folder=folder,  # type: ignore[arg-type]  (a path on a disk is one of what it takes)
+        folder=UPath(folder),
         params={"num_trials": 4, "seed": 0},
         tags={"git_commit": "unknown"},
     )
@@ -209,7 +210,8 @@ def test_search_is_shown_in_the_experiment_that_it_names(
 ) -> None:
     client = MlflowClient(uri)
     number = client.create_experiment("by number")
-    for named in ({"experiment": "by name"}, {"experiment_id": number}):
+    names: list[dict[str, Any]] = [{"experiment": "by name"}, {"experiment_id": number}]
+    for named in names:
         tracker = Tracker(uri, replace(info_of(tmp_path, search_id), **named), Notes())
         tracker.start(DATA, [])
         assert tracker.close("FINISHED", [])

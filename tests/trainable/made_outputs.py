@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -55,7 +56,10 @@ def make_outputs(
     )
 
 
-def mixed(a: Outputs, b: Outputs) -> Outputs:
+AnyOutputs = TypeVar("AnyOutputs", bound=Outputs)
+
+
+def mixed(a: AnyOutputs, b: AnyOutputs) -> AnyOutputs:
     """Return outputs with part A of one and part B of the other."""
     assert torch.equal(a.in_part_a, b.in_part_a)
 

@@ -34,8 +34,8 @@ def checkpoint(folder: Path, epoch: int) -> Path:
 def load(folder: Path) -> tuple[int | None, list[str]]:
     """Return the epoch of the loaded checkpoint and the notes."""
     notes: list[str] = []
-    loaded = load_checkpoint(folder, notes.append)
-    return loaded and loaded["epoch"], notes
+    loaded = load_checkpoint(UPath(folder), notes.append)
+    return None if loaded is None else loaded["epoch"], notes
 
 
 def truncate(file: Path) -> None:
@@ -136,7 +136,7 @@ def test_loaded_state_equals_the_saved_one(tmp_path: Path, uri: str) -> None:
 
 def test_two_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     for epoch in (8, 9, 10, 11):
-        save_checkpoint(tmp_path, epoch, state(epoch))
+        save_checkpoint(UPath(tmp_path), epoch, state(epoch))
     assert sorted(tmp_path.iterdir()) == [checkpoint(tmp_path, 10), checkpoint(tmp_path, 11)]
     assert KEPT_CHECKPOINTS == 2
     assert load(tmp_path) == (11, [])
@@ -145,10 +145,10 @@ def test_two_newest_checkpoints_are_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", [truncate, flip_a_byte, empty])
 def test_damaged_newest_checkpoint_gives_way_to_the_one_before(tmp_path: Path, damage: Any) -> None:
     for epoch in (1, 2):
-        save_checkpoint(tmp_path, epoch, state(epoch))
+        save_checkpoint(UPath(tmp_path), epoch, state(epoch))
     damage(checkpoint(tmp_path, 2))
-    epoch, notes = load(tmp_path)
-    assert epoch == 1
+    loaded, notes = load(tmp_path)
+    assert loaded == 1
     assert len(notes) == 1
     assert notes[0].startswith("checkpoint_00002_")
     assert notes[0].endswith(".pt is damaged; using the checkpoint before it")
@@ -156,10 +156,10 @@ def test_damaged_newest_checkpoint_gives_way_to_the_one_before(tmp_path: Path, d
 
 def test_damage_to_every_checkpoint_starts_the_trial_anew(tmp_path: Path) -> None:
     for epoch in (1, 2):
-        save_checkpoint(tmp_path, epoch, state(epoch))
+        save_checkpoint(UPath(tmp_path), epoch, state(epoch))
         flip_a_byte(checkpoint(tmp_path, epoch))
-    epoch, notes = load(tmp_path)
-    assert epoch is None
+    loaded, notes = load(tmp_path)
+    assert loaded is None
     assert len(notes) == 2
 
 
@@ -171,11 +171,11 @@ def test_folder_without_checkpoints_starts_the_trial(tmp_path: Path) -> None:
 def test_damaged_checkpoint_does_not_count_among_the_two_kept(tmp_path: Path) -> None:
     """Epoch 3 is trained again after its file was torn; epoch 2 must still be there."""
     for epoch in (2, 3):
-        save_checkpoint(tmp_path, epoch, state(epoch))
+        save_checkpoint(UPath(tmp_path), epoch, state(epoch))
     torn = checkpoint(tmp_path, 3)
     truncate(torn)
     assert load(tmp_path)[0] == 2
-    save_checkpoint(tmp_path, 3, state(3, epoch_s=0.2))
+    save_checkpoint(UPath(tmp_path), 3, state(3, epoch_s=0.2))
     assert load(tmp_path)[0] == 3
     for file in tmp_path.glob("checkpoint_00003_*.pt"):
         truncate(file)
@@ -187,9 +187,9 @@ def test_checkpoint_that_does_not_fit_leaves_the_earlier_ones(tmp_path: Path) ->
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
         for epoch in (1, 2):
-            save_checkpoint(tmp_path, epoch, state(epoch))
+            save_checkpoint(UPath(tmp_path), epoch, state(epoch))
     with pytest.raises(OSError, match="No space left"):
-        save_checkpoint(tmp_path, 3, state(3))
+        save_checkpoint(UPath(tmp_path), 3, state(3))
     assert len(list(tmp_path.iterdir())) == 2
     assert load(tmp_path) == (2, [])
 
@@ -208,14 +208,14 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path, as_torch_file: bool) ->
     content = file.read_bytes()
     file.rename(tmp_path / f"checkpoint_00001_{zlib.crc32(content):08x}.pt")
     with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
-        load_checkpoint(tmp_path, print)
+        load_checkpoint(UPath(tmp_path), print)
     assert not trap.exists()
 
 
 def test_dropping_checkpoints_leaves_the_best_model(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path, 1, state(1))
-    save_checkpoint(tmp_path, 2, state(2))
+    save_checkpoint(UPath(tmp_path), 1, state(1))
+    save_checkpoint(UPath(tmp_path), 2, state(2))
     best = tmp_path / "model.safetensors"
     best.write_bytes(b"weights")
-    drop_checkpoints(tmp_path)
+    drop_checkpoints(UPath(tmp_path))
     assert list(tmp_path.iterdir()) == [best]

@@ -11,9 +11,10 @@ import pandas as pd
 import pytest
 import safetensors.torch
 import torch
+from upath import UPath
 
 from tests.trainable.made_outputs import NOVELTY_SCORES, make_outputs, with_folds
-from tests.trainable.tiny import tiny_config, write_weights
+from tests.trainable.tiny import silent, tiny_config, write_weights
 from trainable.classifier import (
     INFO_FILE,
     MODEL_FILE,
@@ -43,15 +44,11 @@ CONFIG = tiny_config(fine_tune="last_1", **VARIED)
 """Of the classifier that most tests load."""
 
 
-def silent(*args: object) -> None:
-    pass
-
-
 @pytest.fixture(scope="module")
 def trial(tiny_data: Data, tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a trained trial; not to be changed."""
     folder = tmp_path_factory.mktemp("trial")
-    train(CONFIG, tiny_data, silent, folder=folder, weights=tiny_weights, note=silent)
+    train(CONFIG, tiny_data, silent, folder=UPath(folder), weights=tiny_weights, note=silent)
     return folder
 
 
@@ -89,7 +86,7 @@ def save_by_hand(
     change(branches)
     banks = [None] * len(branches)
     save_classifier(
-        folder, config, data, pools, branches, {}, rule_by_hand(data, **rule), banks,
+        UPath(folder), config, data, pools, branches, {}, rule_by_hand(data, **rule), banks,
         self_contained=True,
     )  # fmt: skip
     return pools
@@ -146,21 +143,21 @@ def test_loaded_classifier_answers_as_the_trial_did(
         config,
         tiny_data,
         silent,
-        folder=tmp_path,
+        folder=UPath(tmp_path),
         cache=tmp_path,
         weights=tiny_weights,
         note=silent,
     )
     pools = make_pools(tiny_data, config)
-    outputs = load_outputs(tmp_path)
+    outputs = load_outputs(UPath(tmp_path))
     rule = choose_rule(outputs, config)
     assert torch.equal(outputs.rows, pools.val)
     save_classifier(
-        tmp_path / "refit", config, tiny_data, pools, result.branches, result.metrics, rule,
+        UPath(tmp_path / "refit"), config, tiny_data, pools, result.branches, result.metrics, rule,
         result.banks, self_contained=True,
     )  # fmt: skip
-    kept = Classifier.load(tmp_path, tiny_weights)
-    refitted = Classifier.load(tmp_path / "refit")  # no weights anywhere
+    kept = Classifier.load(UPath(tmp_path), tiny_weights)
+    refitted = Classifier.load(UPath(tmp_path / "refit"))  # no weights anywhere
     assert kept.rule == refitted.rule == rule
     answers = kept.predict(tiny_data.images[outputs.rows])
     for name, values in vars(refitted.predict(tiny_data.images[outputs.rows])).items():
@@ -187,8 +184,8 @@ def test_no_image_of_the_calibration_lies_on_a_threshold(
 ) -> None:
     """Rounding, which differs with the batch and the machine, must not change its answer."""
     config = tiny_config(**VARIED, fine_tune=fine_tune)
-    train(config, tiny_data, silent, folder=tmp_path, weights=tiny_weights, note=silent)
-    outputs = load_outputs(tmp_path)
+    train(config, tiny_data, silent, folder=UPath(tmp_path), weights=tiny_weights, note=silent)
+    outputs = load_outputs(UPath(tmp_path))
     info = json.loads((tmp_path / INFO_FILE).read_text())
     taus: dict[Task, float] = {
         "super": info["rule"]["tau_super"],
@@ -200,11 +197,11 @@ def test_no_image_of_the_calibration_lies_on_a_threshold(
 
 def test_rule_is_that_of_the_trials_best_epoch(trial: Path, tiny_weights: Path) -> None:
     info = json.loads((trial / INFO_FILE).read_text())
-    classifier = Classifier.load(trial, tiny_weights)
+    classifier = Classifier.load(UPath(trial), tiny_weights)
     assert classifier.info == info
     assert classifier.rule.tau_super == info["metrics"]["tau_super"]
     assert set(classifier.rule.tau_sub) == {info["metrics"]["tau_sub"]}
-    assert classifier.rule == choose_rule(load_outputs(trial), CONFIG)
+    assert classifier.rule == choose_rule(load_outputs(UPath(trial)), CONFIG)
 
 
 def test_every_part_of_a_rule_comes_back(tmp_path: Path, tiny_data: Data) -> None:
@@ -214,11 +211,11 @@ def test_every_part_of_a_rule_comes_back(tmp_path: Path, tiny_data: Data) -> Non
         tau_sub=(1 / 3, -2.5e-17, 4.0), couple_novel=True, restrict_sub=True,
     )  # fmt: skip
     save_by_hand(tmp_path, tiny_data, **vars(rule))
-    assert Classifier.load(tmp_path).rule == rule
+    assert Classifier.load(UPath(tmp_path)).rule == rule
 
 
 def test_labels_end_with_novel(trial: Path, tiny_data: Data, tiny_weights: Path) -> None:
-    classifier = Classifier.load(trial, tiny_weights)
+    classifier = Classifier.load(UPath(trial), tiny_weights)
     assert classifier.superclasses == (*tiny_data.superclasses, "novel")
     assert classifier.subclasses == (*tiny_data.subclasses, "novel")
     assert classifier.config == CONFIG
@@ -239,7 +236,9 @@ def test_answers_count_subclasses_as_the_data_does(tmp_path: Path, tiny_data: Da
                 models[0].heads["sub"].bias[output] = 1e6
 
         save_by_hand(tmp_path / str(output), tiny_data, change=prefer)
-        (subclass,) = Classifier.load(tmp_path / str(output)).predict(images).subclass.unique()
+        (subclass,) = (
+            Classifier.load(UPath(tmp_path / str(output))).predict(images).subclass.unique()
+        )
         found.append(int(subclass))
     held_out = set(range(num_sub)) - set(pools.subclasses)
     assert found == [*pools.subclasses, num_sub]
@@ -256,7 +255,7 @@ def test_novel_superclass_makes_the_subclass_novel_only_where_coupled(
             models[0].heads["super"].bias[-1] = models[0].heads["sub"].bias[-1] = -1e6
 
     save_by_hand(tmp_path, tiny_data, change=never_novel, tau_super=1e9, couple_novel=couple_novel)
-    answers = Classifier.load(tmp_path).predict(tiny_data.images[:20])
+    answers = Classifier.load(UPath(tmp_path)).predict(tiny_data.images[:20])
     assert (answers.superclass == len(tiny_data.superclasses)).all()
     assert (answers.subclass == len(tiny_data.subclasses)).all() == couple_novel
     assert (answers.subclass == len(tiny_data.subclasses)).any() == couple_novel
@@ -265,10 +264,10 @@ def test_novel_superclass_makes_the_subclass_novel_only_where_coupled(
 def test_score_below_the_threshold_is_novel(tmp_path: Path, tiny_data: Data) -> None:
     images = tiny_data.images[:20]
     save_by_hand(tmp_path / "all", tiny_data)
-    free = Classifier.load(tmp_path / "all").predict(images)
+    free = Classifier.load(UPath(tmp_path / "all")).predict(images)
     tau = float(free.super_score.median()) + 1e-9
     save_by_hand(tmp_path / "half", tiny_data, tau_super=tau)
-    answers = Classifier.load(tmp_path / "half").predict(images)
+    answers = Classifier.load(UPath(tmp_path / "half")).predict(images)
     novel = len(tiny_data.superclasses)
     expected = torch.where(free.super_score >= tau, free.superclass, novel)
     assert torch.equal(answers.superclass, expected)
@@ -305,8 +304,8 @@ def test_images_pass_a_backbone_that_both_branches_have_once(
     tmp_path: Path, tiny_data: Data, tiny_weights: Path, changes: dict[str, Any], passes: int
 ) -> None:
     config = tiny_config(architecture="two_models", fine_tune="frozen", **changes)
-    train(config, tiny_data, silent, folder=tmp_path, weights=tiny_weights, note=silent)
-    classifier = Classifier.load(tmp_path, tiny_weights)
+    train(config, tiny_data, silent, folder=UPath(tmp_path), weights=tiny_weights, note=silent)
+    classifier = Classifier.load(UPath(tmp_path), tiny_weights)
     together = classifier.response(tiny_data.images[:40])
     passed: list[int] = []
     for model in classifier._branches:
@@ -322,7 +321,7 @@ def test_images_pass_a_backbone_that_both_branches_have_once(
 def test_models_and_banks_are_on_the_device_that_is_asked_for(
     with_bank: Path, tiny_weights: Path
 ) -> None:
-    classifier = Classifier.load(with_bank, tiny_weights, device="meta")
+    classifier = Classifier.load(UPath(with_bank), tiny_weights, device="meta")
     tensors = [tensor for model in classifier._branches for tensor in model.state_dict().values()]
     tensors += [
         tensor for bank in classifier._banks if bank for tensor in bank.tensors(["rmds"]).values()
@@ -343,14 +342,14 @@ def test_a_classifier_takes_the_gpu_where_there_is_one(
 
     monkeypatch.setattr(BranchModel, "to", to)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    Classifier.load(trial, tiny_weights)
+    Classifier.load(UPath(trial), tiny_weights)
     assert asked == [torch.device("cuda")]
 
 
 @pytest.mark.parametrize("size", [20, 64, 100])
 def test_images_of_any_size_are_answered(trial: Path, tiny_weights: Path, size: int) -> None:
     images = torch.zeros(3, size, size, 3, dtype=torch.uint8)
-    answers = Classifier.load(trial, tiny_weights).predict(images)
+    answers = Classifier.load(UPath(trial), tiny_weights).predict(images)
     assert answers.superclass.shape == answers.sub_score.shape == (3,)
     assert answers.superclass.dtype == answers.subclass.dtype == torch.int64
     assert answers.super_score.dtype == answers.sub_score.dtype == torch.float64
@@ -377,11 +376,11 @@ def test_self_contained_classifier_needs_no_pretrained_weights(
     tmp_path: Path, tiny_data: Data
 ) -> None:
     save_by_hand(tmp_path, tiny_data)
-    assert len(Classifier.load(tmp_path).predict(tiny_data.images[:2]).subclass) == 2
+    assert len(Classifier.load(UPath(tmp_path)).predict(tiny_data.images[:2]).subclass) == 2
 
 
 def test_outputs_come_back_as_they_were(trial: Path, tiny_data: Data) -> None:
-    outputs = load_outputs(trial)
+    outputs = load_outputs(UPath(trial))
     pools = make_pools(tiny_data, CONFIG)
     assert torch.equal(outputs.rows, pools.val)
     assert torch.equal(outputs.kind, pools.val_kind)
@@ -397,13 +396,13 @@ def test_older_classifier_in_the_folder_is_replaced(tmp_path: Path, tiny_data: D
     save_by_hand(tmp_path, tiny_data, tau_super=1.0)
     save_by_hand(tmp_path, tiny_data, tau_super=2.0)
     assert sorted(file.name for file in tmp_path.iterdir()) == [INFO_FILE, MODEL_FILE]
-    assert Classifier.load(tmp_path).rule.tau_super == 2.0
+    assert Classifier.load(UPath(tmp_path)).rule.tau_super == 2.0
 
 
 def test_moving_the_folder_changes_nothing(
     trial: Path, copied: Path, tiny_data: Data, tiny_weights: Path
 ) -> None:
-    before, after = (Classifier.load(folder, tiny_weights) for folder in (trial, copied))
+    before, after = (Classifier.load(UPath(folder), tiny_weights) for folder in (trial, copied))
     images = tiny_data.images[:20]
     assert torch.equal(before.predict(images).sub_score, after.predict(images).sub_score)
     assert str(trial) not in (trial / INFO_FILE).read_text()
@@ -419,7 +418,7 @@ def with_bank(
     """The folder of a trial that scores by features; not to be changed."""
     folder = tmp_path_factory.mktemp("with_bank")
     config = replace(CONFIG, novelty_score="rmds", epochs=1)
-    train(config, tiny_data, silent, folder=folder, weights=tiny_weights, note=silent)
+    train(config, tiny_data, silent, folder=UPath(folder), weights=tiny_weights, note=silent)
     return folder
 
 
@@ -437,7 +436,7 @@ def test_bank_is_stored_only_where_features_score(
     config = tiny_config(
         architecture="two_models", fine_tune="frozen", epochs=0, sub_novelty_score="knn"
     )
-    train(config, tiny_data, silent, folder=tmp_path, weights=tiny_weights, note=silent)
+    train(config, tiny_data, silent, folder=UPath(tmp_path), weights=tiny_weights, note=silent)
     assert set(bank_tensors(tmp_path)) == {
         f"1.bank.knn.{name}" for name in ("known_ND", "borrowed_MD")
     }
@@ -446,7 +445,7 @@ def test_bank_is_stored_only_where_features_score(
 def test_bank_comes_back_bit_for_bit_and_scores_alike(
     with_bank: Path, tiny_data: Data, tiny_weights: Path
 ) -> None:
-    config = Classifier.load(with_bank, tiny_weights).config
+    config = Classifier.load(UPath(with_bank), tiny_weights).config
     result = train(config, tiny_data, silent, weights=tiny_weights, note=silent)
     (bank,) = result.banks
     assert bank is not None
@@ -466,13 +465,13 @@ def test_outputs_that_are_damaged_or_not_there_are_refused(
     if content is not None:
         (copied / OUTPUTS_FILE).write_bytes(content)
     with pytest.raises(DataError, match=rf"{OUTPUTS_FILE} cannot be read: "):
-        load_outputs(copied)
+        load_outputs(UPath(copied))
 
 
 def test_what_folds_said_comes_back_as_it_was(tmp_path: Path) -> None:
     outputs = with_folds(make_outputs(), exact=("super",))
-    save_outputs(tmp_path, outputs)
-    loaded = load_outputs(tmp_path)
+    save_outputs(UPath(tmp_path), outputs)
+    loaded = load_outputs(UPath(tmp_path))
     assert len(loaded.folds) == 2
     for one, other in zip((outputs, *outputs.folds), (loaded, *loaded.folds), strict=True):
         for name, value in vars(one).items():
@@ -488,7 +487,7 @@ def test_outputs_of_version_0_1_are_read_with_what_they_did_not_say(copied: Path
     del written["true_class"]
     written["is_calibration"] = half = written.pop("in_part_a")
     (copied / OUTPUTS_FILE).write_bytes(safetensors.torch.save(written))
-    outputs = load_outputs(copied)
+    outputs = load_outputs(UPath(copied))
     assert outputs.true_class.tolist() == [-1] * len(outputs.rows)
     assert torch.equal(outputs.in_part_a, half)
 
@@ -507,13 +506,13 @@ def test_scores_by_features_without_a_bank_are_refused(
         WeightsError,
         match=rf"{MODEL_FILE} does not fit its {INFO_FILE}: its bank of features lacks ",
     ):
-        Classifier.load(folder, tiny_weights)
+        Classifier.load(UPath(folder), tiny_weights)
 
 
 def test_table_of_every_score_is_written_at_the_end_of_a_trial(
     trial: Path, tiny_data: Data
 ) -> None:
-    outputs, table = load_outputs(trial), pd.read_csv(trial / TABLE_FILE)
+    outputs, table = load_outputs(UPath(trial)), pd.read_csv(trial / TABLE_FILE)
     for task in TASKS:
         assert available_scores(outputs, task) == NOVELTY_SCORES
         assert set(table.loc[table["task"] == task, "novelty_score"]) == set(NOVELTY_SCORES)
@@ -529,17 +528,17 @@ def test_other_frozen_weights_are_refused(trial: Path, tmp_path: Path) -> None:
         match=r"trained on weights of test_resnet with the fingerprint \w{16}, "
         r"but here they have \w{16}: pass --weights",
     ):
-        Classifier.load(trial, other)
+        Classifier.load(UPath(trial), other)
 
 
 def test_weights_of_a_fully_trained_classifier_do_not_matter(
     tmp_path: Path, tiny_data: Data, tiny_weights: Path
 ) -> None:
     config = tiny_config(fine_tune="full", epochs=0)
-    train(config, tiny_data, silent, folder=tmp_path, weights=tiny_weights, note=silent)
+    train(config, tiny_data, silent, folder=UPath(tmp_path), weights=tiny_weights, note=silent)
     other = write_weights(tmp_path / "other.pth", seed=1)
     answers = [
-        Classifier.load(tmp_path, w).predict(tiny_data.images) for w in (tiny_weights, other)
+        Classifier.load(UPath(tmp_path), w).predict(tiny_data.images) for w in (tiny_weights, other)
     ]
     assert torch.equal(answers[0].sub_score, answers[1].sub_score)
 
@@ -550,20 +549,20 @@ def test_file_that_holds_no_tensors_is_refused(
 ) -> None:
     (copied / MODEL_FILE).write_bytes(content)
     with pytest.raises(WeightsError, match=rf"{MODEL_FILE} cannot be read: "):
-        Classifier.load(copied, tiny_weights)
+        Classifier.load(UPath(copied), tiny_weights)
 
 
 def test_truncated_tensors_are_refused(copied: Path, tiny_weights: Path) -> None:
     file = copied / MODEL_FILE
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(WeightsError, match=rf"{MODEL_FILE} cannot be read: "):
-        Classifier.load(copied, tiny_weights)
+        Classifier.load(UPath(copied), tiny_weights)
 
 
 def test_absent_tensors_are_refused(copied: Path, tiny_weights: Path) -> None:
     (copied / MODEL_FILE).unlink()
     with pytest.raises(WeightsError, match=rf"{MODEL_FILE} cannot be read: .*No such file"):
-        Classifier.load(copied, tiny_weights)
+        Classifier.load(UPath(copied), tiny_weights)
 
 
 @pytest.mark.parametrize("self_contained", [False, True])
@@ -588,7 +587,7 @@ def test_tensors_that_do_not_fit_the_configuration_are_refused(
         tensors["0.heads.sub.weight"] = torch.zeros(2, 2)
     safetensors.torch.save_file(tensors, folder / MODEL_FILE)
     with pytest.raises(WeightsError, match=r"heads\.sub\.(weight|other)"):
-        Classifier.load(folder, None if self_contained else tiny_weights)
+        Classifier.load(UPath(folder), None if self_contained else tiny_weights)
 
 
 def test_folder_without_a_classifier_is_refused(tmp_path: Path) -> None:
@@ -596,19 +595,19 @@ def test_folder_without_a_classifier_is_refused(tmp_path: Path) -> None:
         with pytest.raises(
             DataError, match=rf"{folder} holds no {INFO_FILE}: expected a trial's folder or a refit"
         ):
-            Classifier.load(folder)
+            Classifier.load(UPath(folder))
 
 
 def test_file_in_place_of_the_folder_is_refused(copied: Path) -> None:
     with pytest.raises(DataError, match=f"holds no {INFO_FILE}"):
-        Classifier.load(copied / OUTPUTS_FILE)
+        Classifier.load(UPath(copied / OUTPUTS_FILE))
 
 
 @pytest.mark.parametrize("content", [b"", b'{"format": 1', b"\xff\xfe\x00"])
 def test_damaged_information_is_refused(copied: Path, content: bytes) -> None:
     (copied / INFO_FILE).write_bytes(content)
     with pytest.raises(DataError, match=rf"{INFO_FILE} is damaged: "):
-        Classifier.load(copied)
+        Classifier.load(UPath(copied))
 
 
 def test_classifier_of_a_later_version_is_refused_naming_both(copied: Path) -> None:
@@ -616,7 +615,7 @@ def test_classifier_of_a_later_version_is_refused_naming_both(copied: Path) -> N
     later = info | {"schema": SCHEMA + 1, "version": "9.8.7"}
     (copied / INFO_FILE).write_text(json.dumps(later))
     with pytest.raises(SchemaError) as raised:
-        Classifier.load(copied)
+        Classifier.load(UPath(copied))
     assert str(raised.value) == (
         f"{copied / INFO_FILE} was written by noveltune 9.8.7 in schema {SCHEMA + 1}, and "
         f"noveltune {version()} here reads up to schema {SCHEMA}: use that version or a later one. "
@@ -629,14 +628,14 @@ def test_schema_that_is_no_number_is_damage(copied: Path, found: object) -> None
     info = json.loads((copied / INFO_FILE).read_text())
     (copied / INFO_FILE).write_text(json.dumps(info | {"schema": found}))
     with pytest.raises(DataError, match=f"{INFO_FILE} is damaged: `schema` must be a whole number"):
-        Classifier.load(copied)
+        Classifier.load(UPath(copied))
 
 
 @pytest.mark.parametrize("content", ["[]", "3", "null"])
 def test_information_that_is_not_an_object_is_refused(copied: Path, content: str) -> None:
     (copied / INFO_FILE).write_text(content)
     with pytest.raises(DataError, match=INFO_FILE):
-        Classifier.load(copied)
+        Classifier.load(UPath(copied))
 
 
 def test_information_that_lacks_a_key_is_refused(copied: Path, tiny_weights: Path) -> None:
@@ -645,7 +644,7 @@ def test_information_that_lacks_a_key_is_refused(copied: Path, tiny_weights: Pat
         info = {k: v for k, v in whole.items() if k != key}
         (copied / INFO_FILE).write_text(json.dumps(info))
         if key in ("metrics", "promise", "version"):  # for people alone
-            Classifier.load(copied, tiny_weights)
+            Classifier.load(UPath(copied), tiny_weights)
             continue
         with pytest.raises(DataError, match=rf"{INFO_FILE}.*{key}"):
-            Classifier.load(copied, tiny_weights)
+            Classifier.load(UPath(copied), tiny_weights)

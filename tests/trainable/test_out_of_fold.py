@@ -8,19 +8,15 @@ import pytest
 import torch
 
 from tests.trainable.made_outputs import make_outputs
-from tests.trainable.tiny import tiny_config
+from tests.trainable.tiny import silent, tiny_config
 from trainable.config import TrialConfig
 from trainable.data.dataset import Data
 from trainable.data.splits import SEEN, make_refit_pools
-from trainable.novelty.rule import by_image, decide
+from trainable.novelty.rule import by_image, decide, joined
 from trainable.novelty.thresholds import choose_rule
-from trainable.out_of_fold import Rejected, carried_over, joined, moved, pools_of_shares
+from trainable.out_of_fold import Rejected, carried_over, moved, pools_of_shares
 from trainable.train import train
 from trainable.trainer import Trainer
-
-
-def silent(_: Any) -> None:
-    pass
 
 
 @pytest.mark.parametrize("options", [{}, {"couple_novel": True}, {"tau_sub_per_superclass": True}])
@@ -185,7 +181,8 @@ def test_a_tuned_branch_beside_a_frozen_one_is_asked_nothing(
         novel_images=0, super_lr=1e-2, couple_novel=True,
     )  # fmt: skip
     rule = replace(choose_rule(make_outputs(), config), tau_sub=(0.3,) * 3)
-    configs = config, replace(config, sub_fine_tune="frozen")
+    frozen_sub: dict[str, Any] = {"sub_fine_tune": "frozen"}
+    configs = config, replace(config, **frozen_sub)
     mixed, frozen = (refitted(tiny_data, tiny_weights, each).shares for each in configs)
     found = [
         carried_over(rule, Rejected(0.1, (0.1,) * 3), each, shares)

@@ -19,7 +19,7 @@ from upath import UPath
 
 import trainable.train as module
 from tests.trainable.factories import make_data
-from tests.trainable.tiny import BACKBONE, tiny_config
+from tests.trainable.tiny import BACKBONE, silent, tiny_config
 from trainable import config as config_module
 from trainable.classifier import INFO_FILE, MODEL_FILE, OUTPUTS_FILE, TABLE_FILE, load_outputs
 from trainable.config import Branch, TrialConfig
@@ -31,7 +31,9 @@ from trainable.model import backbones, losses
 from trainable.model.backbones import Backbone
 from trainable.model.branch import BranchModel
 from trainable.novelty.bank import all_of_features
-from trainable.novelty.intervals import MAIN, interval_of
+from trainable.novelty.intervals import interval_of
+from trainable.novelty.metrics import MAIN
+from trainable.novelty.metrics import evaluate as metrics_of
 from trainable.novelty.scores import neighbours
 from trainable.novelty.thresholds import PartRules
 from trainable.parts import LOSSES
@@ -64,10 +66,6 @@ class StoppedEarlyError(Exception):
     """What a scheduler raises to end a trial early."""
 
 
-def silent(line: str) -> None:
-    pass
-
-
 @pytest.fixture
 def trainer(tiny_data: Data, tiny_weights: Path) -> Make:
     """Makes a Trainer for a configuration."""
@@ -91,8 +89,8 @@ def run(tiny_data: Data, tiny_weights: Path) -> Callable[..., tuple[TrialResult,
 
     def train_it(config: TrialConfig, **kwargs: Any) -> tuple[TrialResult, list[Metrics]]:
         reports: list[Metrics] = []
-        options = {"weights": tiny_weights, "note": silent, "report": reports.append} | kwargs
-        return train(config, tiny_data, **options), reports
+        options: dict[str, Any] = {"weights": tiny_weights, "note": silent}
+        return train(config, tiny_data, **options | {"report": reports.append} | kwargs), reports
 
     return train_it
 
@@ -638,11 +636,11 @@ def test_trial_keeps_and_returns_its_best_epoch(
     tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Epoch 2 of 4; its score on the evaluation half is the lowest, and has no say."""
-    evaluate, scores = module.evaluate, iter([0.2, 0.9, 0.2, 0.9, 0.9, 0.5])
+    scores = iter([0.2, 0.9, 0.2, 0.9, 0.9, 0.5])
 
     def with_score(*args: Any) -> Metrics:
         score = next(scores)
-        return evaluate(*args) | {"score_calibration": score, "score": 1 - score}
+        return metrics_of(*args) | {"score_calibration": score, "score": 1 - score}
 
     monkeypatch.setattr(module, "evaluate", with_score)
     config = tiny_config(epochs=4)
@@ -849,7 +847,7 @@ def test_trial_is_kept_and_resumed_on_any_filesystem(tmp_path: Path, run: Run) -
     _, reports = run(config, folder=remote)
     assert timeless(reports) == timeless(expected_history)
     assert (remote / MODEL_FILE).read_bytes() == (tmp_path / MODEL_FILE).read_bytes()
-    assert load_outputs(remote).rows.equal(load_outputs(tmp_path).rows)
+    assert load_outputs(remote).rows.equal(load_outputs(UPath(tmp_path)).rows)
 
 
 def test_resumed_trial_repeats_earlier_reports_as_they_were(tmp_path: Path, run: Run) -> None:

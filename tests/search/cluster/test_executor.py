@@ -5,12 +5,12 @@ from pathlib import Path
 
 import optuna
 import pytest
+from ray.tune.search import Searcher
 from upath import UPath
 
 from search.cluster.connect import Cluster, Node
 from search.cluster.executor import (
     Job,
-    Searcher,
     Slots,
     _StudyScheduler,
     _StudySearcher,

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from upath import UPath
@@ -65,7 +66,7 @@ def test_kinds_count_as_often_as_they_are_met() -> None:
 
 def test_kind_is_what_speed_and_memory_depend_on() -> None:
     assert kind_of(TrialConfig(lr=1e-2, alpha=0.5, seed=3)) == kind_of(TrialConfig())
-    others = [
+    others: list[dict[str, Any]] = [
         {"backbone": "resnet18"}, {"image_size": 128}, {"fine_tune": "last_1"},
         {"batch_size": 32}, {"architecture": "two_models"}, {"compile": True},
         {"head": "cosine"}, {"sub_head": "cosine"}, {"loss": "cross_entropy"},

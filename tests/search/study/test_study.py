@@ -15,6 +15,7 @@ from typing import Any
 import optuna
 import pytest
 from optuna.trial import TrialState
+from upath import UPath
 
 from results.database import Storage
 from results.record import Repeat
@@ -86,7 +87,7 @@ def load(tmp_path: Path) -> Loader:
     def load(text: str = TEXT, **options: Any) -> Space:
         file = tmp_path / "asked.py"
         file.write_text(text)
-        return load_space(file, **options)
+        return load_space(UPath(file), **options)
 
     return load
 
@@ -128,6 +129,7 @@ def best_of(trial: Trial) -> Epoch:
 def do_next(study: Study, number: int) -> bool:
     """Play the worker of trial `number` for one report; return whether it goes on."""
     trial = study.trials[number]
+    assert trial.config is not None
     if len(trial.epochs) == trial.config.epochs:
         study.finish(number, best_of(trial))
         return False
@@ -804,9 +806,10 @@ def test_repeats_run_the_same_configuration_with_other_seeds_each_once(
     assert [*after] == [*range(7)]
     assert {number: after[number] for number in trials} == trials
     for repeat in memory.repeats:
-        trial = after[repeat.number]
+        trial, repeated = after[repeat.number], trials[repeat.trial].config
+        assert repeated is not None
         assert (trial.state, trial.repeat_of) == ("COMPLETE", repeat.trial)
-        assert trial.config == replace(trials[repeat.trial].config, seed=repeat.seed)
+        assert trial.config == replace(repeated, seed=repeat.seed)
         assert not trial.is_baseline
 
 
@@ -976,7 +979,7 @@ def test_bad_configuration_of_a_rare_branch_fails_its_own_trial_with_the_reason(
             study = memory.open()
     assert seen == [(n, "FAIL" if n in (2, 4, 5) else "RUNNING") for n in range(8)]
     trials = memory.open().trials
-    assert [trial.state for trial in trials.values()].count("COMPLETE") == 5
+    assert [str(trial.state) for trial in trials.values()].count("COMPLETE") == 5
     assert "space() raised KeyError in line 8: 'rare'" in trials[2].reason
     assert "`0 <= alpha <= 1000` must hold, but got -1.0" in trials[5].reason
     assert trials[5].config is None

@@ -333,7 +333,8 @@ def test_a_large_jpeg_looks_as_if_decoded_in_full(tmp_path: Path) -> None:
     pixels = np.stack(waves, -1).astype(np.uint8)
     Image.fromarray(pixels).save(tmp_path / "0.jpg", quality=95)
     with Image.open(tmp_path / "0.jpg") as image:
-        full = image.convert("RGB").crop((100, 0, 700, 600)).resize((64, 64), Image.BICUBIC)
+        cut = image.convert("RGB").crop((100, 0, 700, 600))
+        full = cut.resize((64, 64), Image.Resampling.BICUBIC)
     assert np.abs(decoded(tmp_path / "0.jpg", 64).astype(int) - np.asarray(full)).mean() < 1
 
 
@@ -788,7 +789,12 @@ def test_files_are_read_again_only_where_they_may_have_changed(
     known, novel = (zipped(p) if as_zip else p for p in (case.known, case.pool))
     read: list[str] = []
     digest = sources._digest
-    monkeypatch.setattr(sources, "_digest", lambda s, name: (read.append(name), digest(s, name))[1])
+
+    def noted(source: Any, name: str) -> Any:
+        read.append(name)
+        return digest(source, name)
+
+    monkeypatch.setattr(sources, "_digest", noted)
 
     def reads() -> int:
         read.clear()

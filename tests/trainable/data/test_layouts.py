@@ -7,7 +7,9 @@ import struct
 import unicodedata
 import zipfile
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -61,7 +63,7 @@ def course(folder: Path, classes: tuple[str, str] = ("robin", "boxer")) -> Path:
         ("image", "superclass_index", "subclass_index"),
         *((f"{i}.png", 0, i % 2) for i in range(4)),
     ]
-    tables = {
+    tables: dict[str, Iterable[Iterable[object]]] = {
         "train_data": rows,
         "superclass_mapping": [("index", "class"), (0, "animal")],
         "subclass_mapping": [("index", "class"), *enumerate(classes)],
@@ -254,7 +256,10 @@ def test_images_of_one_colour_are_counted(case: Case) -> None:
 ACCENTS = ("bird/caf\u00e9", "bird/\u00c5land", "dog/z\u00fcrich", "dog/zz", "bird/\u4e2d\u6587")
 
 
-def mac_zip(folder: Path, form: str, *, is_flagged: bool) -> Path:
+Form = Literal["NFC", "NFD"]
+
+
+def mac_zip(folder: Path, form: Form, *, is_flagged: bool) -> Path:
     """Zip a folder with UTF-8 names in a Unicode form, with or without the flag that says so."""
     path = folder.with_suffix(".zip")
     with zipfile.ZipFile(path, "w") as archive:
@@ -276,7 +281,7 @@ def mac_zip(folder: Path, form: str, *, is_flagged: bool) -> Path:
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
 @pytest.mark.parametrize("is_flagged", [True, False])
 def test_a_zip_of_a_mac_gives_the_classes_of_its_folder(
-    case: Case, form: str, is_flagged: bool
+    case: Case, form: Form, is_flagged: bool
 ) -> None:
     folder = case.folder / "accents"
     for i, name in enumerate(ACCENTS):
@@ -318,7 +323,8 @@ def test_the_unicode_name_beside_the_other_is_taken(case: Case) -> None:
 
 
 def test_a_class_in_two_unicode_forms_is_one_class(case: Case) -> None:
-    for i, form in enumerate(("NFC", "NFD")):
+    forms: tuple[Form, ...] = ("NFC", "NFD")
+    for i, form in enumerate(forms):
         picture(case.known / "bird" / unicodedata.normalize(form, "café") / f"{i}.png", 90 + i)
     data = case.load()
     assert data.subclasses.count("caf\u00e9") == 1

@@ -4,6 +4,7 @@ import struct
 import zipfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -65,9 +66,9 @@ def test_images_by_any_name_are_read_and_the_rest_is_counted_by_suffix(
     if is_zip:
         path = tmp_path / "all.zip"
         with zipfile.ZipFile(path, "w") as archive:
-            for file in tmp_path.rglob("*"):
-                if file != path and file.is_file():
-                    archive.write(file, file.relative_to(tmp_path))
+            for each in tmp_path.rglob("*"):
+                if each != path and each.is_file():
+                    archive.write(each, each.relative_to(tmp_path))
     notes: list[str] = []
     names, images = load_images(str(path), SIZE, notes.append)
     assert names == [name for _, name in OTHER_NAMES]
@@ -188,7 +189,7 @@ def test_dark_16_bit_colours_in_a_tiff_are_not_black(tmp_path: Path, order: str)
 def test_transparency_that_is_the_same_throughout_is_ignored(
     tmp_path: Path, suffix: str, alpha: int
 ) -> None:
-    options = {"lossless": True, "exact": True} if suffix == "webp" else {}
+    options: dict[str, Any] = {"lossless": True, "exact": True} if suffix == "webp" else {}
     pixels = np.dstack([COLOURS, np.full((SIZE, SIZE), alpha, np.uint8)])
     Image.fromarray(pixels).save(tmp_path / f"0.{suffix}", **options)
     assert np.array_equal(decoded(tmp_path / f"0.{suffix}"), COLOURS)

@@ -38,7 +38,8 @@ def tolerance(size: int) -> float:
 def by_torchvision(image: torch.Tensor, angle: float, flip: bool, **fill: float) -> torch.Tensor:
     if flip:
         image = tv.hflip(image)
-    return tv.rotate(image, angle, interpolation=InterpolationMode.BILINEAR, **fill)
+    turned: torch.Tensor = tv.rotate(image, angle, interpolation=InterpolationMode.BILINEAR, **fill)
+    return turned
 
 
 @pytest.mark.parametrize("size", SIZES)

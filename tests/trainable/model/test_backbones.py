@@ -39,8 +39,9 @@ def features(stages: Sequence[nn.Module], images: torch.Tensor) -> torch.Tensor:
 
 def save(model_or_state: nn.Module | dict[str, torch.Tensor], file: Path) -> Path:
     """Write weights that are small on the disk."""
-    is_model = isinstance(model_or_state, nn.Module)
-    torch.save(small_state(model_or_state) if is_model else model_or_state, file)
+    if isinstance(model_or_state, nn.Module):
+        model_or_state = small_state(model_or_state)
+    torch.save(model_or_state, file)
     return file
 
 
@@ -216,7 +217,7 @@ def test_stages_accept_every_size_of_a_convolutional_network(tmp_path: Path) -> 
 
 def test_weights_are_found_in_a_folder_by_the_backbones_name(tmp_path: Path) -> None:
     model = timm.create_model(BACKBONE)
-    expected = {}
+    expected: dict[str, torch.Tensor] = {}
     for name, suffix in ((BACKBONE, ".pth"), (TAGGED, ".pt"), ("test_resnet.other", ".pth")):
         state = {k: t + 1 + len(expected) for k, t in model.state_dict().items()}
         torch.save(state, tmp_path / f"{name}{suffix}")

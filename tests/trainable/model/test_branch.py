@@ -206,7 +206,10 @@ def test_initial_head_is_drawn_as_a_linear_layer_is() -> None:
 # --- Preparing images --------------------------------------------------------------------
 
 
-def with_statistics(mean: tuple[float, ...], std: tuple[float, ...], size: int) -> BranchModel:
+Channels = tuple[float, float, float]
+
+
+def with_statistics(mean: Channels, std: Channels, size: int) -> BranchModel:
     backbone = replace(tiny_backbone(), mean=mean, std=std)
     return BranchModel(tiny_branch(image_size=size), backbone, NUM_CLASSES, 0)
 

@@ -20,6 +20,7 @@ from tests.trainable.tiny import (
     BACKBONE,
     NUM_NUMBERED,
     numbered_data,
+    silent,
     tiny_backbone,
     tiny_branch,
     tiny_config,
@@ -40,10 +41,6 @@ DEADLINE_S = 120
 ALL = torch.arange(NUM_NUMBERED)
 PLAIN = tiny_config(augment="none")
 AUGMENTED = tiny_config(feature_views=2)
-
-
-def silent(line: str) -> None:
-    pass
 
 
 class CountingModel(BranchModel):
@@ -202,7 +199,8 @@ def test_changing_returned_features_does_not_change_the_cache(tmp_path: Path) ->
 
 
 def test_second_trial_computes_nothing(tmp_path: Path) -> None:
-    first, second, notes = CountingModel(), CountingModel(), []
+    first, second = CountingModel(), CountingModel()
+    notes: list[str] = []
     for model in (first, second):
         cached(model, tmp_path, ALL[:100], ALL[100:], config=AUGMENTED, note=notes.append)
     assert first.rows == sorted([*range(100)] * 2 + [*range(100, 144)])
@@ -266,7 +264,8 @@ def test_plain_view_is_shared_by_every_kind_of_augmentation(
 
 def test_more_views_compute_only_the_new_ones(tmp_path: Path) -> None:
     cached(CountingModel(), tmp_path, ALL, ALL[:1], config=AUGMENTED)
-    model, notes = CountingModel(), []
+    model = CountingModel()
+    notes: list[str] = []
     config = replace(AUGMENTED, feature_views=3)
     cached(model, tmp_path, ALL, ALL[:1], config=config, note=notes.append)
     assert notes == ["features of by hand at 8 px, view 2: 144 images"]

@@ -131,7 +131,8 @@ def test_heads_that_disagree_have_an_interaction_loss() -> None:
 def test_temperature_divides_the_logits_of_both_heads(case: Any, t: float) -> None:
     super_logits, sub_logits, super_of_sub = case
     divided = interaction_loss(super_logits / t, sub_logits / t, super_of_sub)
-    assert float(interaction_loss(*case, t)) == pytest.approx(float(divided), rel=1e-12, abs=1e-15)
+    together = interaction_loss(super_logits, sub_logits, super_of_sub, t)
+    assert float(together) == pytest.approx(float(divided), rel=1e-12, abs=1e-15)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])

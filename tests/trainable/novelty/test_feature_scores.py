@@ -214,8 +214,8 @@ def test_rmds_is_that_of_numpys_covariances(shrinkage: float, num_classes: int) 
     known = features_of(80, 6) + features_of(num_classes, 6, seed=3)[labels]
     queries = 2 * features_of(30, 6, seed=1)
     ours = rmds_of(known, 3 * labels, queries, shrinkage)  # labels with gaps
-    arrays = (each.double().numpy() for each in (known, labels, queries))
-    expected = torch.tensor(rmds_by_numpy(*arrays, shrinkage))
+    one, two, three = (each.double().numpy() for each in (known, labels, queries))
+    expected = torch.tensor(rmds_by_numpy(one, two, three, shrinkage))
     torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-4)
 
 

@@ -11,7 +11,6 @@ from tests.trainable.made_outputs import make_outputs
 from trainable.config import TrialConfig
 from trainable.data.splits import NOVEL, SEEN
 from trainable.novelty.intervals import (
-    MAIN,
     flat,
     interval_of,
     outputs_intervals,
@@ -19,7 +18,7 @@ from trainable.novelty.intervals import (
     rate_intervals,
     resamples,
 )
-from trainable.novelty.metrics import accuracies
+from trainable.novelty.metrics import MAIN, accuracies
 from trainable.novelty.rule import decide
 from trainable.novelty.thresholds import Answers, Outputs, choose_rule
 

@@ -1,6 +1,7 @@
 """Metrics equal independent references, and no image is judged by what it chose."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from statistics import fmean
 from typing import Any
@@ -213,7 +214,7 @@ def area_by_sweep(outputs: Outputs, rule: Rule) -> float:
     """
     points = []
     scores = outputs.score("sub", rule.sub_score).tolist()
-    lowest, images = -1e9, []
+    lowest, images = -1e9, list[tuple[int, int, float]]()
     superclasses = decide(outputs, rule)[0].tolist()
     for i, superclass in enumerate(superclasses):
         of_super, of_sub = outputs.super_logits[i].tolist(), outputs.sub_logits[i].tolist()
@@ -231,8 +232,8 @@ def area_by_sweep(outputs: Outputs, rule: Rule) -> float:
             is_right = is_right and not (is_seen and score == lowest)
             right[is_seen].setdefault(kind, []).append(bool(is_right))
         points.append((fmean(map(fmean, right[False].values())), fmean(right[True][SEEN])))
-    novel, known = zip(*points, strict=True)
-    return float(np.trapezoid(known, novel))
+    novel, accepted = zip(*points, strict=True)
+    return float(np.trapezoid(accepted, novel))
 
 
 @pytest.mark.parametrize("score", ["msp", "knn"])
@@ -426,23 +427,24 @@ def left_out_by_loop(outputs: Outputs, config: TrialConfig) -> dict[str, float]:
             rule = choose_rule(other.where(other.kind < SECOND), config)
             superclass, subclass = decide(part, rule)
             for i, kind in enumerate(part.kind.tolist()):
-                name = fold.superclass
+                left_out = fold.superclass
                 rejected = bool(superclass[i] == 1)
                 if kind == LEFT_OUT:
-                    right.setdefault(f"unseen_super_left_out.{name}", []).append(rejected)
+                    right.setdefault(f"unseen_super_left_out.{left_out}", []).append(rejected)
                     novel_sub = bool(subclass[i] == 2)
-                    right.setdefault(f"unseen_sub_left_out.{name}", []).append(novel_sub)
+                    right.setdefault(f"unseen_sub_left_out.{left_out}", []).append(novel_sub)
                 elif kind in (SEEN, PSEUDO_NOVEL):
-                    right.setdefault(f"known.{name}.{kind}", []).append(rejected)
+                    right.setdefault(f"known.{left_out}.{kind}", []).append(rejected)
     result = {name: fmean(values) for name, values in right.items()}
-    for name in (0, 1):
-        known = [result.pop(f"known.{name}.{kind}") for kind in (SEEN, PSEUDO_NOVEL)]
-        result[f"known_rejected_super_left_out.{name}"] = fmean(known)
-    for name, worst in (
-        ("unseen_super_left_out", min),
-        ("unseen_sub_left_out", min),
-        ("known_rejected_super_left_out", max),
-    ):
+    for left_out in (0, 1):
+        known = [result.pop(f"known.{left_out}.{kind}") for kind in (SEEN, PSEUDO_NOVEL)]
+        result[f"known_rejected_super_left_out.{left_out}"] = fmean(known)
+    worst_of: dict[str, Callable[[list[float]], float]] = {
+        "unseen_super_left_out": min,
+        "unseen_sub_left_out": min,
+        "known_rejected_super_left_out": max,
+    }
+    for name, worst in worst_of.items():
         of_folds = [result[f"{name}.{each}"] for each in (0, 1)]
         result |= {name: fmean(of_folds), f"{name}_worst": worst(of_folds)}
     return result

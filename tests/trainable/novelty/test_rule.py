@@ -18,8 +18,6 @@ from scipy.stats import hmean
 
 from tests.trainable.made_outputs import FEATURE_SCORES, LOGIT_SCORES, NOVELTY_SCORES, SUPER_OF_SUB
 from trainable.novelty.rule import (
-    GEN_GAMMA,
-    GEN_TOP,
     Response,
     Rule,
     acceptance,
@@ -30,6 +28,7 @@ from trainable.novelty.rule import (
     harmonic_mean,
     novelty_score,
 )
+from trainable.novelty.scores.logits import GEN_GAMMA, GEN_TOP
 
 INF = math.inf
 Image = tuple[float, bool, bool]  # score, known, argmax is right

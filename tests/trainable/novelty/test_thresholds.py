@@ -133,11 +133,12 @@ def test_what_outputs_keep_stays_theirs() -> None:
 
 def test_rules_of_the_same_outputs_compute_a_score_once(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(
-        rule_module,
-        "novelty_score",
-        lambda logits, name: asked.append(name) or novelty_score(logits, name),
-    )
+
+    def noted(logits: torch.Tensor, name: str) -> torch.Tensor:
+        asked.append(name)
+        return novelty_score(logits, name)
+
+    monkeypatch.setattr(rule_module, "novelty_score", noted)
     outputs = make_outputs()
     for couple in (False, True):
         config = TrialConfig(novelty_score="gen", couple_novel=couple)
