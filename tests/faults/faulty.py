@@ -95,7 +95,7 @@ def with_faults(faults: Mapping[int, Fault]) -> Callable[[dict[str, Any]], None]
         if fault is None:
             run_trial(wire, **shipped)
             return
-        folder = Path(assigned.folder)
+        folder = Path(str(assigned.folder))
         folder.mkdir(parents=True, exist_ok=True)
 
         def train_epoch(trainer: Trainer, epoch: int) -> dict[str, float]:
