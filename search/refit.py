@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"failed: {error}", file=sys.stderr)
         return 1
     try:
-        version = registration.register(choice.trial, choice.config, target, data.images[:1])
+        version = registration.register(choice.trial, choice.config, target, data)
     except TrackingError as error:
         print(
             f"failed: {target} is written and predicts, but is not registered: {error}; the same "
@@ -54,10 +54,19 @@ def main(argv: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
+    try:
+        champion = registration.crown(version)
+    except TrackingError as error:
+        print(
+            f"failed: models:/{record.name}/{version} is registered, but which version is the "
+            f"champion could not be said: {error}; the same command registers it again",
+            file=sys.stderr,
+        )
+        return 1
     is_default = record.tracking_uri == default_uri()
     store = "" if is_default else f" --tracking-uri {shlex.quote(public(record.tracking_uri))}"
     console.print(
-        f"wrote {target}\nregistered models:/{record.name}/{version}\nNext:\n"
+        f"wrote {target}\nregistered models:/{record.name}/{version}\n{champion}\nNext:\n"
         f"  {typed('results.predict')} --model models:/{record.name}/{version} "
         f"--images IMAGES --out submission.csv{store}",
     )

@@ -1,11 +1,12 @@
 """A refitted classifier as a registered model of MLflow."""
 
+import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import mlflow
-import torch
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
@@ -14,13 +15,23 @@ from upath import UPath
 
 from results import model as pyfunc
 from results.mlflow_store import connect, experiment_id, explained
+from results.promise import intervals_of, range_text
 from results.record import SearchRecord
+from search.champion import CHAMPION, Verdict, champion_line, verdict
 from search.tracking import local_copies
 from trainable.classifier import (
     INFO_FILE,
     MODEL_FILE,
+    read_info,
 )
 from trainable.config import TrialConfig
+from trainable.data.dataset import Data
+from trainable.novelty.metrics import MAIN
+from trainable.schema import version as noveltune_version
+
+_MAX_TAG = 5000
+"""Characters that every server takes in a tag of a version."""
+_FIRST = Verdict(True, "the first")
 
 
 class Registration:
@@ -53,21 +64,23 @@ class Registration:
         """
         with explained(self._uri):
             try:
-                self._client.create_registered_model(self._record.name)
+                self._client.create_registered_model(
+                    self._record.name,
+                    description=f"Says superclass, subclass, or novel. `{CHAMPION}` is the best "
+                    "version of those that were judged alike; a version's tags say how.",
+                )
             except MlflowException as error:
                 if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
                     raise
 
-    def register(
-        self, trial: int, config: TrialConfig, target: UPath, example_NHWC: torch.Tensor
-    ) -> str:
+    def register(self, trial: int, config: TrialConfig, target: UPath, data: Data) -> str:
         """Log the refitted classifier as a pyfunc model; return its version.
 
         Args:
             trial: Number of the one that was refitted.
             config: Its configuration.
             target: Folder of the classifier.
-            example_NHWC: An image, uint8.
+            data: That it was trained on.
 
         Raises:
             TrackingError: It could not be registered.
@@ -94,12 +107,72 @@ class Registration:
                             [ColSpec(kind, key) for key, kind in pyfunc.OUTPUTS.items()]
                         ),
                     ),
-                    input_example=example_NHWC.numpy(),
+                    input_example=data.images[:1].numpy(),
                 )
+            info = read_info(target)
             version = self._client.create_model_version(
-                name, logged.model_uri, run.info.run_id, model_id=logged.model_id
-            )
+                name, logged.model_uri, run.info.run_id, model_id=logged.model_id,
+                tags=_tags(self._record, trial, info, data.fingerprint),
+                description=_description(self._record, trial, config, info),
+            )  # fmt: skip
         return str(version.version)
+
+    def crown(self, version: str) -> str:
+        """Give a new version the alias `champion` if it deserves it; return a line that says so.
+
+        Raises:
+            TrackingError: It could not be asked, or told.
+        """
+        name = self._record.name
+        with explained(self._uri):
+            now = self._client.get_registered_model(name).aliases.get(CHAMPION)
+            found = _FIRST
+            if now is not None:
+                new, old = (self._client.get_model_version(name, each) for each in (version, now))
+                found = verdict(new.tags, old.tags)
+            if found.moves:
+                self._client.set_registered_model_alias(name, CHAMPION, version)
+        return champion_line(name, version, now, found)
+
+
+def _tags(
+    record: SearchRecord, trial: int, info: Mapping[str, Any], fingerprint: str
+) -> dict[str, str]:
+    """Return what a version says of itself: who it is, what it knows, how it was judged."""
+    rule, promise = info["rule"], info["promise"]
+    metric = record.metrics[0] if len(record.metrics) == 1 else "score"
+    rates = {name: repr(promise[name]) for name in (*MAIN, metric) if name in promise}
+    tags = {
+        "search": record.name, "search_id": record.id, "trial": str(trial),
+        "noveltune": noveltune_version(), "protocol": str(record.protocol),
+        "data_fingerprint": fingerprint, "metric": metric, **rates,
+        "super_novelty_score": rule["super_score"], "sub_novelty_score": rule["sub_score"],
+        "tau_super": repr(rule["tau_super"]), "tau_sub": json.dumps(rule["tau_sub"]),
+        "superclasses": json.dumps(info["superclasses"]),
+        "subclasses": json.dumps(info["subclasses"]),
+    }  # fmt: skip
+    is_long = {key for key, value in tags.items() if len(value) > _MAX_TAG}
+    return tags | {key: f"{len(json.loads(tags[key])):,}, see {INFO_FILE}" for key in is_long}
+
+
+def _description(
+    record: SearchRecord, trial: int, config: TrialConfig, info: Mapping[str, Any]
+) -> str:
+    """Return what MLflow's page of a version says, in Markdown."""
+    known = f"{len(info['superclasses'])} superclasses and {len(info['subclasses'])} subclasses"
+    promise = info["promise"]
+    ends = intervals_of(promise)
+    rows = [
+        f"| {name} | {promise[name]:.3f} | {range_text(ends[name]) if name in ends else ''} |"
+        for name in MAIN
+        if name in promise
+    ]
+    table = ["| rate | promised | 95% |", "|---|---|---|", *rows] if rows else []
+    return "\n".join([
+        f"Knows {known}, and says novel of others. Trial {trial} of the search `{record.name}`, "
+        f"trained again on every class: {config.describe()}.", "", *table, "",
+        f"    mlflow models serve -m models:/{record.name}@{CHAMPION} --env-manager local",
+    ])  # fmt: skip
 
 
 @contextmanager

@@ -78,7 +78,7 @@ def registered(
         patch.chdir(folder)  # MLflow puts artifacts beside its database
         registry = Registration(record(tracking_uri=uri), is_new=True)
         registry.prepare()
-        version = registry.register(0, config, UPath(folder / "refit"), data.images[:1])
+        version = registry.register(0, config, UPath(folder / "refit"), data)
         client = mlflow.MlflowClient(uri)
         source = client.get_model_version_download_uri("asked", version)
         local = mlflow.artifacts.download_artifacts(

@@ -228,7 +228,7 @@ def test_registering_that_failed_is_made_good_without_training_again(
     said = capsys.readouterr().out
     assert "runs/asked/refit/00000 is trained already" in said
     assert "epoch 1/1" not in said
-    assert "registered models:/asked/1\n" in said
+    assert "registered models:/asked/1\nchampion: version 1, the first\n" in said
     assert "MLFLOW_TRACKING_URI" not in os.environ  # a later command would log there
     assert (folder / "runs/asked/refit/00000/model.safetensors").read_bytes() == weights
     client = client_of(folder)
@@ -250,7 +250,23 @@ def test_registering_that_failed_is_made_good_without_training_again(
     assert main(["--name", "asked", "--tracking-uri", "sqlite:///mlflow.db"]) == 0
     said = capsys.readouterr().out
     assert "epoch 1/1" in said  # by other weights, so trained anew
-    assert "registered models:/asked/2\n" in said
+    assert "registered models:/asked/2\nchampion: still version 1, not better: score 0." in said
+    one, two = (client.get_model_version("asked", each) for each in "12")
+    assert one.tags == two.tags
+    assert {key: float(one.tags[key]) for key in MAIN} == {key: of_refit[key] for key in MAIN}
+    info = json.loads((folder / "runs/asked/refit/00000/model.json").read_text())
+    for key in ("superclasses", "subclasses"):
+        assert json.loads(one.tags[key]) == info[key]
+    assert json.loads(one.tags["tau_sub"]) == info["rule"]["tau_sub"]
+    assert one.tags["data_fingerprint"] == change(folder).data_fingerprint
+    assert one.tags["protocol"] == "1"  # as the record says
+    assert "Trial 0 of the search `asked`" in one.description
+
+    client.set_model_version_tag("asked", "1", "score", "0.001")
+    assert main(["--name", "asked", "--experiment", "others"]) == 0
+    moved = "champion: version 3 in place of version 1, better: score 0."
+    assert moved in capsys.readouterr().out
+    assert int(client.get_model_version_by_alias("asked", "champion").version) == 3
 
 
 # --- Predict -------------------------------------------------------------------------------------
