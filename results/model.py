@@ -1,4 +1,4 @@
-"""The MLflow pyfunc model: uint8 images in, a table of answers out."""
+"""The MLflow pyfunc model: images of any kind in, a table of answers out."""
 
 import ast
 import itertools
@@ -12,12 +12,16 @@ import pandas as pd
 import torch
 from upath import UPath
 
+from results.sent_images import decoded
 from trainable.classifier import Classifier
 
 _OURS = frozenset({"trainable", "results"})
+_LOADER = "mlflow"
+"""Loads the model, so it names itself, as the one of its three distributions that is needed."""
 CODE_PATHS = [str(Path(__file__).parents[1] / package) for package in sorted(_OURS)]
 """Our packages, which travel with the model: it needs no installation of noveltune."""
-INPUT_DTYPE, INPUT_SHAPE = np.dtype("uint8"), (-1, -1, -1, 3)
+INPUT_DTYPE, INPUT_SHAPE = np.dtype("object"), (-1,)
+"""The one signature that MLflow lets images of several sizes through, and texts."""
 OUTPUTS = {
     "superclass_index": "long",
     "subclass_index": "long",
@@ -25,6 +29,8 @@ OUTPUTS = {
     "subclass": "string",
     "super_score": "double",
     "sub_score": "double",
+    "is_super_novel": "boolean",
+    "is_sub_novel": "boolean",
 }
 
 
@@ -44,6 +50,8 @@ def answers(classifier: Classifier, images_NHWC: torch.Tensor) -> pd.DataFrame:
             "subclass": [classifier.subclasses[i] for i in predictions.subclass.tolist()],
             "super_score": predictions.super_score.numpy(),
             "sub_score": predictions.sub_score.numpy(),
+            "is_super_novel": (predictions.superclass == len(classifier.superclasses) - 1).numpy(),
+            "is_sub_novel": (predictions.subclass == len(classifier.subclasses) - 1).numpy(),
         }
     )
 
@@ -55,15 +63,17 @@ class NovelClassifier:
         self._classifier = classifier
 
     def predict(self, images: Any, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """Return the answers for square uint8 images (N, S, S, 3): columns as in `OUTPUTS`.
+        """Return the answers for the images of a request: columns as in `OUTPUTS`.
+
+        Args:
+            images: See `decoded`.
+            params: There are none.
 
         Raises:
-            ValueError: Images of another shape.
+            RequestError: An image that cannot be read.
         """
-        array = np.ascontiguousarray(np.asarray(images, dtype=INPUT_DTYPE))
-        if array.ndim != 4 or array.shape[1] != array.shape[2] or array.shape[3] != 3:
-            raise ValueError(f"expected square images (N, S, S, 3), but got {array.shape}")
-        return answers(self._classifier, torch.from_numpy(array))
+        pixels = decoded(images, self._classifier.stored_size)
+        return answers(self._classifier, torch.from_numpy(pixels))
 
 
 def requirements() -> list[str]:
@@ -71,7 +81,7 @@ def requirements() -> list[str]:
 
     MLflow's own guess lists only what it sees being imported while it loads a model.
     """
-    names = {name.partition(".")[0] for name in _imports(__name__, set())} - _OURS
+    names = {name.partition(".")[0] for name in _imports(__name__, set())} - {*_OURS, _LOADER}
     installed = metadata.packages_distributions()
     used = sorted({each for name in names for each in installed.get(name, ())})
     # A build's own label (2.15.0+cpu) is known to no registry.

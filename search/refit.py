@@ -3,12 +3,16 @@
 import shlex
 import sys
 
+from upath import UPath
+
 from results.mlflow_store import TrackingError, default_uri
 from results.options import add_experiment, add_stores, check_stores
-from results.record import load_record, run_folder
+from results.record import SearchRecord, load_record, run_folder
 from results.terminal import plain_console
+from search.champion import CHAMPION
 from search.registration import Registration
-from search.retrain import choose, refit_data, retrain, say_promise
+from search.retrain import Choice, choose, refit_data, retrain, say_promise
+from trainable.data.dataset import Data
 from trainable.errors import Parser, TrialError, UserError, typed
 from trainable.memory import keep_freed_memory
 from trainable.urls import public
@@ -45,32 +49,48 @@ def main(argv: list[str] | None = None) -> int:
     except TrialError as error:
         print(f"failed: {error}", file=sys.stderr)
         return 1
-    try:
-        version = registration.register(choice.trial, choice.config, target, data)
-    except TrackingError as error:
-        print(
-            f"failed: {target} is written and predicts, but is not registered: {error}; the same "
-            "command then registers it without training again",
-            file=sys.stderr,
-        )
+    registered = _register(registration, choice, target, data)
+    if registered is None:
         return 1
-    try:
-        champion = registration.crown(version)
-    except TrackingError as error:
-        print(
-            f"failed: models:/{record.name}/{version} is registered, but which version is the "
-            f"champion could not be said: {error}; the same command registers it again",
-            file=sys.stderr,
-        )
-        return 1
-    is_default = record.tracking_uri == default_uri()
-    store = "" if is_default else f" --tracking-uri {shlex.quote(public(record.tracking_uri))}"
+    version, champion = registered
     console.print(
-        f"wrote {target}\nregistered models:/{record.name}/{version}\n{champion}\nNext:\n"
-        f"  {typed('results.predict')} --model models:/{record.name}/{version} "
-        f"--images IMAGES --out submission.csv{store}",
+        f"wrote {target}\nregistered models:/{record.name}/{version}\n{champion}\n"
+        f"{_next(record, version)}"
     )
     return 0
+
+
+def _register(
+    registration: Registration, choice: Choice, target: UPath, data: Data
+) -> tuple[str, str] | None:
+    """Return the model's version, and a line about the champion; None, and why, if it failed."""
+    version = ""
+    try:
+        version = registration.register(choice.trial, choice.config, target, data)
+        return version, registration.crown(version)
+    except TrackingError as error:
+        print(
+            f"failed: {target} is registered as version {version}, but which one is the {CHAMPION} "
+            f"is not said: {error}; the same command registers it again"
+            if version
+            else f"failed: {target} is written and predicts, but is not registered: {error}; the "
+            "same command then registers it without training again",
+            file=sys.stderr,
+        )
+        return None
+
+
+def _next(record: SearchRecord, version: str) -> str:
+    """Return what to do with a registered version."""
+    uri = shlex.quote(public(record.tracking_uri))
+    is_default = record.tracking_uri == default_uri()
+    store = "" if is_default else f" --tracking-uri {uri}"
+    where = "" if is_default else f"MLFLOW_TRACKING_URI={uri} "
+    return (
+        f"Next:\n  {typed('results.predict')} --model models:/{record.name}/{version} "
+        f"--images IMAGES --out submission.csv{store}\n"
+        f"  {where}mlflow models serve -m models:/{record.name}@{CHAMPION} --env-manager local"
+    )
 
 
 if __name__ == "__main__":

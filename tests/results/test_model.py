@@ -1,24 +1,36 @@
-"""The registered model brings its code, declares the rest, and needs nothing else."""
+"""The registered model brings its code, declares the rest, needs nothing else, and is served."""
 
+import base64
 import contextlib
+import csv
 import json
+import os
+import re
+import shlex
+import signal
 import subprocess
 import sys
 import sysconfig
+import threading
 import tomllib
-from collections.abc import Callable
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from PIL import Image
 from upath import UPath
 
 from results import model
 from results.model import OUTPUTS, requirements
+from results.predict import main as predict
 from search.registration import Registration
 from tests.results.test_record import record
 from tests.trainable.factories import make_data
@@ -26,6 +38,8 @@ from tests.trainable.test_classifier import save_by_hand
 from tests.trainable.tiny import tiny_config
 
 ROOT = Path(__file__).parents[2]
+DEADLINE_S = 600
+"""Of what hangs; nothing waits for it otherwise."""
 
 CHILD = """
 import json, sys
@@ -65,10 +79,8 @@ def declared_and_required(lines: list[str]) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def registered(
-    tmp_path_factory: pytest.TempPathFactory, make_mlflow: Callable[[Path], Path]
-) -> Path:
-    """The files of a registered model, as a server that deploys it gets them."""
+def folder(tmp_path_factory: pytest.TempPathFactory, make_mlflow: Callable[[Path], Path]) -> Path:
+    """A folder with an MLflow database that has a model `asked`, and its files in `model`."""
     folder = make_mlflow(tmp_path_factory.mktemp("registered")).parent
     config = tiny_config(fine_tune="full")
     data = make_data(size=32)
@@ -79,12 +91,20 @@ def registered(
         registry = Registration(record(tracking_uri=uri), is_new=True)
         registry.prepare()
         version = registry.register(0, config, UPath(folder / "refit"), data)
+        registry.crown(version)
         client = mlflow.MlflowClient(uri)
         source = client.get_model_version_download_uri("asked", version)
-        local = mlflow.artifacts.download_artifacts(
+        (folder / "model").mkdir()
+        mlflow.artifacts.download_artifacts(
             source, tracking_uri=uri, dst_path=str(folder / "model")
         )
-    return Path(local)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def registered(folder: Path) -> Path:
+    """The files of the registered model, as a server that deploys it gets them."""
+    return next((folder / "model").rglob("MLmodel")).parent
 
 
 def call(model: Path, declared: list[str], tmp_path: Path) -> "subprocess.CompletedProcess[str]":
@@ -143,3 +163,123 @@ def test_import_in_a_function_of_a_module_below_is_declared(
     monkeypatch.setattr(model, "CODE_PATHS", [str(tmp_path / "trainable")])
     versions = {name: metadata.version(name) for name in ("matplotlib", "scipy")}
     assert requirements() == [f"{name}=={version}" for name, version in versions.items()]
+
+
+# --- Served --------------------------------------------------------------------------------------
+
+
+def blocks_of_page(language: str) -> list[str]:
+    """Return the code blocks of the page on serving."""
+    page = (ROOT / "docs/serving.md").read_text()
+    return re.findall(rf"^```{language}\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Iterator[str]:
+    """The address of a server, started by the command of the page on serving."""
+    (line,) = [each for each in blocks_of_page("bash") if each.startswith("mlflow models serve")]
+    words = shlex.split(line.replace("NAME", "asked").replace("5001", "0"))
+    server = subprocess.Popen(
+        [sys.executable, "-m", *words],
+        cwd=folder,
+        # No port for MLflow to pass on, and 0 from the environment: any that is free.
+        env=os.environ | {
+            "UVICORN_PORT": "0", "MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT": str(DEADLINE_S),
+            "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        },
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    assert server.stderr is not None
+    watch = threading.Timer(DEADLINE_S, os.killpg, (server.pid, signal.SIGKILL))
+    watch.start()
+    try:
+        said = ""
+        for told in server.stderr:  # ends with the server
+            said += told
+            if found := re.search(r"running on (http://127\.0\.0\.1:\d+)", told):
+                break
+        else:
+            pytest.fail(said)
+        yield found[1]
+    finally:
+        watch.cancel()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+        server.stderr.close()
+
+
+def ask(server: str, images: Any, key: str = "inputs") -> tuple[int, dict[str, Any]]:
+    """Send a request; return the status and the answer."""
+    request = urllib.request.Request(
+        f"{server}/invocations",
+        json.dumps({key: images}).encode(),
+        {"Content-Type": "application/json"},
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=DEADLINE_S) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+def printed(code: list[str], folder: Path) -> str:
+    """Run what the page says to type; return what it prints."""
+    done = subprocess.run(code, cwd=folder, capture_output=True, text=True, timeout=DEADLINE_S)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_served_model_answers_as_predict_does(server: str, folder: Path, tmp_path: Path) -> None:
+    shapes = [(40, 60), (32, 32, 3), (90, 50, 4)]
+    pixels = [np.random.default_rng(i).integers(0, 256, s, "u1") for i, s in enumerate(shapes)]
+    for i, (image, suffix) in enumerate(zip(pixels, ("png", "jpg", "png"), strict=True)):
+        Image.fromarray(image).save(tmp_path / f"{i}.{suffix}")
+    files = sorted(tmp_path.iterdir())
+    texts = [base64.b64encode(file.read_bytes()).decode() for file in files]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        out = folder / "out.csv"
+        model = ["--model", "models:/asked@champion", "--tracking-uri", "sqlite:///mlflow.db"]
+        assert predict([*model, "--images", str(tmp_path), "--out", str(out), "--scores"]) == 0
+    with out.open(newline="") as opened:
+        rows = list(csv.DictReader(opened))
+
+    status, answer = ask(server, texts)
+    assert status == 200
+    told = answer["predictions"]
+    assert [[*each] for each in told] == [[*OUTPUTS]] * 3
+    for row, each in zip(rows, told, strict=True):
+        names = ("superclass_index", "subclass_index", "superclass", "subclass")
+        assert [str(each[name]) for name in names] == [row[name] for name in names]
+        for name in ("super_score", "sub_score"):
+            assert np.float32(each[name]) == np.float32(row[name])
+        assert each["is_super_novel"] is (each["superclass"] == "novel")
+        assert each["is_sub_novel"] is (each["subclass"] == "novel")
+    arrays = [pixels[0].tolist(), texts[1], pixels[2].tolist()]
+    for key in ("inputs", "instances"):
+        assert ask(server, arrays, key) == (200, answer)
+    records = [{"image": text} for text in texts]
+    assert ask(server, records, "dataframe_records") == (200, answer)
+
+    (folder / "robin.jpg").write_bytes(files[1].read_bytes())
+    typed = [each for each in blocks_of_page("bash") if "curl" in each] + blocks_of_page("python")
+    curl, python = (each.replace("http://127.0.0.1:5001", server) for each in typed)
+    assert json.loads(printed(["bash", "-c", curl], folder)) == {"predictions": told[1:2]}
+    assert printed([sys.executable, "-c", python], folder) == f"{told[1:2]}\n"
+
+
+@pytest.mark.slow
+def test_served_model_says_which_image_is_broken_and_why(server: str) -> None:
+    cut = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(9)).decode()
+    status, answer = ask(server, [[[0] * 40] * 40, cut, "robin.jpg"])
+    assert status == 400
+    assert answer["message"].startswith(
+        "2 of 3 images cannot be read (the first is image 0): image 1: cannot identify its format; "
+        "image 2: a text must be the bytes of an image file as base64, but got 'robin.jpg'"
+    )
+    nothings: list[Any] = [[], None, {"image": [cut]}, 7]
+    for nothing in nothings:
+        assert ask(server, nothing)[0] == 400
