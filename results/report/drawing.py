@@ -10,12 +10,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patheffects import AbstractPathEffect, withStroke
 from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from trainable.config import Task
 
 # Okabe and Ito's colours, safe for colour-blind readers. Each means one thing in every picture.
 INK, FAINT, PAPER = "#1b1c1e", "#c3c6cb", "#fefefe"
@@ -31,6 +35,9 @@ VARIABLES = {
     KNOWN: "known", NOVEL: "novel",
 }  # fmt: skip
 """Colours that the page changes where it is dark, by the name of their CSS variable."""
+
+LEVELS: dict[Task, str] = {"super": "superclass", "sub": "subclass"}
+Floats = npt.NDArray[np.float64]
 
 WIDTH = 4.6
 """Inches: readable on a phone, two beside each other on a screen."""
@@ -75,7 +82,7 @@ class Picture:
     figures: tuple[Figure, ...]
     """Its panels."""
     slider: dict[int, dict[str, Any]] = field(default_factory=dict)
-    """What a threshold slider below a panel needs, by panel; see `anatomy.thresholds`."""
+    """What a threshold slider below a panel needs, by panel; see `thresholds.thresholds`."""
 
 
 @contextmanager
@@ -263,3 +270,11 @@ def room(items: Sequence[str], width: int) -> list[str]:
 def rows_of(frame: pd.DataFrame) -> list[Any]:
     """Return the rows of a frame, their columns as attributes."""
     return [*frame.itertuples()]
+
+
+def by_size(value: Any) -> tuple[bool, Any]:
+    return (isinstance(value, str), value)
+
+
+def short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

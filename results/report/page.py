@@ -9,7 +9,7 @@ import pandas as pd
 from markupsafe import Markup
 from upath import UPath
 
-from results.report import anatomy, answer, drawing, overview
+from results.report import anatomy, answer, confusion, drawing, overview
 from results.report.drawing import Picture, plain, said
 from results.report.material import Search
 from trainable.checkpoint import write_atomically
@@ -188,7 +188,7 @@ def _side_by_side(searches: Sequence[Search], writer: _Writer) -> Section:
 
 def _subclasses(search: Search, writer: _Writer) -> dict[str, Any]:
     assert search.anatomy is not None
-    frame = anatomy.subclass_frame(search.anatomy)
+    frame = confusion.subclass_frame(search.anatomy)
     rows = [
         {
             "cells": [

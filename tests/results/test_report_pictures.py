@@ -15,7 +15,19 @@ from upath import UPath
 
 from results.history import frame_of
 from results.record import trial_folder
-from results.report import anatomy, answer, drawing, overview
+from results.report import (
+    anatomy,
+    answer,
+    confusion,
+    course,
+    curves,
+    deltas,
+    drawing,
+    importance,
+    overview,
+    sheets,
+    thresholds,
+)
 from tests.results.test_report import Search
 from tests.trainable.made_outputs import make_outputs, with_folds
 from trainable.classifier import INFO_FILE, KEYS, save_outputs
@@ -53,12 +65,12 @@ def test_a_choice_is_judged_by_pairs_that_differ_in_nothing_else(search: Search)
         search.tell(lr=1e-3, seed=seed, score=0.4 + seed / 50)
         search.tell(architecture="two_models", seed=seed, score=0.45 + seed / 50 + seed / 1000)
     search.tell(architecture="two_models", lr=0.1, score=0.99)  # a pair of no other
-    row = overview.delta_frame(search.read()).set_index("key").loc["architecture"]
+    row = deltas.delta_frame(search.read()).set_index("key").loc["architecture"]
     assert row["num"] == 5
     assert row["is_paired"]
     assert row["difference"] == pytest.approx(0.052)
     assert 0.05 <= row["low"] < 0.052 < row["high"] <= 0.054
-    picture = overview.deltas(search.read())
+    picture = deltas.deltas(search.read())
     assert picture is not None
     assert "architecture: two_heads → two_models (+5.2 points)" in picture.caption
 
@@ -67,10 +79,10 @@ def test_a_choice_without_pairs_is_judged_by_means_and_called_a_hint(search: Sea
     for number in range(8):
         search.tell(lr=10 ** (-3 + number / 8), score=0.5 + number / 100,
                     architecture=("two_heads", "two_models")[number % 2])  # fmt: skip
-    (row,) = overview.delta_frame(search.read()).to_dict("records")
+    (row,) = deltas.delta_frame(search.read()).to_dict("records")
     assert not row["is_paired"]
     assert row["difference"] == pytest.approx(0.01)
-    picture = overview.deltas(search.read())
+    picture = deltas.deltas(search.read())
     assert picture is not None
     assert "No interval excludes zero" in picture.caption
     assert "a hint, no proof" in picture.caption
@@ -82,7 +94,7 @@ def test_importance_is_not_hidden_by_good_baselines_outside_the_space(search: Se
     for number in range(20):
         architecture = ("two_heads", "two_models")[number % 2]
         search.tell(architecture=architecture, lr=10 ** (-4 + number / 8), score=number / 25)
-    assert overview.importances(search.read())["lr"] > 0.5
+    assert importance.importances(search.read())["lr"] > 0.5
 
 
 def test_trials_that_are_all_equal_and_few_have_what_pictures_they_can(search: Search) -> None:
@@ -112,7 +124,7 @@ def test_a_front_without_scores_is_ordered_by_its_first_metric(tmp_path: Path) -
     assert search.read().metric == "ce_super"
     what, *_ = answer.sentences(search.read())
     assert "trial 0 (lr 0.001), with a ce super of 0.000" in what
-    assert overview.history(search.read()) is not None
+    assert course.history(search.read()) is not None
     assert answer.main_rows(search.read())
 
 
@@ -152,10 +164,10 @@ def test_slots_are_filled_and_a_pause_before_a_resume_is_no_time(search: Search)
     assert times["slot"].tolist() == [0, 1, 1, 0]
     assert times["start_s"].tolist() == [0, 0, 5, 10]
     assert times["end_s"].tolist() == [10, 4, 9, 16]
-    frame = overview.best_so_far(search.read())
+    frame = course.best_so_far(search.read())
     assert frame["number"].tolist() == [1, 2, 0, 3]  # as they ended
     assert frame["best"].tolist() == [0.2, 0.3, 0.3, 0.3]
-    picture = overview.history(search.read())
+    picture = course.history(search.read())
     assert picture is not None
     by_trial, by_clock = (
         np.asarray(figure.axes[0].lines[0].get_ydata()) for figure in picture.figures
@@ -173,7 +185,7 @@ def test_a_threshold_gives_what_the_rule_gives_by_it(couple: bool) -> None:
     rule = choose_rule(outputs, TrialConfig(couple_novel=couple))
     expected = accuracies(outputs, Answers(*decide(outputs, rule)))
     for task in ("super", "sub"):
-        taus, rates = anatomy.sweep(outputs, task, rule)
+        taus, rates = thresholds.sweep(outputs, task, rule)
         own = rule.tau_super if task == "super" else rule.tau_sub[0]
         at = int(np.abs(taus - own).argmin())
         assert taus[at] == pytest.approx(own)
@@ -190,14 +202,14 @@ def test_a_slider_belongs_to_its_picture_where_a_task_has_none(
     leave_outputs(search, 0, make_outputs(num=400))
     best = search.read().anatomy
     assert best is not None
-    whole = anatomy.sweep
+    whole = thresholds.sweep
 
     def only_sub(outputs: Outputs, task: Task, rule: Rule) -> Any:
         taus, rates = whole(outputs, task, rule)
         return taus, (rates if task == "sub" else {})
 
-    monkeypatch.setattr(anatomy, "sweep", only_sub)
-    picture = anatomy.thresholds(best)
+    monkeypatch.setattr(thresholds, "sweep", only_sub)
+    picture = thresholds.thresholds(best)
     assert picture is not None
     assert len(picture.figures) == 1
     assert [*picture.slider] == [0]
@@ -207,15 +219,15 @@ def test_a_slider_belongs_to_its_picture_where_a_task_has_none(
 def test_a_left_out_superclass_is_judged_where_as_many_known_images_are_rejected() -> None:
     outputs = with_folds(make_outputs(num=400))
     rule = choose_rule(outputs, TrialConfig())
-    taus, rates = anatomy.sweep(outputs, "super", rule)
+    taus, rates = thresholds.sweep(outputs, "super", rule)
     assert rates["unseen called novel"][0] <= rates["unseen called novel"][-1]
     at = len(taus) // 2
     known = outputs.is_known("super")
-    scores = anatomy.accepted(outputs, "super", rule, rule.tau_super)
+    scores = thresholds.accepted(outputs, "super", rule, rule.tau_super)
     share = float((scores[known] < taus[at]).double().mean())
     found = []
     for fold in outputs.folds:
-        of_fold = anatomy.accepted(fold, "super", rule, rule.tau_super)
+        of_fold = thresholds.accepted(fold, "super", rule, rule.tau_super)
         ranked = of_fold[fold.is_known("super")].sort().values
         tau = ranked[min(round(share * len(ranked)), len(ranked) - 1)]
         found.append(float((of_fold[fold.kind == LEFT_OUT] < tau).double().mean()))
@@ -232,18 +244,18 @@ def test_confusion_and_subclass_table_agree_with_the_metrics(search: Search) -> 
     best = search.read().anatomy
     assert best is not None
     with drawing.style():
-        cells = drawing.inline(drawing.svg(anatomy.confusion(best).figures[0]), "a")
+        cells = drawing.inline(drawing.svg(confusion.confusion(best).figures[0]), "a")
     colours = ("fill: var(--known); fill-opacity", "fill: var(--ink); fill-opacity")
     assert all(colour in cells for colour in colours), "a dark page could not show them"
-    frames = anatomy.confusion_frames(best)
+    frames = confusion.confusion_frames(best)
     rates = accuracies(outputs, PartRules.choose(outputs, best.config).answers(outputs))
     left_out = frames["super"].filter(like="left out", axis=0)
     found = (left_out["novel"] / left_out.sum(axis=1)).mean()
     assert found == pytest.approx(rates["unseen_super_left_out"])
-    seen = anatomy.subclass_frame(best).query("kind == 'seen'")
+    seen = confusion.subclass_frame(best).query("kind == 'seen'")
     right = np.average(seen["right"], weights=seen["images"])
     assert right == pytest.approx(rates["seen_sub"])
-    wrong = anatomy.wrong_frame(best, search.read())
+    wrong = sheets.wrong_frame(best, search.read())
     assert len(wrong.query("level == 'subclass' and not is_novel")) == pytest.approx(
         (1 - right) * seen["images"].sum()
     )
@@ -263,7 +275,7 @@ def test_curve_is_drawn_of_trials_whose_outputs_are_there(search: Search) -> Non
     search.tell(baseline=True, score=0.5)
     outputs = make_outputs()
     leave_outputs(search, 1, outputs)  # the baselines' were not copied
-    picture = anatomy.hierarchy(search.read())
+    picture = curves.hierarchy(search.read())
     assert picture is not None
     assert set(picture.table["trial"]) == {1}
     area = hierarchy_area(outputs, choose_rule(outputs, TrialConfig()))

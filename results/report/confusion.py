@@ -1,0 +1,207 @@
+"""What the best trial answers to each class."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
+from matplotlib.figure import Figure
+
+from results.report.drawing import (
+    INK,
+    KNOWN,
+    LEVELS,
+    NOVEL,
+    WIDTH,
+    Floats,
+    Picture,
+    panel,
+)
+from results.report.material import Best
+from trainable.config import Task
+from trainable.data.splits import LEFT_OUT, PSEUDO_NOVEL, SECOND, SEEN
+from trainable.data.splits import NOVEL as BORROWED
+
+LABELLED_MAX = 40
+"""Classes of a confusion that are named beside it."""
+
+
+def confusion_frames(best: Best) -> dict[Task, pd.DataFrame]:
+    """Return how many images of each class (rows) were answered each class (columns), by level.
+
+    The superclasses' has a row for each that was left out, as judged by the model without it.
+    """
+    outputs, answers = best.outputs, best.answers
+    num_super, num_sub = len(best.superclasses) - 1, len(best.subclasses) - 1
+    counted = outputs.kind != SECOND
+    rows = [
+        (name, counted & (outputs.super_target == each), answers.superclass)
+        for each, name in enumerate(best.superclasses[:-1])
+    ]
+    rows.append(("borrowed", outputs.kind == BORROWED, answers.superclass))
+    for fold, of_fold in zip(outputs.folds, answers.folds, strict=True):
+        kept = [each for each in range(num_super) if each != fold.superclass]
+        back = torch.tensor([*kept, num_super])
+        name = f"{best.superclasses[fold.superclass]}, left out"
+        rows.append((name, fold.kind == LEFT_OUT, back[of_fold.superclass]))
+    of_super = _counts(rows, best.superclasses)
+    known = [
+        (name, (outputs.kind == SEEN) & (outputs.sub_target == each), answers.subclass)
+        for each, name in enumerate(best.outputs_names[:-1])
+    ]
+    held_out = outputs.kind == PSEUDO_NOVEL
+    for each in outputs.true_class[held_out].unique().tolist():
+        name = best.subclasses[each] if 0 <= each < num_sub else "subclasses"
+        known.append(
+            (f"{name}, held out", held_out & (outputs.true_class == each), answers.subclass)
+        )
+    known.append(("borrowed", outputs.kind == BORROWED, answers.subclass))
+    return {"super": of_super, "sub": _counts(known, best.outputs_names)}
+
+
+def _counts(
+    rows: list[tuple[str, torch.Tensor, torch.Tensor]], names: tuple[str, ...]
+) -> pd.DataFrame:
+    shown = [each for each in rows if each[1].any()]
+    counts = [
+        torch.bincount(answer[among], minlength=len(names)).tolist() for _, among, answer in shown
+    ]
+    index = pd.Index([name for name, _, _ in shown], name="shows")
+    return pd.DataFrame(counts, index=index, columns=[*names])
+
+
+def confusion(best: Best) -> Picture:
+    """Show at both levels what was taken for what."""
+    frames = confusion_frames(best)
+    figures = tuple(_matrix(frame, LEVELS[task], best.number) for task, frame in frames.items())
+    told = []
+    for frame in frames.values():
+        top = _most_confused(frame)
+        if top is not None:
+            truth, answer, share, count = top
+            told.append(f"{truth} for {answer} ({100 * share:.0f}% of {count} images)")
+    table = pd.concat(
+        [frame.reset_index().melt("shows", var_name="answer", value_name="images")
+         .assign(level=LEVELS[task]) for task, frame in frames.items()]
+    )  # fmt: skip
+    return Picture(
+        name="confusion",
+        title=f"What was taken for what at both levels, trial {best.number}",
+        caption="Most often taken for one wrong class: " + "; ".join(told) + "."
+        if told else "No image was taken for another class.",
+        table=table[table["images"] > 0],
+        figures=figures,
+    )  # fmt: skip
+
+
+def _is_right(truth: str, answer: str) -> bool:
+    return answer == truth or (
+        answer == "novel" and (truth == "borrowed" or truth.endswith((", held out", ", left out")))
+    )
+
+
+def _most_confused(frame: pd.DataFrame) -> tuple[str, str, float, int] | None:
+    shares = frame.div(frame.sum(axis=1), axis=0).stack()
+    wrong = shares[[not _is_right(truth, answer) and answer != "novel"
+                    for truth, answer in shares.index]]  # fmt: skip
+    if not len(wrong) or wrong.max() == 0:
+        return None
+    top: Any = wrong.idxmax()
+    share: Any = wrong.max()
+    return str(top[0]), str(top[1]), float(share), int(frame.loc[[top[0]]].to_numpy().sum())
+
+
+def _matrix(frame: pd.DataFrame, level: str, trial: int) -> Figure:
+    num_rows, num_columns = frame.shape
+    shares = frame.div(frame.sum(axis=1), axis=0).to_numpy()
+    is_small = max(frame.shape) <= 12
+    cell = 0.42 if is_small else max(0.085, min(0.2, 8.0 / max(frame.shape)))
+    margin = 1.5 if max(frame.shape) <= LABELLED_MAX else 0.8
+    figure, axes = panel(
+        f"{level.capitalize()}: what each class (row) was answered, trial {trial}",
+        cell * num_rows + margin + 0.9, max(WIDTH, cell * num_columns + margin + 0.8),
+    )  # fmt: skip
+    axes.grid(visible=False)
+    _cells(axes, frame, shares)
+    if is_small:
+        for row in range(num_rows):
+            for column in range(num_columns):
+                if frame.iat[row, column]:
+                    text = f"{100 * shares[row, column]:.0f}"
+                    axes.text(column, row, text, ha="center", va="center", fontsize=7.5)
+    if max(frame.shape) <= LABELLED_MAX:
+        size = 7.5 if is_small else 6
+        axes.set_xticks(range(num_columns), [each[:24] for each in frame.columns], rotation=90,
+                        fontsize=size)  # fmt: skip
+        axes.set_yticks(range(num_rows), [each[:34] for each in frame.index], fontsize=size)
+    else:
+        axes.set(xticks=[], yticks=[])
+        axes.set_ylabel("classes in the order of the CSV")
+    axes.tick_params(length=0)
+    axes.set_xlabel(
+        "answered, percent of the row" if is_small else "answered; darker: more of the row"
+    )
+    return figure
+
+
+def _cells(axes: Axes, frame: pd.DataFrame, shares: Floats) -> None:
+    """Fill each cell by its share: right, called novel, or wrong. As shapes, so that the page can
+    give them its colours."""
+    of_colour: dict[str, list[tuple[int, int]]] = {}
+    for row, column in np.argwhere(shares > 0).tolist():
+        truth, answer = str(frame.index[row]), str(frame.columns[column])
+        colour = NOVEL if answer == "novel" else KNOWN if _is_right(truth, answer) else INK
+        of_colour.setdefault(colour, []).append((row, column))
+    for colour, cells in of_colour.items():
+        corners = [
+            [(x - 0.5, y - 0.5), (x + 0.5, y - 0.5), (x + 0.5, y + 0.5), (x - 0.5, y + 0.5)]
+            for y, x in cells
+        ]
+        opacity = [0.75 * shares[cell] for cell in cells]
+        axes.add_collection(PolyCollection(corners, facecolors=colour, alpha=opacity, linewidths=0))
+    axes.set(xlim=(-0.5, frame.shape[1] - 0.5), ylim=(frame.shape[0] - 0.5, -0.5))
+
+
+def subclass_frame(best: Best) -> pd.DataFrame:
+    """Return one row for each subclass, the worst first: images, right, rejected, confused with.
+
+    Columns: subclass, superclass, kind (seen, held out), images, right and rejected (fractions;
+    a held-out one is right where it is called novel), confused_with (the most frequent wrong known
+    subclass) and its share.
+    """
+    frame = confusion_frames(best)["sub"]
+    of_output = best.outputs.super_of_sub.tolist()
+    superclass = {
+        name: best.superclasses[of_output[i]] for i, name in enumerate(best.outputs_names)
+    }
+    outputs = best.outputs
+    held_out = outputs.kind == PSEUDO_NOVEL
+    for each, target in {
+        (int(a), int(b))
+        for a, b in zip(outputs.true_class[held_out], outputs.super_target[held_out], strict=True)
+    }:
+        if 0 <= each < len(best.subclasses) - 1:
+            superclass[f"{best.subclasses[each]}, held out"] = best.superclasses[target]
+    rows = []
+    for name, counts in frame.iterrows():
+        images, name = int(counts.sum()), str(name)
+        if name == "borrowed":
+            continue
+        is_held_out = name.endswith(", held out")
+        wrong = counts.drop([each for each in (name, "novel") if each in counts.index])
+        rejected = counts["novel"] / images
+        rows.append(
+            {
+                "subclass": name.removesuffix(", held out"),
+                "superclass": superclass.get(name, ""),
+                "kind": "held out" if is_held_out else "seen",
+                "images": images,
+                "right": rejected if is_held_out else counts[name] / images,
+                "rejected": rejected,
+                "confused_with": str(wrong.idxmax()) if wrong.max() > 0 else "",
+                "share": float(wrong.max()) / images,
+            }
+        )
+    return pd.DataFrame(rows).sort_values(["right", "subclass"], kind="stable")

@@ -1,0 +1,120 @@
+"""Images that the best trial answers wrongly, by how sure it was."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from results.report.drawing import (
+    LEVELS,
+    Picture,
+    panel,
+    room,
+    rows_of,
+)
+from results.report.material import Best, Search
+from trainable.config import TASKS, Task
+from trainable.data.splits import LEFT_OUT, SECOND
+from trainable.novelty.thresholds import Answers, Outputs
+
+SHEET = (4, 3)
+"""Rows and columns of images."""
+
+
+def sheets(best: Best, search: Search) -> list[Picture | None]:
+    """Show the surest wrong answers to known images, and the surest known answers to novel ones."""
+    frame = wrong_frame(best, search)
+    mistakes = frame[~frame["is_novel"]]
+    missed = frame[frame["is_novel"]]
+    return [
+        _sheet(mistakes, "mistakes", "Known images answered most surely wrong", search),
+        _sheet(missed, "missed", "Novel images called known most surely", search),
+    ]
+
+
+def wrong_frame(best: Best, search: Search) -> pd.DataFrame:
+    """Return a row for each wrong answer, the surest first.
+
+    Columns: row (of the data), level, shows, answer, margin (of the score above the threshold, in
+    standard deviations of the score over all images; below it, where novel is the wrong answer),
+    is_novel (the image, to that level).
+    """
+    rows: list[dict[str, Any]] = []
+    for outputs, answers in ((best.outputs, best.answers), *_folds(best)):
+        left_out = getattr(outputs, "superclass", None)
+        for task in TASKS:
+            if left_out is not None and task not in outputs.exact:  # type: ignore[attr-defined]
+                continue
+            rows += _wrong(best, search, outputs, answers, task, left_out)
+    columns = ["row", "level", "shows", "answer", "margin", "is_novel"]
+    frame = pd.DataFrame(rows, columns=columns)
+    return frame.sort_values("margin", ascending=False, kind="stable")
+
+
+def _folds(best: Best) -> list[tuple[Outputs, Answers]]:
+    return [*zip(best.outputs.folds, best.answers.folds, strict=True)]
+
+
+def _wrong(
+    best: Best, search: Search, outputs: Outputs, answers: Answers, task: Task, left_out: int | None
+) -> list[dict[str, Any]]:
+    rule = best.rule
+    score = outputs.score(task, rule.super_score if task == "super" else rule.sub_score)
+    tau = rule.tau_super if task == "super" else float(np.mean(rule.tau_sub))
+    answer = answers.superclass if task == "super" else answers.subclass
+    novel = outputs.logits(task).shape[1] - 1
+    names = best.superclasses if task == "super" else best.outputs_names
+    wrong = (answer != outputs.target(task)) & (outputs.kind != SECOND)
+    if left_out is not None:  # all others were judged by the whole model
+        wrong = (outputs.kind == LEFT_OUT) & (answer != novel)
+        names = _names_without(best, left_out, task)
+    above = (score - tau) / score.std().clamp_min(1e-12)
+    return [
+        {
+            "row": int(outputs.rows[place]),
+            "level": LEVELS[task],
+            "shows": best.shows(place, search.data),
+            "answer": names[int(answer[place])],
+            "margin": float(-above[place] if answer[place] == novel else above[place]),
+            "is_novel": not bool(outputs.is_known(task)[place]),
+        }
+        for place in wrong.nonzero()[:, 0].tolist()
+    ]
+
+
+def _names_without(best: Best, left_out: int, task: Task) -> tuple[str, ...]:
+    """Return the names of a fold's outputs: it counts without a superclass and its subclasses."""
+    if task == "super":
+        return tuple(name for i, name in enumerate(best.superclasses) if i != left_out)
+    supers = best.outputs.super_of_sub.tolist()
+    return tuple(name for i, name in enumerate(best.outputs_names) if supers[i] != left_out)
+
+
+def _sheet(frame: pd.DataFrame, name: str, title: str, search: Search) -> Picture | None:
+    if search.data is None or not len(frame):
+        return None
+    num_rows, num_columns = SHEET
+    shown = frame.drop_duplicates("row").head(num_rows * num_columns)
+    used = -(-len(shown) // num_columns)
+    figure, axes = panel(title, 0.5 + 1.75 * used)
+    axes.remove()
+    for place, row in enumerate(rows_of(shown)):
+        image = search.data.images[row.row].numpy()
+        cell = figure.add_subplot(used, num_columns, place + 1)
+        cell.imshow(image)
+        cell.set(xticks=[], yticks=[])
+        cell.spines[:].set_visible(False)
+        lines = room([f"{row.shows.replace('_', ' ')}"], 20)[0]
+        answer = room([f"→ {row.answer.replace('_', ' ')}"], 20)[0]
+        cell.set_xlabel(f"{lines}\n{answer}", fontsize=7, labelpad=3)
+    top = frame.groupby(["shows", "answer"]).size().sort_values(ascending=False, kind="stable")
+    (shows, answer), count = top.index[0], int(top.iloc[0])
+    return Picture(
+        name=name,
+        title=title,
+        caption=f"What each shows, and what it was called, the surest first; {len(frame)} wrong "
+        f"answers in all, at either level. The most frequent: {shows} called {answer}, "
+        f"{count} times.",
+        table=frame,
+        figures=(figure,),
+    )
