@@ -26,7 +26,8 @@ from trainable.classifier import OUTPUTS_FILE, load_outputs, load_rule
 from trainable.config import TASKS
 from trainable.data.splits import SECOND
 from trainable.errors import UserError
-from trainable.novelty.metrics import ECE_BINS, both_right, hierarchy_curve
+from trainable.novelty.hierarchy import both_right, hierarchy_curve
+from trainable.novelty.separation import ECE_BINS
 
 _GRID = np.linspace(0, 1, 201)
 

@@ -33,7 +33,8 @@ from tests.trainable.made_outputs import make_outputs, with_folds
 from trainable.classifier import INFO_FILE, KEYS, save_outputs
 from trainable.config import Task, TrialConfig
 from trainable.data.splits import LEFT_OUT
-from trainable.novelty.metrics import accuracies, hierarchy_area
+from trainable.novelty.hierarchy import hierarchy_area
+from trainable.novelty.metrics import accuracies
 from trainable.novelty.rule import Rule, decide
 from trainable.novelty.thresholds import Answers, Outputs, PartRules, choose_rule
 from trainable.schema import stamp

@@ -10,7 +10,9 @@ import torch.nn.functional as F
 
 from trainable.config import TASKS, Task, TrialConfig
 from trainable.data.splits import LEFT_OUT, NOVEL, PSEUDO_NOVEL, SECOND, SEEN
-from trainable.novelty.rule import Rule, acceptance, decide, harmonic_mean
+from trainable.novelty.hierarchy import hierarchy_area
+from trainable.novelty.rule import Rule, decide, harmonic_mean
+from trainable.novelty.separation import auroc, expected_calibration_error, oscr, separation
 from trainable.novelty.thresholds import (
     Answers,
     Fold,
@@ -24,7 +26,6 @@ from trainable.parts import needs_borrowed
 
 CONFORMAL_REJECTION = 0.05
 """Known images that the table's conformal thresholds may reject, where the config says nothing."""
-ECE_BINS = 15
 
 METRICS: dict[str, Literal["maximize", "minimize"]] = {
     "score": "maximize",
@@ -373,115 +374,3 @@ def score_table(outputs: Outputs, config: TrialConfig) -> Iterator[dict[str, Any
                         **{each: rates[each] for each in LEFT_OUT_RATES if each in rates},
                         **{kind: curves[kind] for kind in CURVES},
                     }
-
-
-def separation(known_N: torch.Tensor, novel_M: torch.Tensor) -> dict[str, float]:
-    """Return how well scores tell known images from novel ones, without a threshold."""
-    return {
-        "auroc": auroc(known_N, novel_M),
-        "aupr": average_precision(-novel_M, -known_N),
-        "fpr95": fpr_at_tpr(known_N, novel_M, 0.95),
-        "known_rejected95": fpr_at_tpr(-novel_M, -known_N, 0.95),
-    }
-
-
-def auroc(known_N: torch.Tensor, novel_M: torch.Tensor) -> float:
-    """Return the probability that a known image scores above a novel one; ties count half."""
-    novel = novel_M.sort().values
-    below = torch.searchsorted(novel, known_N)
-    up_to = torch.searchsorted(novel, known_N, right=True)
-    return float((below + up_to).double().mean() / (2 * len(novel)))
-
-
-def fpr_at_tpr(known_N: torch.Tensor, novel_M: torch.Tensor, tpr: float) -> float:
-    """Return the fraction of novel images accepted where at least `tpr` of the known ones are."""
-    count = int(torch.ceil(torch.tensor(tpr * len(known_N), dtype=torch.float64) - 1e-9))
-    threshold = known_N.sort(descending=True).values[max(count, 1) - 1]
-    return float((novel_M >= threshold).double().mean())
-
-
-def oscr(known_N: torch.Tensor, correct_N: torch.Tensor, novel_M: torch.Tensor) -> float:
-    """Return the area under known images accepted and right, against novel images accepted.
-
-    Dhamija, Günther and Boult (NeurIPS 2018), integrated exactly over all thresholds with ties
-    counting half, so that with a perfect classifier it equals the AUROC.
-    """
-    if not correct_N.any():
-        return 0.0
-    return auroc(known_N[correct_N], novel_M) * float(correct_N.double().mean())
-
-
-def average_precision(positive_N: torch.Tensor, negative_M: torch.Tensor) -> float:
-    """Return the area under the precision-recall curve as a sum over its steps.
-
-    Images of one score come together, as in scikit-learn's `average_precision_score`.
-    """
-    positive, negative = positive_N.sort().values, negative_M.sort().values
-    values, counts = positive.unique(return_counts=True)
-    true = len(positive) - torch.searchsorted(positive, values)
-    false = len(negative) - torch.searchsorted(negative, values)
-    precision = true.double() / (true + false)
-    return float((precision * counts).sum() / len(positive))
-
-
-def expected_calibration_error(logits_NC: torch.Tensor, target_N: torch.Tensor) -> float:
-    """Return the mean gap between confidence and accuracy (Naeini et al., AAAI 2015).
-
-    Confidence is the largest softmax probability, novel included, in 15 bins of equal width.
-    """
-    confidence_N, answer_N = logits_NC.double().softmax(1).max(1)
-    bin_N = (confidence_N * ECE_BINS).ceil().long().clamp(1, ECE_BINS) - 1
-    gap_N = confidence_N - (answer_N == target_N).double()
-    return float(gap_N.new_zeros(ECE_BINS).index_add(0, bin_N, gap_N).abs().sum() / len(gap_N))
-
-
-def hierarchy_curve(outputs: Outputs, rule: Rule) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return novel and known accuracy as the subclass's tau is swept upwards: float64 (T,) each.
-
-    After Lee et al., Hierarchical Novelty Detection for Visual Object Recognition (CVPR 2018): a
-    known image is right where superclass and subclass are; a novel one where its superclass is
-    (novel, for borrowed images) and its subclass is called novel. The superclass's tau stays. Novel
-    accuracy is the mean over held-out subclasses and borrowed images.
-    """
-    superclass, _ = decide(outputs, rule)
-    right_super = superclass == outputs.super_target
-    score = acceptance(outputs, "sub", rule.sub_score, restrict_sub=rule.restrict_sub)
-    if rule.couple_novel:
-        score = score.masked_fill(superclass == outputs.super_logits.shape[1] - 1, -torch.inf)
-    is_seen = outputs.kind == SEEN
-    _, likeliest_known = outputs.answer("sub", restrict_sub=rule.restrict_sub)
-    right_sub = likeliest_known == outputs.sub_target
-    known = score[is_seen & right_super & right_sub].sort().values
-    known = known[known.isfinite()]
-    groups = _novel_groups(outputs)
-    of_group = [score[group & right_super].sort().values for group in groups]
-    # One tau at each score, which accepts it, and one above them all.
-    taus = torch.cat([torch.cat([known, *of_group]).unique(), torch.tensor([torch.inf]).double()])
-    known_accuracy = (len(known) - torch.searchsorted(known, taus)).double() / is_seen.sum()
-    novel_accuracy = torch.stack(
-        [
-            torch.searchsorted(novel, taus).double() / group.sum()
-            for novel, group in zip(of_group, groups, strict=True)
-        ]
-    ).mean(0)
-    return novel_accuracy, known_accuracy
-
-
-def _novel_groups(outputs: Outputs) -> list[torch.Tensor]:
-    """Return which images are of each group whose subclass is novel, bool (N,), but empty ones."""
-    groups = [outputs.kind == kind for kind in (PSEUDO_NOVEL, NOVEL)]
-    return [group for group in groups if group.any()]
-
-
-def both_right(outputs: Outputs, rule: Rule) -> tuple[float, float]:
-    """Return novel and known accuracy by `rule`: where its own tau lies on `hierarchy_curve`."""
-    superclass, subclass = decide(outputs, rule)
-    right = (superclass == outputs.super_target) & (subclass == outputs.sub_target)
-    novel = fmean(float(right[group].double().mean()) for group in _novel_groups(outputs))
-    return novel, float(right[outputs.kind == SEEN].double().mean())
-
-
-def hierarchy_area(outputs: Outputs, rule: Rule) -> float:
-    """Return the area under `hierarchy_curve`, by trapezoids."""
-    novel_accuracy, known_accuracy = hierarchy_curve(outputs, rule)
-    return float(torch.trapezoid(known_accuracy, novel_accuracy))

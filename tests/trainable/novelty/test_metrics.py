@@ -25,27 +25,27 @@ from tests.trainable.made_outputs import (
 )
 from trainable.config import BEST, TASKS, TrialConfig
 from trainable.data.splits import LEFT_OUT, NOVEL, PSEUDO_NOVEL, SECOND, SEEN
+from trainable.novelty.hierarchy import both_right, hierarchy_area, hierarchy_curve
 from trainable.novelty.metrics import (
     CONFORMAL_REJECTION,
-    ECE_BINS,
     MAIN,
     METRICS,
     accuracies,
-    auroc,
-    average_precision,
-    both_right,
     curves,
     evaluate,
-    expected_calibration_error,
-    fpr_at_tpr,
-    hierarchy_area,
-    hierarchy_curve,
     judge,
-    oscr,
     score_table,
-    separation,
 )
 from trainable.novelty.rule import Rule, by_image, decide
+from trainable.novelty.separation import (
+    ECE_BINS,
+    auroc,
+    average_precision,
+    expected_calibration_error,
+    fpr_at_tpr,
+    oscr,
+    separation,
+)
 from trainable.novelty.thresholds import Answers, Outputs, PartRules, choose_rule
 
 ALL_KINDS = (SEEN, PSEUDO_NOVEL, NOVEL, SECOND)
