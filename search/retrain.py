@@ -22,14 +22,8 @@ from trainable.classifier import (
     save_classifier,
 )
 from trainable.config import TrialConfig
-from trainable.data.dataset import (
-    TEST_CSV,
-    Data,
-    folder_for_images,
-    load_data,
-    same_data,
-    synthetic_folder,
-)
+from trainable.data.built_in import TEST_CSV, synthetic_folder
+from trainable.data.dataset import Data, folder_for_images, load_data, same_data
 from trainable.data.splits import make_refit_pools
 from trainable.errors import UserError, typed
 from trainable.novelty.rule import Rule, for_num_classes

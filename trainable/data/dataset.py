@@ -1,15 +1,10 @@
 """What a search trains on: known and borrowed images, checked, decoded once and memory-mapped."""
 
 import hashlib
-import http.client
-import io
 import json
 import os
 import re
-import shutil
-import tarfile
 import tempfile
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,10 +13,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock
-from PIL import Image
 
-from trainable.data import synthetic
+from trainable.data.built_in import novel_path, synthetic_folder
 from trainable.data.layouts import (
     TEST_IMAGES,
     Known,
@@ -30,9 +23,9 @@ from trainable.data.layouts import (
     course_root,
     read_known,
     read_pool,
-    sort_out_copies,
-    without_known_classes,
 )
+from trainable.data.made_once import make_once
+from trainable.data.overlap import sort_out_copies, without_known_classes
 from trainable.data.pixels import (
     check_whole,
     decode_blocks,
@@ -44,18 +37,10 @@ from trainable.data.sources import Source, digests, open_source
 from trainable.errors import DataError
 
 STORED_SIZE_MAX = 224
-TEST_CSV = "test_data.csv"
-"""Labels of the built-in data's test images, for `results.evaluate`."""
 DATA_FORMAT = 3
 """Counts the ways in which images became pixels and fingerprints: each makes other data."""
 LABELS = ("superclass", "subclass", "borrowed_class", "native_side")
 NAMES = ("superclasses", "subclasses", "borrowed_classes", "super_of_sub", "copies", "remarks")
-
-# Borrowed images stand for "another superclass", so none may be a bird, a dog or a reptile.
-# CIFAR-100 has no bird and no dog. Dinosaurs are reptiles. A wolf is of the dog's own species and
-# at 32 pixels looks like a husky: as borrowed image it would teach that huskies are novel. A fox
-# is of another genus and looks it, so it stays.
-CIFAR100_EXCLUDED = ("crocodile", "dinosaur", "lizard", "snake", "turtle", "wolf")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +106,7 @@ def load_data(source: str, novel: str, cache: Path, *, note: Callable[[str], Non
             the borrowed ones or in two classes; or a cache without space.
     """
     known_path = synthetic_folder(cache) if source == "synthetic" else source
-    pool_path = _novel_path(novel, cache, note)
+    pool_path = novel_path(novel, cache, note)
     with open_source(known_path) as known_source, open_source(pool_path) as pool_source:
         if known_source.place == pool_source.place:
             raise DataError(f"--data and --novel must differ, both are {known_source.place}")
@@ -152,7 +137,7 @@ def load_data(source: str, novel: str, cache: Path, *, note: Callable[[str], Non
                 note(f"the cached images in {entry} are damaged: made again")
             _build(folder, known_source, known, super_of_sub, pool_source, pool, note)
 
-        _make_once(entry, build, is_whole=lambda: read() is not None)
+        make_once(entry, build, is_whole=lambda: read() is not None)
         data = read()
     assert data is not None, f"{entry} was made and cannot be read"
     for remark in data.remarks:
@@ -202,7 +187,7 @@ def store_data(labels: Data, images: np.ndarray, cache: Path) -> None:
 
     source = (labels.source, labels.novel_source, cache, labels.fingerprint)
     entry = cache / "data" / labels.fingerprint
-    _make_once(entry, write, is_whole=lambda: find_data(*source) is not None)
+    make_once(entry, write, is_whole=lambda: find_data(*source) is not None)
 
 
 def image_blocks(
@@ -252,96 +237,6 @@ def load_images(
     blocks = list(image_blocks(source, size, broken, note))
     check_whole({source: broken}, "replace or remove each")
     return [n for names, _ in blocks for n in names], torch.cat([images for _, images in blocks])
-
-
-# --- Sources that are made or fetched once ---------------------------------------------------
-
-
-def synthetic_folder(cache: Path) -> Path:
-    """Return the folder of the synthetic data set, written at the first call. Its test images have
-    labels, in `TEST_CSV`.
-    """
-    digest = hashlib.sha256(Path(synthetic.__file__).read_bytes()).hexdigest()[:16]
-
-    def write(folder: Path) -> None:
-        synthetic.write(folder, seed=0)
-
-    return _make_once(cache / f"synthetic-{digest}", write)
-
-
-def _novel_path(novel: str, cache: Path, note: Callable[[str], None]) -> Path | str:
-    if novel == "synthetic":
-        return synthetic_folder(cache) / "novel_images"
-    if novel == "cifar100":
-        note(f"cifar100: left out as too near bird, dog or reptile: {', '.join(CIFAR100_EXCLUDED)}")
-        excluded = hashlib.sha256(repr(CIFAR100_EXCLUDED).encode()).hexdigest()[:16]
-        folder = cache / f"cifar100-{excluded}"
-        return _make_once(folder, lambda made: _write_cifar100(made, cache)) / "images.zip"
-    return novel
-
-
-def _write_cifar100(folder: Path, cache: Path) -> None:
-    """Write the borrowed classes of CIFAR-100 as a zip of CLASS/NNNNN.bmp, to be read as any other.
-
-    Raises:
-        DataError: It cannot be downloaded.
-    """
-    from torchvision.datasets import CIFAR100  # a second to import, for this alone
-
-    try:
-        dataset = CIFAR100(root=cache, train=True, download=True)
-    except (OSError, RuntimeError, EOFError, http.client.HTTPException, tarfile.TarError) as error:
-        raise DataError(
-            f"CIFAR-100 cannot be downloaded ({error}): pass --novel PATH with a folder or .zip "
-            "of images that are of none of your superclasses"
-        ) from error
-    folder.mkdir()
-    with zipfile.ZipFile(folder / "images.zip", "w") as archive:
-        for i, (pixels, target) in enumerate(zip(dataset.data, dataset.targets, strict=True)):
-            if (label := dataset.classes[target]) not in CIFAR100_EXCLUDED:
-                buffer = io.BytesIO()
-                Image.fromarray(pixels).save(buffer, "BMP")
-                archive.writestr(f"{label}/{i:05}.bmp", buffer.getvalue())
-
-
-def _make_once(
-    target: Path, make: Callable[[Path], None], is_whole: Callable[[], bool] | None = None
-) -> Path:
-    """Return the folder `target`, made by one process while the others wait: whole or absent."""
-    is_whole = is_whole or target.exists
-    if is_whole():
-        return target
-    temporary = target.with_name(target.name + ".tmp")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(target.with_name(target.name + ".lock")):
-            if is_whole():
-                return target
-            shutil.rmtree(temporary, ignore_errors=True)  # a killed process may have left it
-            try:
-                make(temporary)
-                for path in [*temporary.rglob("*"), temporary]:
-                    _fsync(path)
-                if target.exists():
-                    shutil.rmtree(target)
-                temporary.rename(target)
-                _fsync(target.parent)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
-    except OSError as error:
-        raise DataError(
-            f"the cache {target.parent} cannot be written ({error}): free some space, or set "
-            "XDG_CACHE_HOME to another folder"
-        ) from error
-    return target
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 # --- The cache entry ---------------------------------------------------------------------------
