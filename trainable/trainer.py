@@ -6,13 +6,13 @@ import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
+from trainable.batch import Batch, Mixup
 from trainable.config import BEST, TASKS, Task, TrialConfig
 from trainable.data.dataset import Data
 from trainable.data.splits import Pools, make_folds, true_classes
@@ -220,9 +220,7 @@ class Trainer:
             mixed = Mixup.draw(len(rows), self.config.mixup, self.config.seed, epoch, step)
         # A fold that is trained from the start makes its own.
         asked = {None: self.pools} if self.fold_trainers else self._all_pools()
-        batches = {
-            each: _Batch.of(rows, pools, mixed, self.device) for each, pools in asked.items()
-        }
+        batches = {each: Batch.of(rows, pools, mixed, self.device) for each, pools in asked.items()}
         for model, inputs in zip(self.branches, self.inputs, strict=True):
             # Layers that draw (dropout) have no generator of their own.
             purpose = (self.config.seed, "layers", epoch, step, *model.branch.tasks)
@@ -253,7 +251,7 @@ class Trainer:
         pooled: torch.Tensor,
         logits: dict[Task, torch.Tensor],
         fold: int | None,
-        batch: _Batch,
+        batch: Batch,
     ) -> torch.Tensor:
         """Return the sum of the loss terms of the heads of a branch, or of a fold."""
         step = Step(
@@ -271,7 +269,7 @@ class Trainer:
             loss = loss + LOSSES.named(name)(step)
         return loss
 
-    def _unexposed(self, batch: _Batch, novel: int) -> torch.Tensor | None:
+    def _unexposed(self, batch: Batch, novel: int) -> torch.Tensor | None:
         """Return the images whose subclass target outlier exposure leaves alone; null: all."""
         if not self.config.outlier_exposure:
             return None
@@ -280,7 +278,7 @@ class Trainer:
             is_known_N = is_known_N & batch.mixed.partners(is_known_N)
         return is_known_N if batch.place is None else is_known_N[batch.place]
 
-    def _wanted(self, task: Task, batch: _Batch, num_classes: int) -> torch.Tensor:
+    def _wanted(self, task: Task, batch: Batch, num_classes: int) -> torch.Tensor:
         """Return the targets of `task`: class indices, or (N, C) where an option softens them."""
         exposure = self.config.outlier_exposure if task == "sub" else 0.0
         wanted = batch.target[task]
@@ -554,33 +552,6 @@ class _Features(NamedTuple):
     """Of the whole bank, in the order of its rows; null: nobody asks, or they are cached."""
 
 
-@dataclass(frozen=True)
-class _Batch:
-    """What the heads of a trial or of a fold are to say of a batch."""
-
-    target: dict[Task, torch.Tensor]
-    """int64 (N,), of the whole batch."""
-    mixed: Mixup | None
-    place: torch.Tensor | None
-    """int64, which images a fold may see, being of nothing that it leaves out; null: all."""
-
-    @classmethod
-    def of(
-        cls, rows: torch.Tensor, pools: Pools, mixed: Mixup | None, device: torch.device
-    ) -> _Batch:
-        target: dict[Task, torch.Tensor] = {
-            "super": pools.super_target[rows].to(device, non_blocking=True),
-            "sub": pools.sub_target[rows].to(device, non_blocking=True),
-        }
-        if pools.left_out is None:
-            return cls(target, mixed, None)
-        is_seen_N = ~pools.left_out[rows]
-        if mixed is not None:
-            is_seen_N &= mixed.partners(is_seen_N)
-        place = is_seen_N.nonzero()[:, 0].to(device, non_blocking=True)
-        return cls(target, mixed, place)
-
-
 def _seed_layers(seed: int, device: torch.device) -> None:
     """Do what `torch.manual_seed` does for `device` alone.
 
@@ -590,28 +561,3 @@ def _seed_layers(seed: int, device: torch.device) -> None:
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.manual_seed(seed)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Mixup:
-    """One draw of mixup for a batch: each row is blended with another one."""
-
-    share: float
-    """Of the row itself, 0 to 1."""
-    partner_N: torch.Tensor
-    """int64 (N,): the other row."""
-
-    @classmethod
-    def draw(cls, num: int, beta: float, *purpose: str | int) -> Mixup:
-        """Return a draw for `num` rows with a share of distribution Beta(beta, beta)."""
-        rng = generator("mixup", *purpose)
-        share = np.random.default_rng(rng.initial_seed()).beta(beta, beta)
-        return cls(share=float(share), partner_N=torch.randperm(num, generator=rng))
-
-    def of(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return each row of float (N, ...) blended with its partner."""
-        return self.share * rows + (1 - self.share) * self.partners(rows)
-
-    def partners(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return each row's partner."""
-        return rows[self.partner_N.to(rows.device)]

@@ -21,6 +21,7 @@ import trainable.train as module
 from tests.trainable.factories import make_data
 from tests.trainable.tiny import BACKBONE, silent, tiny_config
 from trainable import config as config_module
+from trainable.batch import Mixup
 from trainable.classifier import INFO_FILE, MODEL_FILE, OUTPUTS_FILE, TABLE_FILE, load_outputs
 from trainable.config import Branch, TrialConfig
 from trainable.data.dataset import Data
@@ -46,7 +47,7 @@ from trainable.train import (
     novel_shortage,
     train,
 )
-from trainable.trainer import Mixup, Trainer
+from trainable.trainer import Trainer
 
 Make = Callable[..., Trainer]
 
