@@ -859,11 +859,12 @@ LOADER = """
 import sys, time
 from pathlib import Path
 import trainable.data.dataset as data
+import trainable.data.made_once as made_once
 
 mine, other = (Path(sys.argv[4], f"at_lock_{n}") for n in sys.argv[5:7])
 deadline = time.monotonic() + 60
 
-class Lock(data.FileLock):
+class Lock(made_once.FileLock):
     def acquire(self, *args, **kwargs):
         mine.touch()
         return super().acquire(*args, **kwargs)
@@ -874,7 +875,7 @@ def decode_blocks(*args):  # so slow that the other process has found no entry a
         time.sleep(0.01)
     return original(*args)
 
-original, data.decode_blocks, data.FileLock = data.decode_blocks, decode_blocks, Lock
+original, data.decode_blocks, made_once.FileLock = data.decode_blocks, decode_blocks, Lock
 loaded = data.load_data(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
 print(loaded.fingerprint, int(loaded.images.sum()))
 """
