@@ -47,8 +47,8 @@ def read_study(
             f"the study {url} cannot be read: {reason_of(error)}{password_hint(url)}"
         ) from error
     schema = schema_of(attributes, f"the study {url}")
-    if files := record.said.get("PARTS", {}).get("files"):
-        kept_parts(folder, files).use()  # configurations name them
+    # Configurations name them; those of a search that was read before are none of this one's.
+    kept_parts(folder, record.said.get("PARTS", {}).get("files", ())).use()
     return [from_optuna(trial, schema) for trial in trials], trials
 
 

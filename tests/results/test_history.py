@@ -14,7 +14,9 @@ from results.record import (
 from tests.results.test_record import record
 from trainable.config import TrialConfig
 from trainable.novelty.metrics import METRICS
+from trainable.parts import HEADS
 from trainable.schema import SCHEMA, SchemaError
+from trainable.user_parts import UserParts
 
 
 def test_rows_show_state_config_and_metrics_of_every_trial(tmp_path: Path) -> None:
@@ -48,6 +50,20 @@ def test_rows_show_state_config_and_metrics_of_every_trial(tmp_path: Path) -> No
     assert (first["best_epoch"], first["used_tau_super"], first["used_tau_sub"]) == (2, 0.9, 0.1)
     assert all(first[name] == 0.25 for name in METRICS)
     assert trials.iloc[2]["config"] is None
+
+
+def test_a_search_without_parts_leaves_none_of_an_earlier_one_registered(tmp_path: Path) -> None:
+    head = "from torch.nn import Linear\nfrom trainable.parts import HEADS\n"
+    head += "HEADS.register('mine', source='x')(Linear)\n"
+    asked = record()
+    optuna.create_study(storage=study_url(tmp_path, asked), study_name=asked.study_name)
+    try:
+        UserParts(files=("mine.py",), sources={"mine.py": head}).use()
+        assert "mine" in HEADS
+        trials_frame(tmp_path, asked)
+        assert "mine" not in HEADS
+    finally:
+        UserParts().use()
 
 
 def test_study_that_cannot_be_read_is_named(tmp_path: Path) -> None:
