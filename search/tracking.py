@@ -77,12 +77,21 @@ def search_info(record: SearchRecord, folder: UPath, data: Data) -> SearchInfo:
 
 
 def _git_commit() -> str:
-    command = ["git", "rev-parse", "HEAD"]
-    try:
-        git = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
-    except OSError:
-        return "unknown"  # no git here
-    return git.stdout.strip() if git.returncode == 0 else "unknown"
+    """Return the commit of this package's own repository, which need not be the one that the folder
+    lies in: an installed package may be in another project's environment."""
+    here = Path(__file__)
+
+    def git(*command: str) -> str | None:
+        run = ["git", *command]
+        try:
+            done = subprocess.run(run, cwd=here.parent, capture_output=True, text=True)
+        except OSError:
+            return None  # no git here
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    if git("ls-files", "--error-unmatch", here.name) is None:
+        return "unknown"
+    return git("rev-parse", "HEAD") or "unknown"
 
 
 @dataclass(frozen=True)

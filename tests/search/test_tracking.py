@@ -97,6 +97,26 @@ def info_of(folder: Path, search_id: str = "0123") -> SearchInfo:
     )
 
 
+def test_commit_is_that_of_the_packages_own_repository_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def git(*command: str) -> str:
+        run = ["git", "-c", "user.name=me", "-c", "user.email=me@host", *command]
+        done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    file = tmp_path / "site-packages" / "search" / "tracking.py"
+    file.parent.mkdir(parents=True)
+    file.touch()
+    git("init", "-q")
+    git("commit", "-q", "--allow-empty", "-m", "another project")
+    monkeypatch.setattr(tracking, "__file__", str(file))
+    assert tracking._git_commit() == "unknown"
+    git("add", ".")
+    git("commit", "-q", "-m", "its own")
+    assert tracking._git_commit() == git("rev-parse", "HEAD")
+
+
 class Shown:
     """What MLflow shows of one search."""
 
