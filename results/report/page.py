@@ -1,5 +1,6 @@
 """A report as one page: offline, light and dark, with PNG, SVG and CSV of everything beside it."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -94,8 +95,18 @@ def write_page(searches: Sequence[Search]) -> list[UPath]:
         sections=sections,
     )
     page = search.folder / "report" / PAGE
+    before = _shown_by(page)
     write_atomically(page, text.encode())
+    for name in before - {file.name for file in writer.files}:
+        (page.parent / name).unlink(missing_ok=True)  # it would be taken for this page's
     return [page, *writer.files]
+
+
+def _shown_by(page: UPath) -> set[str]:
+    """Return the names of the files that a page written earlier has beside it; none are others'."""
+    text = page.read_text(errors="replace") if page.exists() else ""
+    shown = re.findall(r'<div class="files">.*?</div>', text)
+    return {name for each in shown for name in re.findall(r'<a href="([\w.-]+)">', each)}
 
 
 def _sections(searches: Sequence[Search], writer: _Writer) -> list[Section]:

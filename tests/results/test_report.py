@@ -296,6 +296,18 @@ def test_searches_with_parts_of_their_own_are_shown_beside_each_other(
     assert capsys.readouterr().out.count("Best: trial 00000, score 0.400") == 2
 
 
+def test_page_written_anew_takes_with_it_what_only_the_earlier_one_showed(tmp_path: Path) -> None:
+    first, other = Search(tmp_path / "first"), Search(tmp_path / "other")
+    first.tell(score=0.4)
+    other.tell(score=0.5)
+    report.write_report([first.read(), other.read()])
+    folder = first.folder / "report"
+    (folder / "searches.txt").write_text("a person's own")
+    assert (folder / "searches.csv").exists()
+    names = {Path(name).name for name in first.write()} - {"trials.csv"}
+    assert {file.name for file in folder.iterdir()} == names | {"searches.txt"}
+
+
 def test_command_for_a_search_that_is_not_there_exits_2(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
