@@ -56,11 +56,11 @@ def test_a_search_without_parts_leaves_none_of_an_earlier_one_registered(tmp_pat
     head = "from torch.nn import Linear\nfrom trainable.parts import HEADS\n"
     head += "HEADS.register('mine', source='x')(Linear)\n"
     asked = record()
-    optuna.create_study(storage=study_url(tmp_path, asked), study_name=asked.study_name)
+    optuna.create_study(storage=study_url(UPath(tmp_path), asked), study_name=asked.study_name)
     try:
         UserParts(files=("mine.py",), sources={"mine.py": head}).use()
         assert "mine" in HEADS
-        trials_frame(tmp_path, asked)
+        trials_frame(UPath(tmp_path), asked)
         assert "mine" not in HEADS
     finally:
         UserParts().use()
