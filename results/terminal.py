@@ -1,22 +1,83 @@
-"""How text reaches the terminal: as it is."""
+"""How text reaches the terminal, and whoever else listens: as it is."""
 
+import io
+import re
+from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
 
+HEARD_WIDTH = 160
+"""Columns of a table for whoever has no terminal: a file or a pipe."""
+_CONTROL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""Escape sequences and control characters, all but line ends and tabs."""
 
-def plain_console(**options: Any) -> Console:
+
+class HeardConsole(Console):
+    """A console that also tells what it prints, as plain text, to one who listens.
+
+    That one hears it in full width, and also where the console is quiet.
+    """
+
+    listener: Callable[[str], None] | None = None
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print, and tell."""
+        objects = tuple(without_control(o) if isinstance(o, str) else o for o in objects)
+        super().print(*objects, **options)
+        if self.listener is not None:
+            file = io.StringIO()
+            plain = _plain(
+                Console, file=file, width=HEARD_WIDTH, color_system=None, force_terminal=False
+            )
+            plain.print(*objects, **options)
+            self.listener(file.getvalue())
+
+
+def plain_console(*, listener: Callable[[str], None] | None = None, **options: Any) -> HeardConsole:
     """Return a console that prints what users, files and libraries wrote as they wrote it.
 
     Names, paths and reasons may hold [brackets] or :colons:, which rich takes for markup and emoji
     by default. What is bold or coloured is a `rich.text.Text`, or printed with a style.
 
     Args:
+        listener: Is told what is printed, see `HeardConsole`.
         options: Others of `rich.console.Console`.
     """
-    return Console(highlight=False, markup=False, emoji=False, soft_wrap=True, **options)
+    console: HeardConsole = _plain(HeardConsole, **options)
+    console.listener = listener
+    return console
+
+
+def _plain(kind: Any, **options: Any) -> Any:
+    return kind(highlight=False, markup=False, emoji=False, soft_wrap=True, **options)
+
+
+def without_control(text: str) -> str:
+    """Return what libraries and users wrote without what would move a cursor or change colours."""
+    return _CONTROL.sub("", text)
+
+
+def one_line(text: str) -> str:
+    """Return a reason or a name, which may be several lines, as one."""
+    return " ".join(without_control(text).split())
 
 
 def counted(number: int, noun: str) -> str:
     """Return a number with its noun: 1 image, 2,000 images."""
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def duration(seconds: float) -> str:
+    """Return a time as a person says it: 45 s, 12 min, 3 h 05 min, 2 d 4 h."""
+    if not seconds >= 0:
+        return "unknown"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes:02d} min"
+    return f"{hours // 24} d {hours % 24} h"

@@ -4,10 +4,13 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any, Self, TextIO
 
 INTERRUPTED = 130
 """Exit code of a search that somebody stopped."""
+ANSWER = "stopping after this step; again stops now"
+_SHOW_CURSOR = "\x1b[?25h"
 
 
 class Interrupts:
@@ -17,20 +20,34 @@ class Interrupts:
     an interactive Python outlives the second, which raises KeyboardInterrupt there.
     """
 
-    def __init__(self, resume_command: str, output: TextIO) -> None:
-        self._resume_command, self._output = resume_command, output
-        self._asked = threading.Event()
+    def __init__(
+        self, resume_command: str, output: TextIO, note: Callable[[str], None] = lambda line: None
+    ) -> None:
+        """Take no signal yet.
+
+        Args:
+            resume_command: The last line.
+            output: Where it goes.
+            note: Told at once that the first signal is taken: in another thread, as the main one
+                may be in the middle of a line.
+        """
+        self._resume_command, self._output, self._note = resume_command, output, note
+        self._asked, self._heard = threading.Event(), threading.Event()
+        self._answering = threading.Thread(target=self._answer, name="interrupts", daemon=True)
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             self._previous = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+        self._answering.start()
         self.listen()
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        self._heard.set()
+        self._answering.join()
 
     def listen(self) -> None:
         """Take the signals; once more after Ray has started, which takes SIGTERM for itself."""
@@ -43,8 +60,16 @@ class Interrupts:
 
     def _handle(self, _number: int, _frame: Any) -> None:
         if self._asked.is_set():
+            if self._output.isatty():
+                self._output.write(_SHOW_CURSOR)  # a live screen hides it
             print(self._resume_command, file=self._output, flush=True)
             if hasattr(sys, "ps1"):
                 raise KeyboardInterrupt
             os._exit(INTERRUPTED)
         self._asked.set()
+        self._heard.set()
+
+    def _answer(self) -> None:
+        self._heard.wait()
+        if self.requested():
+            self._note(ANSWER)

@@ -17,9 +17,10 @@ from results.promise import intervals_of, nested_choice
 from results.ranking import best_trial
 from results.record import RECORD_FILE, SearchRecord, study_url
 from results.report.tables import print_tables
-from results.terminal import plain_console
+from results.trial import TrialState
 from search.cluster.executor import Slots
 from search.interrupts import INTERRUPTED
+from search.log import SearchLog
 from search.plan import Options
 from search.space.space import Space
 from search.space.suggestions import described
@@ -92,46 +93,72 @@ def slots_line(slots: Slots) -> str:
 
 
 def finish(
-    options: Options, record: SearchRecord, folder: UPath, status: str, wall_s: float
+    options: Options,
+    record: SearchRecord,
+    folder: UPath,
+    status: str,
+    wall_s: float,
+    log: SearchLog,
 ) -> int:
     """Print the tables and what to do next; return the exit code."""
-    console = plain_console()
+    console = log.console()
     trials = trials_frame(folder, record)
     best = best_trial(trials, record.metrics)
     if not options.json or not options.quiet:
-        print_tables(console, trials, record)
+        print_tables(console, trials, record, running="interrupted")
+        if line := _interrupted_line(trials):
+            console.print(line)
     resume = resume_command(options, record)
     where = f" --storage {shlex.quote(str(options.storage))}" if options.storage else ""
-    uri = public(record.tracking_uri)
-    is_default = record.tracking_uri == default_uri()
-    store = "" if is_default else f" --backend-store-uri {shlex.quote(uri)}"
     if status == "FINISHED" and best is not None and not options.quiet:
         console.print(
             "Next:\n"
             f"  {typed('results.report')} --name {record.name}{where}\n"
             f"  {typed('search.refit')} --name {record.name}{where}\n"
-            + (f"  {uri} in a browser" if uri.startswith("http") else f"  mlflow ui{store}"),
+            f"  {looked_at(record)}",
         )
         if record.passwords_to_type:
             console.print(record.passwords_to_type)
     if options.json:
         print(json.dumps(summary(record, folder, trials, wall_s)), flush=True)
     if status == "KILLED":
-        print(resume, file=shown_on(options), flush=True)
+        log.console(stderr=options.json).print(resume)
         return INTERRUPTED
     return 0 if best is not None and status == "FINISHED" else 1
 
 
+def looked_at(record: SearchRecord) -> str:
+    """Return where MLflow shows a search: an address, or the command that opens one."""
+    uri = public(record.tracking_uri)
+    if uri.startswith("http"):
+        return f"{uri} in a browser"
+    is_default = record.tracking_uri == default_uri()
+    return "mlflow ui" + ("" if is_default else f" --backend-store-uri {shlex.quote(uri)}")
+
+
+def _interrupted_line(trials: pd.DataFrame) -> str:
+    """Return which trials were running, and what becomes of them; empty: none."""
+    running = trials[trials["state"] == TrialState.RUNNING]
+    shown = [
+        f"{row['number']:05d}"
+        + (f" ({row['epochs_trained']} of {row['config'].epochs} epochs)" if row["config"] else "")
+        for _, row in running.iterrows()
+    ]
+    if not shown:
+        return ""
+    return f"interrupted, a resume goes on with them: {', '.join(shown)}"
+
+
 def without_study(
-    options: Options, record: SearchRecord, folder: UPath, error: BaseException
+    options: Options, record: SearchRecord, folder: UPath, error: BaseException, log: SearchLog
 ) -> int:
     """Say that the study's database is away for good, and what goes on; return the exit code."""
     url = study_url(folder, record)
     reason = reason_of(error.__cause__ or error)  # Optuna's hold the database's
     lost = f"stopped: the study {url} cannot be used any more: {reason}"
-    plain_console(stderr=True).print(hidden(lost))
+    log.console(stderr=True).print(hidden(lost))
     if (folder / RECORD_FILE).exists():
-        print(resume_command(options, record), file=shown_on(options), flush=True)
+        log.console(stderr=options.json).print(resume_command(options, record))
     return 1
 
 

@@ -23,6 +23,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         # Imported late: --help and mistakes in the arguments should not wait for Ray and MLflow.
         options = _options(args)
+        if "search.session" not in sys.modules and not args.quiet:
+            print(f"{args.name or options['space'].stem}: loading what a search needs", flush=True)
         from search.plan import Options
         from search.session import run_search
 
@@ -31,7 +33,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        return 130  # before the first trial: nothing to resume
+        print("interrupted before the first trial: there is nothing to resume", file=sys.stderr)
+        return 130
 
 
 def called(

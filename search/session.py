@@ -5,10 +5,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import optuna
-from rich.console import Console
 from upath import UPath
 
 from results.database import STORAGE_ERRORS
@@ -16,18 +16,21 @@ from results.history import trials_frame
 from results.mlflow_store import default_uri
 from results.record import RECORD_FILE, SearchRecord, trial_folder
 from results.report.tables import write_tables
-from results.terminal import plain_console
+from results.terminal import HeardConsole
 from results.trial import Trial
 from search.cluster.connect import Cluster, connected
 from search.cluster.executor import Job, SearchStoppedError, deadline_after, run_trials
 from search.cluster.joined import check_address
 from search.cluster.nodes import prepared_nodes
 from search.cluster.packing import slots_by_pilot
+from search.cluster.within import read as read_within
 from search.interrupts import Interrupts
+from search.log import SearchLog
 from search.outcome import (
     describe,
     finish,
     introduce,
+    looked_at,
     resume_command,
     shown_on,
     slots_line,
@@ -57,7 +60,8 @@ class _Search:
     data: Data
     cache: Path
     """Of decoded images, and of frozen features where the search is fast."""
-    console: Console
+    console: HeardConsole
+    log: SearchLog
     asked: bytes | None
     """What the record said when a resume was planned; null: a new search."""
 
@@ -75,13 +79,16 @@ def run_search(options: Options) -> int:
     """
     start_s = time.monotonic()
     check_address(options.address)
-    console = plain_console(quiet=options.quiet)
+    log = SearchLog()
+    console = log.console(quiet=options.quiet)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     asked = recorded(options)
     record, space, folder = plan(options, default_uri())
     with folder_for_images(Path(record.cache) if record.cache else None) as cache:
+        console.print(f"reading {record.data}, and {record.novel} to borrow from")
         data = load_data(record.data, record.novel, cache, note=console.print)
         record = check_data(record, data, options.resume, console.print)
+        console.print("building each backbone once, as a check")
         check_samples(space, data, record, console.print)
         introduce(console, record, space, data)
         if options.dry_run:
@@ -89,9 +96,10 @@ def run_search(options: Options) -> int:
             return describe(options, record, space, folder, console, start_s)
         search = _Search(
             options=options, record=record, space=space, folder=folder,
-            data=data, cache=cache, console=console, asked=asked,
+            data=data, cache=cache, console=console, log=log, asked=asked,
         )  # fmt: skip
-        return _run_alone(search, start_s)
+        with log.kept():
+            return _run_alone(search, start_s)
 
 
 def _run_alone(search: _Search, start_s: float) -> int:
@@ -102,23 +110,29 @@ def _run_alone(search: _Search, start_s: float) -> int:
     try:
         with only_driver(folder, study) as check:
             check_still(folder, options, search.asked)
-            with taken_back(study, new), Interrupts(resume, shown_on(options)) as interrupts:
+            interrupts = Interrupts(resume, shown_on(options), search.console.print)
+            with taken_back(study, new), interrupts:
                 record = with_repeats(record, folder, options)
                 retold = with_distributions(study, search.space.distributions)
                 record = replace(record, study_name=retold.study_name)
                 search.space.save(folder, record.space_file)
                 record.save(folder)
                 status = _run(replace(search, record=record), retold, interrupts, check)
-            return finish(options, record, folder, status, time.monotonic() - start_s)
+            wall_s = time.monotonic() - start_s
+            return finish(options, record, folder, status, wall_s, search.log)
     except STORAGE_ERRORS as error:
-        return without_study(options, record, folder, error)
+        return without_study(options, record, folder, error, search.log)
 
 
 def _run(search: _Search, optuna_study: optuna.Study, interrupts: Interrupts, check: Check) -> str:
     """Run the trials with everybody watching; return FINISHED, KILLED or FAILED."""
     record, folder, console = search.record, search.folder, search.console
     tracker = Tracker(record.tracking_uri, search_info(record, folder, search.data), console.print)
-    progress = Progress(console, num_trials=search.num_trials, metric=search.space.metrics[0])
+    progress = Progress(
+        console, num_trials=search.num_trials, metric=search.space.metrics[0],
+        samples=search.space.samples, where=looked_at(record),
+        num_whole=len(search.space.baselines) + len(record.repeats),
+    )  # fmt: skip
 
     def clean_up(trial: Trial) -> None:
         if trial.is_finished:
@@ -132,7 +146,7 @@ def _run(search: _Search, optuna_study: optuna.Study, interrupts: Interrupts, ch
         _run_trials(search, study, tracker, progress, interrupts)
         status = "FINISHED" if study.is_done else "KILLED"
     except SearchStoppedError as stopped:
-        plain_console(stderr=True).print(f"stopped: {stopped}")
+        search.log.console(stderr=True).print(f"stopped: {stopped}")
         status = "FAILED"
     except LeaseLostError:
         tracker.abandon()  # what MLflow shows is the other driver's
@@ -143,6 +157,7 @@ def _run(search: _Search, optuna_study: optuna.Study, interrupts: Interrupts, ch
         tracker.close("FAILED" if isinstance(error, Exception) else "KILLED", [], within_s=5)
         raise
     tables = write_tables(folder, trials_frame(folder, record), record)
+    console.print("waiting for MLflow to have everything")
     if not tracker.close(status, tables, within_s=5 if interrupts.requested() else 60):
         resume = resume_command(search.options, record)
         console.print(f"MLflow has not got everything yet; this sends the rest: {resume}")
@@ -158,6 +173,9 @@ def _run_trials(
     with ExitStack() as running:
         cluster = None
         files = [folder / search.record.space_file, folder / RECORD_FILE]
+        if not study.is_done:
+            where = f"the cluster at {options.address}" if options.address else "workers here"
+            search.console.print(f"starting {where}, and MLflow")
         # Most of MLflow's start is waiting for the disk: Ray starts beside it.
         with ThreadPoolExecutor(1) as beside:
             started = beside.submit(tracker.start, search.data, files)
@@ -167,8 +185,10 @@ def _run_trials(
                 interrupts.listen()
         started.result()
         for trial in study.trials.values():
-            progress.update(trial)
+            progress.known(trial)
             tracker.update(trial)
+        if study.trials:
+            search.log.open(folder)
         if study.num_finished:
             search.console.print(
                 f"{study.num_finished} of {search.num_trials} trials are finished already"
@@ -194,5 +214,7 @@ def _run_on(
             gpus_per_trial=options.gpus_per_trial, may_grow=options.address is not None,
         )  # fmt: skip
         note(slots_line(slots))
-        with progress.showing():
+        search.log.open(search.folder)
+        within = partial(read_within, job.folder)
+        with progress.showing(slots=slots.concurrency, within=within):
             run_trials(study, job, slots, should_stop=should_stop, note=note)

@@ -7,7 +7,10 @@ from typing import Any, Self
 from trainable.novelty.metrics import METRICS
 
 _NUMBER = "epoch"
-_BOOKKEEPING = {"seconds": "epoch_s", "images_per_s": "images_per_s", "peak_bytes": "peak_bytes"}
+_BOOKKEEPING = {
+    "seconds": "epoch_s", "images_per_s": "images_per_s", "peak_bytes": "peak_bytes",
+    "elapsed_s": "elapsed_s",
+}  # fmt: skip
 """Fields, and the names they are stored under among the metrics."""
 
 
@@ -26,6 +29,9 @@ class Epoch:
     peak_bytes: int | None = None
     """Most of the GPU's memory reserved by this trial so far; null: on no GPU, or an earlier
     version."""
+    elapsed_s: float | None = None
+    """From the end of the epoch before, or the start of the trial: its evaluation and all else
+    included; null: an earlier version."""
 
     @classmethod
     def of(cls, stored: Mapping[str, Any]) -> Self:

@@ -39,7 +39,7 @@ from trainable.novelty.rule import Rule, accepting_all
 from trainable.novelty.thresholds import Outputs, PartRules, choose_rule
 from trainable.parts import REGISTRIES
 from trainable.trainer import Metrics as Metrics
-from trainable.trainer import Trainer
+from trainable.trainer import Trainer, part_of
 from trainable.user_parts import read_beside
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ def train(
     metric: str = "score",
     shares: Sequence[Pools] = (),
     note: Callable[[str], None] = print,
+    within: Callable[[float], None] = lambda epochs: None,
 ) -> TrialResult:
     """Train one configuration and return the metrics of its best epoch.
 
@@ -100,6 +101,7 @@ def train(
             in step without those, and say at the end what they make of them, see
             `TrialResult.shares`.
         note: Called with lines for a person.
+        within: Called after every step with the epochs done so far: 2.25 is a quarter of the third.
 
     Raises:
         TrialError: The loss or an output is not finite.
@@ -116,13 +118,15 @@ def train(
     if folder is not None and (state := load_checkpoint(folder, note)):
         history = state["history"]
         trainer.load_state(state)
-        for metrics in history:
-            report(metrics)
+        for before in history:
+            report(before)
     last_epoch = config.epochs if stop_after is None else stop_after
     first_epoch = int(history[-1]["epoch"]) + 1 if history else min(1, last_epoch)
     # Zero epochs still evaluate once: the untrained heads, as epoch 0.
     for epoch in range(first_epoch, last_epoch + 1):
-        metrics = trainer.train_epoch(epoch) if epoch else {"epoch": 0}
+        metrics: Metrics = {"epoch": 0}
+        if epoch:
+            metrics = trainer.train_epoch(epoch, part_of(within, epoch - 1, 1.0))
         metrics["novel_images_used"] = pools.novel_images_used
         if len(pools.val):
             outputs = trainer.outputs()

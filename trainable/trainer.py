@@ -166,8 +166,14 @@ class Trainer:
         }
         return chosen(makers, "schedule", self.config.schedule)()
 
-    def train_epoch(self, epoch: int) -> Metrics:
+    def train_epoch(
+        self, epoch: int, within: Callable[[float], None] = lambda share: None
+    ) -> Metrics:
         """Pass once over the training pool in a new order; return the epoch's training figures.
+
+        Args:
+            epoch: From 1.
+            within: Called after every step with the share of the epoch that is done, 0 to 1.
 
         Raises:
             TrialError: The mean loss is not finite.
@@ -182,6 +188,7 @@ class Trainer:
         total_loss = torch.zeros((), device=self.device)
         # Near-equal batches: no last one of a single image, which batch norm could not take.
         batches = self.pools.train[order].tensor_split(self.steps_per_epoch)
+        num_passes = 1 + len(self.fold_trainers)
         for step, rows in enumerate(batches):
             self.optimizer.zero_grad(set_to_none=True)
             for loss, of_folds in self._losses(rows, epoch, step):
@@ -191,9 +198,10 @@ class Trainer:
             self.optimizer.step()
             self.schedule.step()
             self._average()
+            within((step + 1) / len(batches) / num_passes)
         train_loss = float(total_loss) / len(self.pools.train)
-        for trainer in self.fold_trainers.values():
-            trainer.train_epoch(epoch)
+        for number, trainer in enumerate(self.fold_trainers.values(), 1):
+            trainer.train_epoch(epoch, part_of(within, number / num_passes, 1 / num_passes))
         if not math.isfinite(train_loss):
             raise TrialError(f"the loss is {train_loss} in epoch {epoch}: lower lr")
         seconds = time.perf_counter() - start_s
@@ -536,6 +544,11 @@ class Trainer:
         self.schedule.load_state_dict(
             {key: value for key, value in state["schedule"].items() if key not in length}
         )
+
+
+def part_of(within: Callable[[float], None], start: float, size: float) -> Callable[[float], None]:
+    """Return what tells `within` of a part of the whole, from the share of that part, 0 to 1."""
+    return lambda share: within(start + share * size)
 
 
 def _num_classes(pools: Pools) -> dict[Task, int]:

@@ -30,9 +30,18 @@ SHOWN = (
 )  # fmt: skip
 
 
-def print_tables(console: Console, trials: pd.DataFrame, record: SearchRecord) -> None:
-    """Print the baselines, the best trial of each architecture, repeats, and the best of all."""
-    counts = trials["state"].value_counts()
+def print_tables(
+    console: Console, trials: pd.DataFrame, record: SearchRecord, *, running: str = "RUNNING"
+) -> None:
+    """Print the baselines, the best trial of each architecture, repeats, and the best of all.
+
+    Args:
+        console: Where to.
+        trials: All of the search, repeats included.
+        record: Of the search.
+        running: What trials in state RUNNING are called: another driver may run them.
+    """
+    counts = trials["state"].replace(TrialState.RUNNING.value, running).value_counts()
     states = ", ".join(f"{count} {state}" for state, count in counts.items())
     console.print(
         Text.assemble(

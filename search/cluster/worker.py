@@ -4,7 +4,10 @@ import contextlib
 import functools
 import gc
 import os
+import time
 import traceback
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +26,14 @@ from search.cluster.messages import (
     Started,
     to_wire,
 )
+from search.cluster.within import Told
 from trainable.checkpoint import write_atomically
 from trainable.config import TrialConfig
 from trainable.data.dataset import Data, find_data, load_data, store_data
 from trainable.epoch import Epoch
 from trainable.errors import DataError, TrialError, UserError
 from trainable.memory import give_back_memory, keep_freed_memory
-from trainable.train import train
+from trainable.train import Metrics, train
 
 CONTEXT_BYTES = 600 * 2**20
 """What CUDA takes of a device for each process, beside what PyTorch counts."""
@@ -69,6 +73,7 @@ def run_trial(wire: dict[str, Any], shipped: tuple[Any, ...] = (None,)) -> None:
     elif torch.cuda.is_available():
         torch.cuda.set_per_process_memory_fraction(_memory_fraction(assigned.gpus))
     _send(Started(host=os.uname().nodename, device=_device()))
+    told = Told(str(assigned.folder))
     try:
         assigned.parts.use()
         # Only the metrics are kept: the models would outlive the cleaning below.
@@ -77,13 +82,14 @@ def run_trial(wire: dict[str, Any], shipped: tuple[Any, ...] = (None,)) -> None:
             node_data(
                 assigned.data, assigned.novel, assigned.cache, assigned.fingerprint, *shipped
             ),
-            lambda metrics: _send(EpochDone(epoch=Epoch.of(metrics))),
+            _reporting(),
             folder=assigned.folder,
             cache=assigned.cache,
             weights=assigned.weights,
             is_fast=assigned.is_fast,
             metric=assigned.metric,
             note=lambda line: _send(Note(line=line)),
+            within=told.tell,
         ).metrics
         last: Message = Finished(best=Epoch.of(metrics))
     except torch.cuda.OutOfMemoryError as error:
@@ -95,6 +101,7 @@ def run_trial(wire: dict[str, Any], shipped: tuple[Any, ...] = (None,)) -> None:
             write_atomically(assigned.folder / "error.txt", traceback.format_exc().encode())
         last = Failed(reason=f"{type(error).__name__}: {error}")
     finally:
+        told.end()
         # The process lives on for the next trial.
         gc.collect()
         give_back_memory()
@@ -125,6 +132,19 @@ def _memory_fraction(share: float) -> float:
 def _send(message: Message) -> None:
     """Report to the driver."""
     tune.report({"event": to_wire(message)})
+
+
+def _reporting() -> Callable[[Metrics], None]:
+    """Return what sends each epoch, with the time since the one before or since now."""
+    before_s = time.perf_counter()
+
+    def report(metrics: Metrics) -> None:
+        nonlocal before_s
+        now_s = time.perf_counter()
+        _send(EpochDone(epoch=replace(Epoch.of(metrics), elapsed_s=now_s - before_s)))
+        before_s = now_s
+
+    return report
 
 
 def _device() -> str:

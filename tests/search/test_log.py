@@ -1,0 +1,102 @@
+"""search.log has what a search said, and stops nothing."""
+
+import re
+import threading
+from pathlib import Path
+
+import pytest
+from rich.table import Table
+from rich.text import Text
+from upath import UPath
+
+from search.log import SearchLog
+from trainable.errors import UserError
+
+STAMP = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
+
+
+def lines_of(folder: UPath) -> list[str]:
+    """Return the lines of the log, less the time of each."""
+    lines = (folder / "search.log").read_text().splitlines()
+    assert all(re.match(STAMP, line) for line in lines)
+    return [re.sub(rf"^{STAMP}(  )?", "", line) for line in lines]
+
+
+@pytest.fixture(params=["disk", "objects"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> UPath:
+    if request.param == "disk":
+        return UPath(tmp_path)
+    return UPath(f"memory:///log-{tmp_path.name}")
+
+
+def test_log_holds_what_was_said_before_and_after_there_was_a_folder(folder: UPath) -> None:
+    for word in ("first", "second"):  # a resume appends
+        log = SearchLog()
+        with log.kept():
+            log.console(quiet=True).print(f"{word}: hello")
+            log.open(folder)
+            log.console(quiet=True).print(Text(f"{word}: bye", style="red"))
+    assert lines_of(folder) == ["first: hello", "first: bye", "second: hello", "second: bye"]
+
+
+def test_log_has_no_control_characters_no_secrets_and_no_cut_tables(
+    folder: UPath, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = SearchLog()
+    log.open(folder)
+    with log.kept():
+        console = log.console(width=20, force_terminal=True)
+        console.print("a \x1b[31mred\x07 line of postgresql://me:secret@host/db", style="bold")
+        table = Table(box=None, padding=0, show_header=False)
+        table.add_column(no_wrap=True)
+        table.add_row("a" * 100)
+        console.print(table, soft_wrap=False)
+    assert lines_of(folder) == ["a red line of postgresql://me:***@host/db", "a" * 100]
+
+
+def test_mistake_that_ends_a_search_is_in_its_log(folder: UPath) -> None:
+    log = SearchLog()
+    log.open(folder)
+    with pytest.raises(UserError), log.kept():
+        raise UserError("--gpus-per-trial must be less")
+    assert lines_of(folder) == ["error: --gpus-per-trial must be less"]
+
+
+def test_search_that_never_began_leaves_no_log(tmp_path: Path) -> None:
+    log = SearchLog()
+    with log.kept():
+        log.console(quiet=True).print("reading")
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_log_that_cannot_be_written_is_told_once_and_stops_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "search.log").mkdir()
+    log = SearchLog()
+    with log.kept():
+        log.open(UPath(tmp_path))
+        log.console().print("one")
+        log.console().print("two")
+    captured = capsys.readouterr()
+    assert captured.out == "one\ntwo\n"
+    (line,) = captured.err.splitlines()
+    assert re.match(rf"{tmp_path}/search.log cannot be written \(.*\); the search goes on", line)
+
+
+def test_threads_write_whole_lines(tmp_path: Path) -> None:
+    log = SearchLog()
+    log.open(UPath(tmp_path))
+    console = log.console(quiet=True)
+
+    def say(word: str) -> None:
+        for _ in range(50):
+            console.print(word * 20)
+
+    threads = [threading.Thread(target=say, args=(word,)) for word in "abcd"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    log.close()
+    assert sorted(lines_of(UPath(tmp_path))) == sorted(w * 20 for w in "abcd" for _ in range(50))
