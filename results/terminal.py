@@ -9,6 +9,9 @@ from rich.console import Console
 
 HEARD_WIDTH = 160
 """Columns of a table for whoever has no terminal: a file or a pipe."""
+_AS_IT_IS: dict[str, Any] = {
+    "highlight": False, "markup": False, "emoji": False, "soft_wrap": True,
+}  # fmt: skip
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 """Escape sequences and control characters, all but line ends and tabs."""
 
@@ -27,9 +30,7 @@ class HeardConsole(Console):
         super().print(*objects, **options)
         if self.listener is not None:
             file = io.StringIO()
-            plain = _plain(
-                Console, file=file, width=HEARD_WIDTH, color_system=None, force_terminal=False
-            )
+            plain = Console(file=file, width=HEARD_WIDTH, color_system=None, **_AS_IT_IS)
             plain.print(*objects, **options)
             self.listener(file.getvalue())
 
@@ -44,13 +45,9 @@ def plain_console(*, listener: Callable[[str], None] | None = None, **options: A
         listener: Is told what is printed, see `HeardConsole`.
         options: Others of `rich.console.Console`.
     """
-    console: HeardConsole = _plain(HeardConsole, **options)
+    console = HeardConsole(**_AS_IT_IS, **options)
     console.listener = listener
     return console
-
-
-def _plain(kind: Any, **options: Any) -> Any:
-    return kind(highlight=False, markup=False, emoji=False, soft_wrap=True, **options)
 
 
 def without_control(text: str) -> str:

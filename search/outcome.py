@@ -3,7 +3,6 @@
 import json
 import shlex
 import sys
-import time
 from typing import Any, TextIO
 
 import pandas as pd
@@ -23,8 +22,6 @@ from search.interrupts import INTERRUPTED
 from search.log import SearchLog
 from search.plan import Options
 from search.space.space import Space
-from search.space.suggestions import described
-from trainable.config import TrialConfig
 from trainable.data.dataset import Data
 from trainable.errors import reason_of, typed
 from trainable.novelty.metrics import METRICS
@@ -41,45 +38,6 @@ def introduce(console: Console, record: SearchRecord, space: Space, data: Data) 
         f"{len(data.subclasses)} subclasses; {borrowed:,} borrowed{classes}"
     )
     console.print(f"images from {record.data}; borrowed from {record.novel}")
-
-
-def describe(
-    options: Options,
-    record: SearchRecord,
-    space: Space,
-    folder: UPath,
-    console: Console,
-    start_s: float,
-) -> int:
-    """Say what would run; return the exit code."""
-    _describe_plan(console, space)
-    _describe_repeats(console, record, folder)
-    if options.json:
-        print(json.dumps(summary(record, folder, None, time.monotonic() - start_s)))
-    return 0
-
-
-def _describe_plan(console: Console, space: Space) -> None:
-    console.print(f"{space.num_trials} trials by {', '.join(space.metrics)}")
-    for number, baseline in enumerate(space.baselines[: space.num_trials]):
-        console.print(f"baseline {number}: {TrialConfig.from_dict(baseline).describe()}")
-    for name, distribution in space.distributions.items():
-        console.print(f"{name}: {described(distribution)}")
-    for name, value in space.fixed.items():
-        console.print(f"{name}: fixed to {value}")
-
-
-def _describe_repeats(console: Console, record: SearchRecord, folder: UPath) -> None:
-    if not record.repeats:
-        return
-    trials = trials_frame(folder, record)
-    configs = dict(zip(trials["number"], trials["config"], strict=True))
-    states = dict(zip(trials["number"], trials["state"], strict=True))
-    for repeat in record.repeats:
-        console.print(
-            f"repeat {repeat.number}: trial {repeat.trial} with seed {repeat.seed} "
-            f"({states.get(repeat.number, 'to run')}), {configs[repeat.trial].describe()}"
-        )
 
 
 def slots_line(slots: Slots) -> str:

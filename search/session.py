@@ -24,10 +24,10 @@ from search.cluster.joined import check_address
 from search.cluster.nodes import prepared_nodes
 from search.cluster.packing import slots_by_pilot
 from search.cluster.within import read as read_within
+from search.dry_run import describe
 from search.interrupts import Interrupts
 from search.log import SearchLog
 from search.outcome import (
-    describe,
     finish,
     introduce,
     looked_at,
@@ -93,7 +93,7 @@ def run_search(options: Options) -> int:
         introduce(console, record, space, data)
         if options.dry_run:
             record = with_repeats(record, folder, options)
-            return describe(options, record, space, folder, console, start_s)
+            return describe(options, record, space, folder, data, console, start_s)
         search = _Search(
             options=options, record=record, space=space, folder=folder,
             data=data, cache=cache, console=console, log=log, asked=asked,

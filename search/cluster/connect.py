@@ -7,10 +7,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from search.cluster.joined import joined
 from search.cluster.own import own_ray
 
 import ray  # isort: skip  (after search.cluster.settings, which sets what it reads)
+from ray._private.utils import get_num_cpus  # isort: skip
 
 
 def times(share: float, whole: float) -> int:
@@ -50,6 +53,12 @@ class Cluster:
         shown = [f"{n.address} has {n.cpus:g} CPU and {n.gpus:g} GPU" for n in self.nodes[:20]]
         more = len(self.nodes) - len(shown)
         return ", ".join(shown) + (f", and {more} more nodes" if more else "")
+
+
+def this_machine() -> Cluster:
+    """Return what a cluster of our own here would have, without starting one."""
+    cpus, gpus = get_num_cpus(), torch.cuda.device_count()
+    return Cluster((Node(address="this machine", cpus=float(cpus), gpus=float(gpus)),))
 
 
 @contextmanager

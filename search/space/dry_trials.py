@@ -42,16 +42,34 @@ def dry_trials(configure: Configure) -> Met:
     Raises:
         SpaceError: One of them cannot be.
     """
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     distributions: dict[str, BaseDistribution] = {}
-    dry: list[tuple[dict[str, Any], TrialConfig]] = []
-    for _ in range(DRY_TRIALS):
+    dry = asked(configure, DRY_TRIALS, distributions)
+    unused = _unused(configure, dry, distributions)
+    return Met(tuple(config for _, config in dry), distributions, unused)
+
+
+def asked(
+    configure: Configure, number: int, distributions: dict[str, BaseDistribution] | None = None
+) -> list[tuple[dict[str, Any], TrialConfig]]:
+    """Return the parameters and configurations of so many dry trials, drawn at random.
+
+    Args:
+        configure: `Space.configure`.
+        number: The first ones are the same, however many.
+        distributions: Gets that of every parameter that was suggested.
+
+    Raises:
+        SpaceError: A configuration cannot be.
+    """
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    dry = []
+    for _ in range(number):
         trial = study.ask()
         config = configure(trial)
         dry.append((trial.params, config))
-        distributions |= trial.distributions
-    unused = _unused(configure, dry, distributions)
-    return Met(tuple(config for _, config in dry), distributions, unused)
+        if distributions is not None:
+            distributions |= trial.distributions
+    return dry
 
 
 def _unused(

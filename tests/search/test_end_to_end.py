@@ -286,7 +286,7 @@ def test_trials_table_has_a_row_for_every_trial(finished: Finished) -> None:
 def test_folder_of_a_search_holds_what_a_resume_needs_and_no_more(finished: Finished) -> None:
     run_folder = finished.folder / "runs/tiny"
     assert {path.name for path in run_folder.iterdir()} == {
-        "driver.lock", "search.json", "space.py", "study.db", "trials", "trials.csv",
+        "driver.lock", "search.json", "search.log", "space.py", "study.db", "trials", "trials.csv",
     }  # fmt: skip
     assert (run_folder / "space.py").read_text() == SPACE
     for _, trial in trials_of(finished.folder, "tiny").iterrows():

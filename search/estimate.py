@@ -1,0 +1,195 @@
+"""What a search will cost: from one tiny trial of each kind, trained here."""
+
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from upath import UPath
+
+from search.cluster.packing import kind_of
+from trainable.checkpoint import save_checkpoint
+from trainable.classifier import OUTPUTS_FILE, save_classifier, save_outputs
+from trainable.config import TrialConfig
+from trainable.data.dataset import Data
+from trainable.data.splits import Pools, make_pools
+from trainable.errors import TrialError, UserError
+from trainable.novelty.metrics import evaluate
+from trainable.novelty.thresholds import choose_rule
+from trainable.trainer import Trainer
+
+MEASURE_S = 15.0
+"""No further kind is measured after so long."""
+TRAIN_IMAGES, VAL_IMAGES = 128, 96
+"""About so many are in a tiny trial."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """Of one kind of trial, on all the images."""
+
+    first_s: float
+    """Once: frozen features, which all trials share, or building models."""
+    epoch_s: float
+    end_s: float
+    """After the last epoch."""
+    kept_bytes: int
+    """That a trial leaves."""
+    checkpoint_bytes: int
+    """While it runs."""
+    feature_bytes: int
+    """In the cache, once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """Of a search without pruning."""
+
+    seconds: float
+    kept_bytes: int
+    feature_bytes: int
+    num_kinds: int
+    num_measured: int
+
+
+def estimate(
+    samples: Sequence[TrialConfig], data: Data, *, num_trials: int, slots: int, threads: int,
+    weights: Path | None, is_fast: bool,
+) -> Estimate | None:  # fmt: skip
+    """Return what a search of such trials takes; null where none could be measured.
+
+    Args:
+        samples: Configurations that it may meet, each as often as it is met.
+        data: All the images.
+        num_trials: How many it runs.
+        slots: At once.
+        threads: Each trial has.
+        weights: See `backbones.build`.
+        is_fast: See `train`.
+    """
+    kinds = {kind_of(config): config for config in samples}
+    costs: dict[str, Cost] = {}
+    end_s = time.monotonic() + MEASURE_S
+    order = [kind for kind, _ in Counter(map(kind_of, samples)).most_common()]
+    frozen = next((kind for kind in order if _is_frozen(kinds[kind])), order[0])
+    for kind in dict.fromkeys([order[0], frozen, *order]):  # features are what fills a cache
+        if costs and time.monotonic() > end_s:
+            break
+        cost = _cost(kinds[kind], data, threads=threads, weights=weights, is_fast=is_fast)
+        if cost is not None:
+            costs[kind] = cost
+    if not costs:
+        return None
+    measured = [config for config in samples if kind_of(config) in costs]
+    share = num_trials / len(measured)
+    trials_s = kept_bytes = 0.0
+    for config in measured:
+        cost = costs[kind_of(config)]
+        trials_s += share * (cost.epoch_s * max(1, config.epochs) + cost.end_s)
+        kept_bytes += share * cost.kept_bytes
+    once = len(kinds) / len(costs)
+    running = slots * max(cost.checkpoint_bytes for cost in costs.values())
+    return Estimate(
+        seconds=(trials_s + once * sum(cost.first_s for cost in costs.values())) / slots,
+        kept_bytes=int(kept_bytes + running),
+        feature_bytes=max(cost.feature_bytes for cost in costs.values()),
+        num_kinds=len(kinds),
+        num_measured=len(costs),
+    )
+
+
+def _cost(
+    config: TrialConfig, data: Data, *, threads: int, weights: Path | None, is_fast: bool
+) -> Cost | None:
+    """Train and judge on a few images, and scale what that takes; null where it fails."""
+    with tempfile.TemporaryDirectory() as scratch, _threads(threads):
+        folder, cache = UPath(scratch) / "trial", Path(scratch) / "cache"
+        cache.mkdir()
+        try:
+            pools = make_pools(data, config)
+            few = _few(pools)
+            clock = _Clock()
+            trainer = Trainer(
+                config, data, few, cache=cache, weights=weights, is_fast=is_fast, note=_no_note
+            )
+            first_s = clock.lap()
+            metrics = trainer.train_epoch(1)
+            train_s = min(clock.lap(), trainer.train_epoch(2)["epoch_s"])  # warm by now
+            clock.lap()
+            outputs = trainer.outputs()
+            outputs_s = clock.lap()
+            metrics |= evaluate(outputs, config)
+            rule, banks = choose_rule(outputs, config), trainer.banks()
+            save_classifier(folder, config, data, few, trainer.evaluated, metrics, rule, banks)
+            save_outputs(folder, outputs)
+            save_checkpoint(folder, 1, trainer.state())
+            judge_s = clock.lap()
+        except (TrialError, UserError):
+            return None
+        sizes = {file.name: file.stat().st_size for file in Path(folder.path).iterdir()}
+        feature_bytes = sum(f.stat().st_blocks * 512 for f in cache.rglob("*") if f.is_file())
+    val_more = len(pools.val) / len(few.val)
+    all_more = (len(pools.train) + len(pools.val)) / (len(few.train) + len(few.val))
+    checkpoints = sum(size for name, size in sizes.items() if name.startswith("checkpoint"))
+    outputs_bytes = sizes[OUTPUTS_FILE]
+    return Cost(
+        first_s=first_s * (all_more if _is_frozen(config) else 1.0),
+        epoch_s=train_s * len(pools.train) / len(few.train) + outputs_s * val_more + judge_s,
+        end_s=outputs_s * val_more + judge_s,
+        kept_bytes=int(sum(sizes.values()) - checkpoints + outputs_bytes * (val_more - 1)),
+        checkpoint_bytes=2 * checkpoints,
+        feature_bytes=int(feature_bytes * all_more),
+    )
+
+
+class _Clock:
+    """Seconds since it was made, or since it was last asked."""
+
+    def __init__(self) -> None:
+        self._before_s = time.perf_counter()
+
+    def lap(self) -> float:
+        now_s = time.perf_counter()
+        passed_s, self._before_s = now_s - self._before_s, now_s
+        return passed_s
+
+
+def _is_frozen(config: TrialConfig) -> bool:
+    return any(branch.fine_tune == "frozen" for branch in config.branches())
+
+
+def _no_note(_line: str) -> None:
+    """Say nothing of a tiny trial."""
+
+
+def _few(pools: Pools) -> Pools:
+    """Return pools of a few images: of training spread over all, of validation of each kind."""
+    train_every = max(1, len(pools.train) // TRAIN_IMAGES)
+    val_every = max(1, len(pools.val) // VAL_IMAGES)
+    kept = [
+        rows[::val_every]
+        for kind in pools.val_kind.unique()
+        for part in (True, False)
+        if len(rows := ((pools.val_kind == kind) & (pools.val_in_part_a == part)).nonzero()[:, 0])
+    ]
+    places = torch.cat(kept).sort().values
+    return replace(
+        pools, train=pools.train[::train_every], val=pools.val[places],
+        val_kind=pools.val_kind[places], val_in_part_a=pools.val_in_part_a[places],
+    )  # fmt: skip
+
+
+@contextmanager
+def _threads(number: int) -> Any:
+    """Compute with so many threads, as a trial does."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
