@@ -60,6 +60,7 @@ class Interrupts:
 
     def _handle(self, _number: int, _frame: Any) -> None:
         if self._asked.is_set():
+            self._answering.join(1.0)  # the last line comes last
             if self._output.isatty():
                 self._output.write(_SHOW_CURSOR)  # a live screen hides it
             print(self._resume_command, file=self._output, flush=True)

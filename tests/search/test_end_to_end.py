@@ -1,13 +1,17 @@
 """Searches as people run them: real commands, real Ray, real signals, and what is left behind."""
 
 import contextlib
+import fcntl
 import json
 import os
+import pty
 import re
 import shlex
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -496,6 +500,9 @@ def test_interrupted_search_ends_with_the_command_that_finishes_it(
     done = search.ended(within_s=20)
     assert done.code == 130, done
     assert done.last_line == "python -m search.run --resume --name tiny"
+    assert "stopping after this step; again stops now" in done.out.splitlines()
+    assert re.search(r"^tiny: \d+ trials \(.*\d interrupted.*\)$", done.out, re.MULTILINE)
+    assert re.search(r"^interrupted, a resume goes on with them: \d{5} \(", done.out, re.MULTILINE)
     assert "Traceback" not in done.err
     statuses = [
         each.info.status for level in ("parent", "trial") for each in runs_of(folder, level)
@@ -510,6 +517,46 @@ def test_interrupted_search_ends_with_the_command_that_finishes_it(
     assert_mlflow_mirrors_the_study(folder, "tiny", 8)
     assert {*trials_of(folder, "tiny")["epochs"]} == {6}
     assert not (folder / "runs/tiny/.tune").exists()
+
+
+def test_search_on_a_terminal_shows_its_trials_and_answers_a_ctrl_c(
+    folder: Path, arguments: list[str]
+) -> None:
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    search = subprocess.Popen(
+        [sys.executable, *arguments, *LONGER], cwd=folder, stdin=slave, stdout=slave, stderr=slave,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "80", "LINES": "24"},
+        start_new_session=True, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )  # fmt: skip
+    os.close(slave)
+    said = b""
+    try:
+        while chunk := _read(master):
+            said += chunk
+            is_asked = b"stopping" in said
+            if not is_asked and re.search(rb"\d/6.*\r\n(.*\r\n)*.*2 running", said):
+                os.write(master, b"\x03")  # as the key does
+        assert search.wait(DEADLINE_S) == 130, said
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(search.pid, signal.SIGKILL)
+        os.close(master)
+    text = said.decode()
+    assert text.startswith("tiny: loading what a search needs\r\n")
+    assert "MLflow: mlflow ui" in text
+    assert "stopping after this step; again stops now" in text
+    assert "interrupted, a resume goes on with them: 0000" in text
+    assert text.rfind("\x1b[?25h") > text.rfind("\x1b[?25l") >= 0, "the cursor is there again"
+    assert "\x1b" not in (folder / "runs/tiny/search.log").read_text()
+
+
+def _read(terminal: int) -> bytes:
+    """Return what was written to a terminal; nothing once nobody holds it any more."""
+    try:
+        return os.read(terminal, 65536)
+    except OSError:
+        return b""
 
 
 def test_second_interrupt_stops_at_once_and_the_search_can_be_resumed(

@@ -81,6 +81,21 @@ def test_space_files_import_only_optuna_and_trainable() -> None:
         assert imports <= {"optuna", "trainable"} | sys.stdlib_module_names, file
 
 
+def test_first_line_of_a_search_comes_before_what_takes_seconds_to_import(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("")
+    code = (
+        "import sys\n"
+        "sys.modules.update(dict.fromkeys(['torch', 'ray', 'mlflow', 'optuna', 'pandas']))\n"
+        "from search.run import main\n"
+        "main(['--space', sys.argv[1]])"
+    )
+    file = str(tmp_path / "mine.py")
+    done = subprocess.run([sys.executable, "-c", code, file], cwd=ROOT, capture_output=True,
+                          text=True)  # fmt: skip
+    assert done.stdout == "mine: loading what a search needs\n"
+    assert "ModuleNotFoundError" in done.stderr
+
+
 def test_a_search_starts_without_what_draws_pictures() -> None:
     code = "import sys, search.session; print(sys.modules.keys() & {'matplotlib', 'jinja2'})"
     done = subprocess.run(

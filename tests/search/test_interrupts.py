@@ -20,6 +20,28 @@ def test_first_signal_asks_and_the_handler_of_before_comes_back() -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_first_signal_is_answered_at_once() -> None:
+    said, answered = [], threading.Event()
+
+    def note(line: str) -> None:
+        said.append((line, threading.current_thread()))
+        answered.set()
+
+    with Interrupts("resume it", sys.stdout, note):
+        os.kill(os.getpid(), signal.SIGINT)
+        assert answered.wait(60)
+    ((line, thread),) = said
+    assert line == "stopping after this step; again stops now"
+    assert thread is not threading.main_thread(), "which may be in the middle of a line"
+
+
+def test_no_signal_has_no_answer() -> None:
+    said: list[str] = []
+    with Interrupts("resume it", sys.stdout, said.append):
+        pass
+    assert said == []
+
+
 def test_another_thread_takes_no_signals() -> None:
     handler = signal.getsignal(signal.SIGINT)
     seen: list[object] = []

@@ -34,7 +34,7 @@ def trial(number: int, *scores: float, state: str = "RUNNING", **more: Any) -> T
     epochs = tuple(epoch(n, score) for n, score in enumerate(scores, 1))
     best = max(epochs, key=lambda each: each.metrics["score"], default=None)
     values: dict[str, Any] = {"config": LONG, "is_baseline": False, "host": "here"} | more
-    ended = {"best": best} if state in ("COMPLETE", "PRUNED") else {}
+    ended: dict[str, Any] = {"best": best} if state in ("COMPLETE", "PRUNED") else {}
     return Trial(number=number, state=TrialState(state), epochs=epochs, **ended, **values)
 
 
@@ -44,9 +44,16 @@ class Seen:
     def __init__(self, width: int | None, **more: Any) -> None:
         self.file = io.StringIO()
         self.heard: list[str] = []
-        terminal = {"width": width, "height": 24, "force_terminal": True} if width else {}
+        terminal: dict[str, Any] = (
+            {"width": width, "height": 24, "force_terminal": True} if width else {}
+        )
         self.console = plain_console(file=self.file, listener=self.heard.append, **terminal)
-        values = {"num_trials": 40, "metric": "score", "samples": SAMPLES, "where": "mlflow ui"}
+        values: dict[str, Any] = {
+            "num_trials": 40,
+            "metric": "score",
+            "samples": SAMPLES,
+            "where": "mlflow ui",
+        }
         self.progress = Progress(self.console, **(values | more))
 
     def screen(self) -> list[str]:
