@@ -23,7 +23,7 @@ from trainable.novelty.metrics import evaluate
 from trainable.novelty.thresholds import choose_rule
 from trainable.trainer import Trainer
 
-MEASURE_S = 15.0
+MEASURE_S = 10.0
 """No further kind is measured after so long."""
 TRAIN_IMAGES, VAL_IMAGES = 128, 96
 """About so many are in a tiny trial."""

@@ -4,9 +4,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import ray
+from upath import UPath
 
 from results.database import STORAGE_ERRORS
+from results.record import trial_folder
 from results.trial import Trial
+from search.cluster import within
 from search.cluster.executor import MAX_RERUNS, SearchStoppedError
 from tests.faults import faulty
 from tests.faults.conftest import SmallSearch
@@ -97,3 +101,26 @@ def test_a_database_that_goes_away_for_good_ends_the_search_with_its_own_error(
     with pytest.raises(STORAGE_ERRORS) as raised:
         small_search.run(2, observers=[damage])
     assert "file is not a database" in f"{raised.value} {raised.value.__cause__}"
+
+
+def test_driver_reads_how_far_a_worker_is_within_an_epoch_and_what_a_dead_one_said(
+    tmp_path: Path,
+) -> None:
+    search = UPath(tmp_path)
+
+    def work(number: int, is_killed: bool) -> dict[int, float]:
+        told = within.Told(str(trial_folder(search, number)))
+        told.tell(0.5)
+        early = within.read(search, [number])  # too early to tell
+        told._next_s = 0
+        told.tell(1.25)
+        if not is_killed:
+            told.end()
+        return early
+
+    remote = ray.remote(work)
+    early = ray.get([remote.remote(number, number == 1) for number in range(2)])
+    assert early == [{}, {}]
+    assert within.read(search, range(3)) == {1: 1.25}
+    within.forget([str(trial_folder(search, 1))])
+    assert within.read(search, range(3)) == {}

@@ -596,6 +596,17 @@ def test_a_fold_that_is_trained_from_the_start_never_saw_the_superclass(
     assert PartRules.choose(said[0], config) == PartRules.choose(said[1], config)
 
 
+def test_how_far_an_epoch_is_counts_the_folds_that_are_trained_from_the_start(
+    tiny_data: Data, tiny_weights: Path
+) -> None:
+    config = tiny_config(left_out="train", epochs=2, batch_size=16)
+    said: list[float] = []
+    train(config, tiny_data, silent, weights=tiny_weights, note=silent, within=said.append)
+    assert said == sorted(said)
+    assert said[len(said) // 2 - 1] == pytest.approx(1), "as many steps in each epoch"
+    assert said[-1] == pytest.approx(2)
+
+
 def test_a_branch_without_a_trained_part_needs_no_training_from_the_start(trainer: Make) -> None:
     each = trainer(tiny_config(fine_tune="frozen", left_out="train"))
     assert not each.fold_trainers
