@@ -12,7 +12,7 @@ import torch
 from results.labels import UNLABELLED, Labels
 from trainable.classifier import Classifier
 from trainable.config import TASKS, Task
-from trainable.data.splits import NOVEL, PSEUDO_NOVEL, SEEN
+from trainable.data.splits import NOVEL_SUPER, PSEUDO_NOVEL, SEEN
 from trainable.novelty.intervals import Interval, percentiles, rate_intervals, resamples
 from trainable.novelty.metrics import METRICS, judge, judgements
 from trainable.novelty.rule import Response, Rule, decide
@@ -73,7 +73,7 @@ def labelled_outputs(response: Response, classifier: Classifier, labels: Labels)
     sub_target = output_of_subclass[labels.subclass.clamp_min(0)]
     kind = torch.full_like(sub_target, SEEN)
     kind[is_labelled & (sub_target == len(known))] = PSEUDO_NOVEL
-    kind[labels.superclass == num_super] = NOVEL
+    kind[labels.superclass == num_super] = NOVEL_SUPER
     return Outputs(
         super_logits=response.super_logits,
         sub_logits=response.sub_logits,
@@ -133,7 +133,7 @@ def _counts(outputs: Outputs, has_subclass: torch.Tensor) -> dict[str, int]:
         "images": len(kind),
         "seen": int(((kind == SEEN) & has_subclass).sum()),
         "novel_subclass": int((kind == PSEUDO_NOVEL).sum()),
-        "novel_superclass": int((kind == NOVEL).sum()),
+        "novel_superclass": int((kind == NOVEL_SUPER).sum()),
         "without_subclass": int((~has_subclass).sum()),
         "novel_classes": len(true_class[is_novel & (true_class >= 0)].unique()),
         "novel_of_unknown_class": int((is_novel & (true_class < 0)).sum()),

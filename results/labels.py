@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from trainable.data.layouts import NOVEL
+from trainable.data.layouts import NOVEL_CLASS
 from trainable.errors import DataError, nearest
 
 COLUMNS = ("image", "superclass_index", "subclass_index")
@@ -111,7 +111,9 @@ def _parsed(
     """Return a column's classes; `UNLABELLED` where it is empty."""
     values = table[column].tolist()
     # pandas writes whole numbers as 3.0 where another row of the column is empty.
-    given = [re.sub(r"(?<=\d)\.0+$", "", value) for value in values if value not in ("", NOVEL)]
+    given = [
+        re.sub(r"(?<=\d)\.0+$", "", value) for value in values if value not in ("", NOVEL_CLASS)
+    ]
     if all(re.fullmatch(r"-?\d+", value) for value in given):
         if given and any(re.fullmatch(r"\d+", name) for name in names):
             note(f"{file}: {column} is read as indices, though there are classes of such names")
@@ -120,7 +122,7 @@ def _parsed(
     else:
         index = {name: n for n, name in enumerate(names)}
         rule = "a class of the model, or novel"
-    index |= {NOVEL: len(names), "": UNLABELLED}
+    index |= {NOVEL_CLASS: len(names), "": UNLABELLED}
     found = []
     for image, value in zip(table["image"], values, strict=True):
         number = index.get(value, index.get(re.sub(r"(?<=\d)\.0+$", "", value)))
@@ -149,8 +151,8 @@ def _check_hierarchy(
     for image, above, below in zip(images, superclass, subclass, strict=True):
         if 0 <= below < len(subclasses) and super_of_sub.get(below, above) != above:
             wrong.append(
-                f"{image} is {(*superclasses, NOVEL)[above]} and {subclasses[below]}, which is "
-                f"a {superclasses[super_of_sub[below]]}"
+                f"{image} is {(*superclasses, NOVEL_CLASS)[above]} and {subclasses[below]}, which "
+                f"is a {superclasses[super_of_sub[below]]}"
             )
         elif 0 <= below < len(subclasses) and above == len(superclasses):
             wrong.append(f"{image} is of a novel superclass and of {subclasses[below]}")

@@ -21,8 +21,7 @@ from results.report.drawing import (
 )
 from results.report.material import Best
 from trainable.config import Task
-from trainable.data.splits import LEFT_OUT, PSEUDO_NOVEL, SECOND, SEEN
-from trainable.data.splits import NOVEL as BORROWED
+from trainable.data.splits import LEFT_OUT, NOVEL_SUPER, PSEUDO_NOVEL, SECOND, SEEN
 
 LABELLED_MAX = 40
 """Classes of a confusion that are named beside it."""
@@ -40,7 +39,7 @@ def confusion_frames(best: Best) -> dict[Task, pd.DataFrame]:
         (name, counted & (outputs.super_target == each), answers.superclass)
         for each, name in enumerate(best.superclasses[:-1])
     ]
-    rows.append(("borrowed", outputs.kind == BORROWED, answers.superclass))
+    rows.append(("borrowed", outputs.kind == NOVEL_SUPER, answers.superclass))
     for fold, of_fold in zip(outputs.folds, answers.folds, strict=True):
         kept = [each for each in range(num_super) if each != fold.superclass]
         back = torch.tensor([*kept, num_super])
@@ -57,7 +56,7 @@ def confusion_frames(best: Best) -> dict[Task, pd.DataFrame]:
         known.append(
             (f"{name}, held out", held_out & (outputs.true_class == each), answers.subclass)
         )
-    known.append(("borrowed", outputs.kind == BORROWED, answers.subclass))
+    known.append(("borrowed", outputs.kind == NOVEL_SUPER, answers.subclass))
     return {"super": of_super, "sub": _counts(known, best.outputs_names)}
 
 

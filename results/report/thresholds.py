@@ -21,8 +21,7 @@ from results.report.drawing import (
 )
 from results.report.material import Best
 from trainable.config import TASKS, Task
-from trainable.data.splits import LEFT_OUT, PSEUDO_NOVEL, SECOND, SEEN
-from trainable.data.splits import NOVEL as BORROWED
+from trainable.data.splits import LEFT_OUT, NOVEL_SUPER, PSEUDO_NOVEL, SECOND, SEEN
 from trainable.novelty.rule import Rule, acceptance
 from trainable.novelty.thresholds import Outputs
 
@@ -61,7 +60,7 @@ def groups_of(outputs: Outputs, task: Task) -> list[Group]:
             for fold in outputs.folds
             if "sub" in fold.exact
         ]
-    far = far or [Group("borrowed", False, outputs, kind == BORROWED)]
+    far = far or [Group("borrowed", False, outputs, kind == NOVEL_SUPER)]
     return [each for each in (*found, *far) if each.among.any()]
 
 

@@ -30,7 +30,14 @@ from tests.benchmarks.common import finish, parser, say, sources
 from trainable.classifier import load_outputs, load_rule
 from trainable.config import Task, TrialConfig
 from trainable.data.dataset import Data, load_data
-from trainable.data.splits import NOVEL, PSEUDO_NOVEL, SEEN, Pools, make_pools, make_refit_pools
+from trainable.data.splits import (
+    NOVEL_SUPER,
+    PSEUDO_NOVEL,
+    SEEN,
+    Pools,
+    make_pools,
+    make_refit_pools,
+)
 from trainable.model.inputs import inputs_for
 from trainable.novelty.bank import all_of_features
 from trainable.novelty.intervals import interval_of
@@ -201,7 +208,7 @@ def answered(
     output[list(pools.subclasses)] = torch.arange(len(pools.subclasses))
     kind = torch.full_like(split.subclass, SEEN)
     kind[split.subclass == num_sub] = PSEUDO_NOVEL
-    kind[split.superclass == num_super] = NOVEL
+    kind[split.superclass == num_super] = NOVEL_SUPER
     outputs = Outputs(
         super_logits=logits["super"],
         sub_logits=logits["sub"],

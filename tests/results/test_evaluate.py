@@ -20,7 +20,7 @@ from tests.trainable.tiny import silent, tiny_config, write_weights
 from trainable.classifier import Classifier
 from trainable.config import TrialConfig
 from trainable.data.dataset import load_data
-from trainable.data.splits import NOVEL, PSEUDO_NOVEL, SEEN
+from trainable.data.splits import NOVEL_SUPER, PSEUDO_NOVEL, SEEN
 from trainable.novelty.metrics import MAIN, judge
 from trainable.novelty.thresholds import Outputs, choose_rule
 from trainable.train import train
@@ -74,7 +74,7 @@ def test_metrics_are_those_of_a_search_and_lie_within_their_intervals(
 def test_known_name_of_a_subclass_that_the_model_was_trained_without_is_novel(
     classifier: Classifier,
 ) -> None:
-    outputs = make_outputs(6, kinds=[SEEN, PSEUDO_NOVEL, NOVEL])
+    outputs = make_outputs(6, kinds=[SEEN, PSEUDO_NOVEL, NOVEL_SUPER])
     labels = labels_of(outputs)
     as_c = labels.subclass.masked_fill(outputs.kind == PSEUDO_NOVEL, 2)
     found = evaluated(classifier, outputs, replace(labels, subclass=as_c))
@@ -127,14 +127,14 @@ PROMISED = {
 @pytest.mark.parametrize(
     ("kinds", "expected", "gone"),
     [
-        ([SEEN, PSEUDO_NOVEL, NOVEL], {}, []),
+        ([SEEN, PSEUDO_NOVEL, NOVEL_SUPER], {}, []),
         (
             [SEEN, PSEUDO_NOVEL],  # what is of near ones alone is compared with near ones
             {"unseen_sub": 0.3, "hmean_sub": 0.4},
             ["unseen_super", "score", "auroc_sub", "ce_super"],
         ),
         (
-            [SEEN, NOVEL],
+            [SEEN, NOVEL_SUPER],
             {"seen_super": 0.9, "known_rejected_super": 0.05, "unseen_sub": 0.9}
             | {"hmean_super": 2 * 0.9 * 0.8 / 1.7, "hmean_sub": 0.72},
             ["auroc_sub", "ce_super", "unseen_sub_near"],

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from trainable.config import Task
-from trainable.data.splits import LEFT_OUT, NOVEL, PSEUDO_NOVEL, SECOND, SEEN
+from trainable.data.splits import LEFT_OUT, NOVEL_SUPER, PSEUDO_NOVEL, SECOND, SEEN
 from trainable.novelty.bank import all_of_features
 from trainable.novelty.rule import by_image
 from trainable.novelty.thresholds import Fold, Outputs
@@ -21,7 +21,7 @@ SUPER_OF_SUB = (0, 0, 1, 1, 2)  # novel subclass 4 belongs to novel superclass 2
 
 
 def make_outputs(
-    seed: int = 0, num: int = 200, kinds: Sequence[int] = (SEEN, PSEUDO_NOVEL, NOVEL)
+    seed: int = 0, num: int = 200, kinds: Sequence[int] = (SEEN, PSEUDO_NOVEL, NOVEL_SUPER)
 ) -> Outputs:
     """Logits and scores that are right more often than not, for images of `kinds`.
 
@@ -31,7 +31,7 @@ def make_outputs(
     kind = torch.tensor(kinds)[torch.randint(len(kinds), (num,), generator=rng)]
     subclass = torch.randint(4, (num,), generator=rng)
     sub_target = subclass.masked_fill(kind != SEEN, 4)
-    super_target = torch.tensor(SUPER_OF_SUB)[subclass].masked_fill(kind == NOVEL, 2)
+    super_target = torch.tensor(SUPER_OF_SUB)[subclass].masked_fill(kind == NOVEL_SUPER, 2)
 
     def logits(target: torch.Tensor, num_classes: int) -> torch.Tensor:
         noise = torch.randn(num, num_classes, generator=rng)
@@ -44,7 +44,7 @@ def make_outputs(
     return Outputs(
         super_logits=logits(super_target, 3),
         sub_logits=logits(sub_target, 5),
-        super_feature_scores=feature_scores(kind != NOVEL),
+        super_feature_scores=feature_scores(kind != NOVEL_SUPER),
         sub_feature_scores=feature_scores(kind == SEEN),
         super_of_sub=torch.tensor(SUPER_OF_SUB),
         super_target=super_target,
@@ -52,7 +52,7 @@ def make_outputs(
         kind=kind,
         in_part_a=torch.arange(num) % 2 == 0,
         rows=torch.arange(num),
-        true_class=torch.where(kind == NOVEL, 4 + torch.arange(num) % 3, subclass),
+        true_class=torch.where(kind == NOVEL_SUPER, 4 + torch.arange(num) % 3, subclass),
     )
 
 

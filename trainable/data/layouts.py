@@ -12,7 +12,8 @@ from trainable.data.pixels import find_images
 from trainable.data.sources import Source, by_suffix, natural_key
 from trainable.errors import DataError
 
-NOVEL = "novel"
+NOVEL_CLASS = "novel"
+"""Name of the answer that is no known class: the last of a mapping, and of no folder."""
 TRAIN_CSV, TRAIN_IMAGES, TEST_IMAGES = "train_data.csv", "train_images/", "test_images/"
 SUPER_CSV, SUB_CSV = "superclass_mapping.csv", "subclass_mapping.csv"
 
@@ -118,7 +119,7 @@ def _read_mapping(source: Source, name: str) -> list[str]:
             f"{source.name}: {name} must give each class a name of its own, "
             f"{repeated[0]!r} is repeated or empty"
         )
-    return names[:-1] if names and NOVEL in looks_of(names[-1]) else names
+    return names[:-1] if names and NOVEL_CLASS in looks_of(names[-1]) else names
 
 
 def _read_course(source: Source, root: str) -> Known:
@@ -272,7 +273,7 @@ def _check_names(kind: str, names: Iterable[str], where: str) -> None:
     seen: dict[str, str] = {}
     for name in names:
         looks = looks_of(name)
-        if NOVEL in looks:
+        if NOVEL_CLASS in looks:
             raise DataError(
                 f"{where}: a known class must not be named {name!r}, only the last index of a "
                 "mapping may; pass images of no known class with --novel"

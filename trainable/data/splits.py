@@ -10,10 +10,10 @@ from trainable.data.dataset import Data
 from trainable.errors import DataError
 from trainable.rng import generator
 
-SEEN, PSEUDO_NOVEL, NOVEL, SECOND, LEFT_OUT = 0, 1, 2, 3, 4
-"""Kind of a validation image: seen subclass, held-out subclass, borrowed image, a subclass of the
-second hold-out, which is only reported on, and in a fold a known image of the superclass that it
-never saw: to be called novel there, and nothing else."""
+SEEN, PSEUDO_NOVEL, NOVEL_SUPER, SECOND, LEFT_OUT = 0, 1, 2, 3, 4
+"""Kind of a validation image: seen subclass, held-out subclass, novel superclass (a borrowed
+image), a subclass of the second hold-out, which is only reported on, and in a fold a known image
+of the superclass that it never saw: to be called novel there, and nothing else."""
 
 PROTOCOL = 2
 """Which images judge, and by which metrics: figures of different protocols cannot be compared.
@@ -47,7 +47,7 @@ class Pools:
     val: torch.Tensor
     """int64 (num_val,): rows of V_seen, V_pseudo and V_novel, and of the second hold-out."""
     val_kind: torch.Tensor
-    """int64 (num_val,): SEEN, PSEUDO_NOVEL, NOVEL or SECOND."""
+    """int64 (num_val,): SEEN, PSEUDO_NOVEL, NOVEL_SUPER or SECOND."""
     val_in_part_a: torch.Tensor
     """bool (num_val,): in part A; the others are in part B. What is chosen on one is judged on the
     other."""

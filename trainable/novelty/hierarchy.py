@@ -4,7 +4,7 @@ from statistics import fmean
 
 import torch
 
-from trainable.data.splits import NOVEL, PSEUDO_NOVEL, SEEN
+from trainable.data.splits import NOVEL_SUPER, PSEUDO_NOVEL, SEEN
 from trainable.novelty.rule import Rule, acceptance, decide
 from trainable.novelty.thresholds import (
     Outputs,
@@ -45,7 +45,7 @@ def hierarchy_curve(outputs: Outputs, rule: Rule) -> tuple[torch.Tensor, torch.T
 
 def _novel_groups(outputs: Outputs) -> list[torch.Tensor]:
     """Return which images are of each group whose subclass is novel, bool (N,), but empty ones."""
-    groups = [outputs.kind == kind for kind in (PSEUDO_NOVEL, NOVEL)]
+    groups = [outputs.kind == kind for kind in (PSEUDO_NOVEL, NOVEL_SUPER)]
     return [group for group in groups if group.any()]
 
 

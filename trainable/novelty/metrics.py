@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from trainable.config import TASKS, Task, TrialConfig
-from trainable.data.splits import LEFT_OUT, NOVEL, PSEUDO_NOVEL, SECOND, SEEN
+from trainable.data.splits import LEFT_OUT, NOVEL_SUPER, PSEUDO_NOVEL, SECOND, SEEN
 from trainable.novelty.hierarchy import hierarchy_area
 from trainable.novelty.rule import Rule, decide, harmonic_mean
 from trainable.novelty.separation import auroc, expected_calibration_error, oscr, separation
@@ -104,7 +104,7 @@ def judgements(outputs: Outputs, answers: Answers) -> dict[str, Judged]:
     novel_super, novel_sub = outputs.super_logits.shape[1] - 1, outputs.sub_logits.shape[1] - 1
     rejected_super, rejected_sub = answers.superclass == novel_super, answers.subclass == novel_sub
     seen, held_out = outputs.kind == SEEN, outputs.kind == PSEUDO_NOVEL
-    borrowed, second = outputs.kind == NOVEL, outputs.kind == SECOND
+    borrowed, second = outputs.kind == NOVEL_SUPER, outputs.kind == SECOND
     result = {
         "seen_super_seen": (seen, right_super),
         "seen_super_held_out": (held_out, right_super),
@@ -245,7 +245,7 @@ def task_separation(outputs: Outputs, task: Task, name: str, *of_folds: str) -> 
         for fold, score in zip(outputs.folds, of_folds, strict=True)
         if task == "super" or task in fold.exact
     ]
-    groups = [mean_metrics(folds) if folds else _separation_from(outputs, task, name, NOVEL)]
+    groups = [mean_metrics(folds) if folds else _separation_from(outputs, task, name, NOVEL_SUPER)]
     if task == "sub":
         groups.append(_separation_from(outputs, task, name, PSEUDO_NOVEL))
     return mean_metrics(groups)

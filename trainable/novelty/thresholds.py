@@ -7,7 +7,7 @@ from typing import Self
 import torch
 
 from trainable.config import BEST, Task, TrialConfig
-from trainable.data.splits import LEFT_OUT, NOVEL, SECOND, SEEN
+from trainable.data.splits import LEFT_OUT, NOVEL_SUPER, SECOND, SEEN
 from trainable.novelty.rule import (
     Response,
     Rule,
@@ -30,7 +30,7 @@ class Outputs(Response):
     sub_target: torch.Tensor
     """int64 (N,): held-out subclasses and borrowed images are novel."""
     kind: torch.Tensor
-    """int64 (N,): SEEN, PSEUDO_NOVEL, NOVEL or SECOND, or in a fold LEFT_OUT."""
+    """int64 (N,): SEEN, PSEUDO_NOVEL, NOVEL_SUPER or SECOND, or in a fold LEFT_OUT."""
     in_part_a: torch.Tensor
     """bool (N,): in part A, else in part B, see `splits.make_pools`."""
     rows: torch.Tensor
@@ -68,7 +68,7 @@ class Outputs(Response):
         """Return which images are of a class known to `task`, bool (N,)."""
         if task == "sub":
             return self.kind == SEEN
-        return (self.kind != NOVEL) & (self.kind != LEFT_OUT)
+        return (self.kind != NOVEL_SUPER) & (self.kind != LEFT_OUT)
 
 
 @dataclass(frozen=True, kw_only=True)

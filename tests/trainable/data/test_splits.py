@@ -14,7 +14,7 @@ from trainable.config import TrialConfig
 from trainable.data.dataset import Data
 from trainable.data.splits import (
     LEFT_OUT,
-    NOVEL,
+    NOVEL_SUPER,
     PSEUDO_NOVEL,
     SECOND,
     SEEN,
@@ -95,7 +95,7 @@ def test_kind_tells_seen_from_held_out_from_borrowed(data: Data, config: TrialCo
     out = held_out(data, pools)
     for row, kind in zip(pools.val.tolist(), pools.val_kind.tolist(), strict=True):
         if row >= data.num_known:
-            assert kind == NOVEL
+            assert kind == NOVEL_SUPER
         else:
             assert kind in ((PSEUDO_NOVEL, SECOND) if int(data.subclass[row]) in out else (SEEN,))
 
@@ -110,13 +110,13 @@ def test_parts_share_no_image_and_each_has_half_of_every_kind(
     in_part_a = pools.val_in_part_a
     assert not set(pools.val[in_part_a].tolist()) & set(pools.val[~in_part_a].tolist())
     shown = true_classes(data)[pools.val]
-    for kind in (SEEN, PSEUDO_NOVEL, NOVEL, SECOND):
+    for kind in (SEEN, PSEUDO_NOVEL, NOVEL_SUPER, SECOND):
         of_kind = pools.val_kind == kind
         each = [shown[of_kind & part].tolist() for part in (in_part_a, ~in_part_a)]
         by_class = kind != SEEN and len(set(shown[of_kind].tolist())) > 1
         a, b = (set(part) if by_class else part for part in each)
         assert abs(len(a) - len(b)) <= 1
-        if kind in (SEEN, NOVEL):
+        if kind in (SEEN, NOVEL_SUPER):
             assert min(len(a), len(b)) > 0
 
 
@@ -127,7 +127,7 @@ def test_what_chooses_and_what_judges_show_different_held_out_and_borrowed_class
 ) -> None:
     pools = make_pools(data, config)
     shown = true_classes(data)[pools.val]
-    for kind in (PSEUDO_NOVEL, NOVEL, SECOND):
+    for kind in (PSEUDO_NOVEL, NOVEL_SUPER, SECOND):
         of_kind = pools.val_kind == kind
         classes = set(shown[of_kind].tolist())
         a, b = (
@@ -169,7 +169,7 @@ def test_borrowed_classes_that_judge_are_not_those_that_train(
 ) -> None:
     data = make_data(borrowed=borrowed)
     pools = make_pools(data, config)
-    judging = data.borrowed_class[pools.val[pools.val_kind == NOVEL]]
+    judging = data.borrowed_class[pools.val[pools.val_kind == NOVEL_SUPER]]
     training = data.borrowed_class[borrowed_training_rows(data, pools)]
     assert not set(judging.tolist()) & set(training.tolist())
     # A quarter of the classes, rounded as Python does, and one for each part: all their images.
@@ -182,7 +182,7 @@ def test_borrowed_classes_that_judge_are_not_those_that_train(
 def test_pool_without_several_classes_is_split_by_image(borrowed: Any) -> None:
     data = make_data(borrowed=borrowed)
     pools = make_pools(data, TrialConfig())
-    judging = set(pools.val[pools.val_kind == NOVEL].tolist())
+    judging = set(pools.val[pools.val_kind == NOVEL_SUPER].tolist())
     training = set(borrowed_training_rows(data, pools).tolist())
     assert (len(judging), len(training)) == (10, 30)
     assert not judging & training
@@ -191,7 +191,7 @@ def test_pool_without_several_classes_is_split_by_image(borrowed: Any) -> None:
 def test_novel_validation_is_capped_and_the_rest_of_its_classes_stays_out() -> None:
     data = make_data(borrowed=(1500,) * 5)
     pools = make_pools(data, TrialConfig(novel_images=10_000))
-    assert int((pools.val_kind == NOVEL).sum()) == 1000
+    assert int((pools.val_kind == NOVEL_SUPER).sum()) == 1000
     assert pools.novel_images_used == 4500
 
 
@@ -389,7 +389,7 @@ def test_same_seed_gives_the_same_pools() -> None:
 def test_other_seed_gives_other_pools() -> None:
     data = make_data()
     first, second = (make_pools(data, TrialConfig(seed=seed)) for seed in (3, 4))
-    for kind in (SEEN, NOVEL):
+    for kind in (SEEN, NOVEL_SUPER):
         rows = [set(pools.val[pools.val_kind == kind].tolist()) for pools in (first, second)]
         assert rows[0] != rows[1]
     assert first.subclasses != second.subclasses
@@ -398,7 +398,7 @@ def test_other_seed_gives_other_pools() -> None:
 def test_other_seed_draws_other_borrowed_images_from_a_pool_without_classes() -> None:
     data = make_data(borrowed=40)
     first, second = (make_pools(data, TrialConfig(seed=s, novel_images=10)) for s in (3, 4))
-    judging = [set(pools.val[pools.val_kind == NOVEL].tolist()) for pools in (first, second)]
+    judging = [set(pools.val[pools.val_kind == NOVEL_SUPER].tolist()) for pools in (first, second)]
     training = [set(borrowed_training_rows(data, pools).tolist()) for pools in (first, second)]
     assert judging[0] != judging[1]
     assert training[0] != training[1]

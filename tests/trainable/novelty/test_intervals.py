@@ -9,7 +9,7 @@ from scipy import stats
 
 from tests.trainable.made_outputs import make_outputs
 from trainable.config import TrialConfig
-from trainable.data.splits import NOVEL, SEEN
+from trainable.data.splits import NOVEL_SUPER, SEEN
 from trainable.novelty.intervals import (
     flat,
     interval_of,
@@ -98,7 +98,7 @@ def test_metric_without_images_has_no_interval() -> None:
 
 
 def test_stored_interval_comes_back_and_an_old_trial_has_none() -> None:
-    outputs = make_outputs(2, kinds=[SEEN, NOVEL])
+    outputs = make_outputs(2, kinds=[SEEN, NOVEL_SUPER])
     found = outputs_intervals(outputs, answers(outputs, outputs))
     stored = flat(found)
     assert interval_of(stored, "score") == found["score"]

@@ -24,7 +24,7 @@ from tests.trainable.made_outputs import (
     without_bank,
 )
 from trainable.config import BEST, TASKS, TrialConfig
-from trainable.data.splits import LEFT_OUT, NOVEL, PSEUDO_NOVEL, SECOND, SEEN
+from trainable.data.splits import LEFT_OUT, NOVEL_SUPER, PSEUDO_NOVEL, SECOND, SEEN
 from trainable.novelty.hierarchy import both_right, hierarchy_area, hierarchy_curve
 from trainable.novelty.metrics import (
     CONFORMAL_REJECTION,
@@ -48,7 +48,7 @@ from trainable.novelty.separation import (
 )
 from trainable.novelty.thresholds import Answers, Outputs, PartRules, choose_rule
 
-ALL_KINDS = (SEEN, PSEUDO_NOVEL, NOVEL, SECOND)
+ALL_KINDS = (SEEN, PSEUDO_NOVEL, NOVEL_SUPER, SECOND)
 
 
 def rule_of(tau_super: float, *tau_sub: float, **changes: Any) -> Rule:
@@ -288,7 +288,7 @@ def accuracies_by_loop(outputs: Outputs, rule: Rule) -> dict[str, float]:
         if rule.couple_novel and superclass == 2:
             subclass = 4
         is_super, is_sub = superclass == outputs.super_target[i], subclass == outputs.sub_target[i]
-        if kind == NOVEL:
+        if kind == NOVEL_SUPER:
             right.setdefault("unseen_super_borrowed", []).append(bool(is_super))
             right.setdefault("unseen_sub_borrowed", []).append(bool(is_sub))
             continue
@@ -338,7 +338,7 @@ def test_group_without_images_is_left_out() -> None:
 
 def test_how_many_images_were_borrowed_or_held_out_changes_no_rate_of_groups() -> None:
     outputs, rule = make_outputs(), rule_of(0.5, 0.4)
-    thrice = torch.cat([torch.arange(200), *[torch.arange(200)[outputs.kind == NOVEL]] * 2])
+    thrice = torch.cat([torch.arange(200), *[torch.arange(200)[outputs.kind == NOVEL_SUPER]] * 2])
     expected, found = (answered(each, rule) for each in (outputs, outputs.where(thrice)))
     assert found == pytest.approx(expected, rel=1e-12)
     assert expected["unseen_sub_near"] != expected["unseen_sub_borrowed"]
@@ -577,7 +577,7 @@ def test_threshold_free_metrics_take_known_images_by_task() -> None:
     rule = rule_of(0.5, 0.5, super_score="energy")
     result = curves(outputs, rule)
     energy = outputs.super_logits.double()[:, :-1].logsumexp(1)
-    is_novel = outputs.kind == NOVEL
+    is_novel = outputs.kind == NOVEL_SUPER
     assert result["auroc_super"] == pytest.approx(roc_auc_score(~is_novel, energy))
     assert result["aupr_super"] == pytest.approx(average_precision_score(is_novel, -energy))
     p_sub = outputs.sub_logits.double().softmax(1)
@@ -585,7 +585,7 @@ def test_threshold_free_metrics_take_known_images_by_task() -> None:
     known = outputs.kind == SEEN
     right = outputs.sub_logits[known, :-1].argmax(1) == outputs.sub_target[known]
     expected: dict[str, list[float]] = {}
-    for kind in (PSEUDO_NOVEL, NOVEL):  # each group of novel images counts alike
+    for kind in (PSEUDO_NOVEL, NOVEL_SUPER):  # each group of novel images counts alike
         novel = outputs.kind == kind
         used = known | novel
         for name, value in {
@@ -733,13 +733,15 @@ def test_table_without_borrowed_images_leaves_their_score_out() -> None:
     assert names == set(NOVELTY_SCORES) - {"knn_difference"}
 
 
-@pytest.mark.parametrize("kinds", [[SEEN], [SEEN, PSEUDO_NOVEL], [NOVEL], [SEEN, NOVEL]])
+@pytest.mark.parametrize(
+    "kinds", [[SEEN], [SEEN, PSEUDO_NOVEL], [NOVEL_SUPER], [SEEN, NOVEL_SUPER]]
+)
 def test_labelled_images_without_a_kind_are_judged_by_what_they_have(kinds: list[int]) -> None:
     outputs = make_outputs(3, kinds=kinds)
     rule = choose_rule(make_outputs(3), TrialConfig())
     result = judge(outputs, rule)
-    assert ("unseen_super" in result) == (NOVEL in kinds)
-    assert ("seen_super" in result) == (kinds != [NOVEL])
-    assert ("score" in result) == (kinds == [SEEN, NOVEL])
+    assert ("unseen_super" in result) == (NOVEL_SUPER in kinds)
+    assert ("seen_super" in result) == (kinds != [NOVEL_SUPER])
+    assert ("score" in result) == (kinds == [SEEN, NOVEL_SUPER])
     assert ("oscr_sub" in result) == (len(kinds) > 1)
     assert all(math.isfinite(value) for value in result.values())

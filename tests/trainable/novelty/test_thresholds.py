@@ -17,7 +17,7 @@ from tests.trainable.made_outputs import (
     without_bank,
 )
 from trainable.config import BEST, TASKS, TrialConfig
-from trainable.data.splits import NOVEL, PSEUDO_NOVEL, SECOND, SEEN
+from trainable.data.splits import NOVEL_SUPER, PSEUDO_NOVEL, SECOND, SEEN
 from trainable.novelty import rule as rule_module
 from trainable.novelty.metrics import accuracies
 from trainable.novelty.rule import (
@@ -38,7 +38,7 @@ from trainable.novelty.thresholds import (
     scores_of,
 )
 
-ALL_KINDS = (SEEN, PSEUDO_NOVEL, NOVEL, SECOND)
+ALL_KINDS = (SEEN, PSEUDO_NOVEL, NOVEL_SUPER, SECOND)
 OPTIONS: list[dict[str, Any]] = [
     *({"novelty_score": name} for name in (*NOVELTY_SCORES, BEST)),
     {"known_rejection_super": 0.1, "known_rejection_sub": 0.2},
@@ -193,7 +193,7 @@ def test_taus_are_those_of_the_calibration_images_that_each_task_knows(
     rules = choose_rule(half, free), choose_rule(half, bound)
     for task, rejection in (("super", 0.4), ("sub", 0.5)):
         score = accepted_by(half, name, task, restrict)
-        known = half.kind != NOVEL if task == "super" else half.kind == SEEN
+        known = half.kind != NOVEL_SUPER if task == "super" else half.kind == SEEN
         logits = half.super_logits if task == "super" else half.sub_logits
         if task == "sub" and restrict:
             outside = torch.tensor(SUPER_OF_SUB[:4]) != half.super_logits[:, :2].argmax(1)[:, None]
@@ -351,7 +351,7 @@ def hmean_sub(half: Outputs, rule: Any) -> float:
     subclass = decide(half, rule)[1]
     right, seen = subclass == half.sub_target, half.kind == SEEN
     a = fmean(right[seen].tolist())
-    b = fmean(fmean(right[half.kind == kind].tolist()) for kind in (PSEUDO_NOVEL, NOVEL))
+    b = fmean(fmean(right[half.kind == kind].tolist()) for kind in (PSEUDO_NOVEL, NOVEL_SUPER))
     return 2 * a * b / (a + b) if a + b else 0.0
 
 
