@@ -1,4 +1,4 @@
-"""Optuna's storage in a database, over connections that may be cut."""
+"""A study's database, over connections that may be cut."""
 
 import sqlite3
 import threading

@@ -22,7 +22,7 @@ def add_stores(add: Any) -> None:
     """
     add("--storage", type=place, metavar="DIR|URI", help="where searches are (default: runs)")
     add("--study", metavar="URL",
-        help="Optuna storage (default: the search's, at first study.db in its folder)")  # fmt: skip
+        help="its study's database (default: as before, at first study.db beside it)")  # fmt: skip
     add("--tracking-uri", metavar="URI",
         help="MLflow (default: the search's, at first MLFLOW_TRACKING_URI or sqlite:///mlflow.db)",
     )  # fmt: skip

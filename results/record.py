@@ -57,9 +57,9 @@ class SearchRecord:
     cache: str | None
     """Folder of decoded images and frozen features; null: none, so that it is not `is_fast`."""
     study: str | None
-    """URL of the Optuna storage; null: study.db in the search's folder, wherever that is moved."""
+    """URL of its database; null: study.db in the search's folder, wherever that is moved."""
     study_name: str
-    """In that storage; a resume with other choices moves the trials to a study of a new name."""
+    """In that database; a resume with other choices moves the trials to a study of a new name."""
     tracking_uri: str
     """Of MLflow."""
     version: str
@@ -153,7 +153,7 @@ def trial_folder(folder: UPath, number: int) -> UPath:
 
 
 def study_url(folder: UPath, record: SearchRecord) -> str:
-    """Return the URL of the search's Optuna storage.
+    """Return the URL of the search's study.
 
     Raises:
         RunError: None was given, and the search's folder is no place for SQLite.

@@ -1,4 +1,4 @@
-"""Studies in Optuna's storage: created, opened, and told anew with other choices."""
+"""Studies in a database, by Optuna: created, opened, and told anew with other choices."""
 
 import itertools
 from collections.abc import Mapping
@@ -22,10 +22,10 @@ class StudyError(UserError):
 
 
 def create_study(url: str, name: str, metrics: tuple[str, ...]) -> optuna.Study:
-    """Create the study in an Optuna storage; one without trials, of a killed start, is taken.
+    """Create the study in a database; one without trials, of a killed start, is taken.
 
     Raises:
-        StudyError: The storage cannot be used, or has a study of that name.
+        StudyError: The database cannot be used, or has a study of that name.
     """
     if url.startswith("sqlite") and make_url(url).database in (None, "", ":memory:"):
         raise StudyError(f"{url} is forgotten with this process: name a file, sqlite:///FILE.db")
@@ -55,7 +55,7 @@ def open_study(url: str, name: str) -> optuna.Study:
     """Open the study of an earlier run.
 
     Raises:
-        StudyError: The storage cannot be read, or has no study of that name.
+        StudyError: The database cannot be read, or has no study of that name.
         SchemaError: A later version made it.
     """
     if is_missing(url):
@@ -72,7 +72,7 @@ def open_study(url: str, name: str) -> optuna.Study:
 
 
 def delete_study(study: optuna.Study) -> bool:
-    """Delete a study; return whether its storage has others."""
+    """Delete a study; return whether its database has others."""
     optuna.delete_study(study_name=study.study_name, storage=storage_of(study))
     return bool(optuna.get_all_study_names(storage_of(study)))
 
@@ -145,5 +145,6 @@ def _storage(url: str) -> optuna.storages.BaseStorage:
 def _unreadable(url: str, error: Exception) -> StudyError:
     reason = reason_of(error).replace("$STORAGE_URL", public(url)).rstrip(".")
     return StudyError(
-        f"the study storage {url} cannot be used: {reason}. Nothing was changed{password_hint(url)}"
+        f"the study's database {url} cannot be used: {reason}. Nothing was changed"
+        f"{password_hint(url)}"
     )

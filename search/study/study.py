@@ -1,4 +1,4 @@
-"""What was tried and what was learnt: every trial's true state, in Optuna's storage."""
+"""What was tried and what was learnt: every trial's true state, in Optuna's study."""
 
 import math
 import warnings

@@ -50,7 +50,7 @@ Loader = Callable[..., Space]
 
 
 class Memory:
-    """An Optuna storage on which Study objects come and go, as drivers do."""
+    """A database on which Study objects come and go, as drivers do."""
 
     def __init__(self, space: Space, url: str | None, seed: int = 0) -> None:
         self.space, self.seed, self.url = space, seed, url
@@ -718,7 +718,7 @@ def test_study_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("url", ["nonsense://", "not a url", "sqlite:////no/such/folder/study.db"])
 def test_storage_that_cannot_be_opened_is_named(url: str) -> None:
-    with pytest.raises(StudyError, match=f"the study storage {url}"):
+    with pytest.raises(StudyError, match=f"the study's database {url}"):
         create_study(url, "asked", ("score",))
 
 
@@ -726,7 +726,7 @@ def test_damaged_storage_is_named_and_left_as_it_is(tmp_path: Path) -> None:
     file = tmp_path / "study.db"
     file.write_bytes(b"SQLite format 3\0" + b"\xff" * 4096)
     before = file.read_bytes()
-    with pytest.raises(StudyError, match="the study storage"):
+    with pytest.raises(StudyError, match="the study's database"):
         open_study(f"sqlite:///{file}", "asked")
     assert file.read_bytes() == before
 
