@@ -37,8 +37,9 @@ def prepared_nodes(
     """
     check_packages()
     check_storage(folder)
+    shipped = ship_data(data, cache, note)
     try:
-        yield ship_data(data, cache, note)
+        yield shipped
     finally:
         if not is_kept:
             _on_each(_other_nodes(), _remove, cache)
