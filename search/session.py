@@ -4,20 +4,18 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import optuna
-from upath import UPath
 
 from results.database import STORAGE_ERRORS
 from results.history import trials_frame
 from results.mlflow_store import default_uri
-from results.record import RECORD_FILE, SearchRecord, trial_folder
+from results.record import RECORD_FILE
 from results.report.tables import write_tables
-from results.terminal import HeardConsole
-from results.trial import Trial
+from search.asked import Asked
 from search.cluster.connect import Cluster, connected
 from search.cluster.executor import Job, SearchStoppedError, deadline_after, run_trials
 from search.cluster.joined import check_address
@@ -30,7 +28,6 @@ from search.log import SearchLog
 from search.outcome import (
     finish,
     introduce,
-    looked_at,
     resume_command,
     shown_on,
     slots_line,
@@ -39,36 +36,12 @@ from search.outcome import (
 from search.plan import Options, check_still, plan, recorded, with_repeats
 from search.preflight import check_data, check_samples
 from search.progress import Progress
-from search.space.space import Space
 from search.start import study_of, taken_back
 from search.study.lock import Check, LeaseLostError, only_driver
 from search.study.storage import with_distributions
 from search.study.study import Study
 from search.tracking import Tracker, search_info
-from trainable.checkpoint import drop_checkpoints
-from trainable.data.dataset import Data, folder_for_images, load_data
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Search:
-    """What is asked and was checked."""
-
-    options: Options
-    record: SearchRecord
-    space: Space
-    folder: UPath
-    data: Data
-    cache: Path
-    """Of decoded images, and of frozen features where the search is fast."""
-    console: HeardConsole
-    log: SearchLog
-    asked: bytes | None
-    """What the record said when a resume was planned; null: a new search."""
-
-    @property
-    def num_trials(self) -> int:
-        """How many there will be, repeats included."""
-        return self.space.num_trials + len(self.record.repeats)
+from trainable.data.dataset import folder_for_images, load_data
 
 
 def run_search(options: Options) -> int:
@@ -82,7 +55,7 @@ def run_search(options: Options) -> int:
     log = SearchLog()
     console = log.console(quiet=options.quiet)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    asked = recorded(options)
+    planned_on = recorded(options)
     record, space, folder = plan(options, default_uri())
     with folder_for_images(Path(record.cache) if record.cache else None) as cache:
         console.print(f"reading {record.data}, and {record.novel} to borrow from")
@@ -94,22 +67,22 @@ def run_search(options: Options) -> int:
         if options.dry_run:
             record = with_repeats(record, folder, options)
             return describe(options, record, space, folder, data, console, start_s)
-        search = _Search(
+        search = Asked(
             options=options, record=record, space=space, folder=folder,
-            data=data, cache=cache, console=console, log=log, asked=asked,
+            data=data, cache=cache, console=console, log=log, planned_on=planned_on,
         )  # fmt: skip
         with log.kept():
             return _run_alone(search, start_s)
 
 
-def _run_alone(search: _Search, start_s: float) -> int:
+def _run_alone(search: Asked, start_s: float) -> int:
     """Run the search as its only driver; a start that fails leaves nothing."""
     options, record, folder = search.options, search.record, search.folder
     study, new = study_of(folder, record, search.space.metrics, resume=options.resume)
     resume = resume_command(options, record)
     try:
         with only_driver(folder, study) as check:
-            check_still(folder, options, search.asked)
+            check_still(folder, options, search.planned_on)
             interrupts = Interrupts(resume, shown_on(options), search.console.print)
             with taken_back(study, new), interrupts:
                 record = with_repeats(record, folder, options)
@@ -124,23 +97,14 @@ def _run_alone(search: _Search, start_s: float) -> int:
         return without_study(options, record, folder, error, search.log)
 
 
-def _run(search: _Search, optuna_study: optuna.Study, interrupts: Interrupts, check: Check) -> str:
+def _run(search: Asked, optuna_study: optuna.Study, interrupts: Interrupts, check: Check) -> str:
     """Run the trials with everybody watching; return FINISHED, KILLED or FAILED."""
     record, folder, console = search.record, search.folder, search.console
     tracker = Tracker(record.tracking_uri, search_info(record, folder, search.data), console.print)
-    progress = Progress(
-        console, num_trials=search.num_trials, metric=search.space.metrics[0],
-        samples=search.space.samples, where=looked_at(record),
-        num_whole=len(search.space.baselines) + len(record.repeats),
-    )  # fmt: skip
-
-    def clean_up(trial: Trial) -> None:
-        if trial.is_finished:
-            drop_checkpoints(trial_folder(folder, trial.number))
-
+    progress = search.progress()
     study = Study(
         optuna_study, search.space, seed=record.seed, repeats=record.repeats, check=check,
-        observers=[progress.update, clean_up, tracker.update],
+        observers=[progress.update, search.clean_up, tracker.update],
     )  # fmt: skip
     try:
         _run_trials(search, study, tracker, progress, interrupts)
@@ -165,7 +129,7 @@ def _run(search: _Search, optuna_study: optuna.Study, interrupts: Interrupts, ch
 
 
 def _run_trials(
-    search: _Search, study: Study, tracker: Tracker, progress: Progress, interrupts: Interrupts
+    search: Asked, study: Study, tracker: Tracker, progress: Progress, interrupts: Interrupts
 ) -> None:
     """Start MLflow's part and Ray, and run what there is to run."""
     options, folder = search.options, search.folder
@@ -200,7 +164,7 @@ def _run_trials(
 
 
 def _run_on(
-    cluster: Cluster, search: _Search, study: Study, progress: Progress,
+    cluster: Cluster, search: Asked, study: Study, progress: Progress,
     should_stop: Callable[[], bool],
 ) -> None:  # fmt: skip
     """Check the nodes, give them the data, and run trials on them."""
