@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
@@ -21,6 +22,7 @@ from results.history import trials_frame
 from results.naming import Names
 from results.record import SearchRecord
 from results.terminal import HEARD_WIDTH, counted, duration
+from results.trial import TrialState
 from search.cluster.connect import Cluster, connected, this_machine
 from search.cluster.executor import Slots, make_slots
 from search.estimate import estimate
@@ -36,6 +38,7 @@ from trainable.data.dataset import Data
 
 MANY_DRY_TRIALS = 200
 """By which conditions and shares of variants are told."""
+_ENDED = [state.value for state in TrialState if state.is_finished]
 SAMPLES = 3
 """Configurations that are shown."""
 
@@ -66,7 +69,10 @@ def describe(
             console.print(f"{cluster}: {slots_line(slots)}")
             if options.gpus_per_trial == "auto" and cluster.gpus:
                 console.print("--gpus-per-trial auto: a pilot finds the share when it starts")
-        _describe_cost(console, record, space, data, configs, slots, cluster)
+        num_finished = 0
+        if options.resume:
+            num_finished = int(trials_frame(folder, record)["state"].isin(_ENDED).sum())
+        _describe_cost(console, record, space, data, configs, slots, cluster, num_finished)
     if options.json:
         print(json.dumps(summary(record, folder, None, time.monotonic() - start_s)))
     return 0
@@ -187,30 +193,35 @@ def _describe_cost(
     configs: Sequence[TrialConfig],
     slots: Slots,
     cluster: Cluster,
+    num_finished: int,
 ) -> None:
     """Say about how long it takes and what it leaves on the disk, measured here."""
+    num_left = space.num_trials + len(record.repeats) - num_finished
+    if num_left <= 0:
+        console.print("nothing is left to run")
+        return
     console.print("training a few images of each kind of trial here, to estimate time and disk")
     baselines = [TrialConfig.from_dict(each) for each in space.baselines[: space.num_trials]]
-    others = space.num_trials - len(baselines)
-    wanted = configs[: max(0, others)] if others else []
+    wanted = configs[: max(0, space.num_trials - len(baselines))]
     at_once = slots.concurrency or 1
+    is_slower = cluster.gpus > 0 and not torch.cuda.is_available()
     found = estimate(
-        [*baselines, *wanted], data, num_trials=space.num_trials, slots=at_once,
+        [*baselines, *wanted], data, num_trials=num_left, slots=at_once, note=console.print,
         threads=max(1, int(slots.cpus_per_trial)),
         weights=Path(record.weights) if record.weights else None, is_fast=record.is_fast,
     )  # fmt: skip
     if found is None:
-        console.print("time and disk: no kind of trial could be trained on a few images")
         return
+    features = f"; {_size(found.feature_bytes)} of features in the cache"
     console.print(
-        f"about {duration(found.seconds)} without pruning, {at_once} at a time; pruning saves some "
-        f"of it. About {_size(found.kept_bytes)} in the search's folder, and copies of the models "
-        "in MLflow"
-        + (f"; {_size(found.feature_bytes)} of features in the cache" * bool(found.feature_bytes))
+        f"{counted(num_left, 'trial')}: about {duration(found.seconds)} without pruning, {at_once} "
+        f"at a time; pruning saves some of it. About {_size(found.kept_bytes)} in the search's "
+        f"folder, and copies of the models in MLflow{features if found.feature_bytes else ''}"
     )
     console.print(
         f"measured on a few images, scaled to all: {found.num_measured} of "
         f"{counted(found.num_kinds, 'kind')} of trial"
+        + (", here on a CPU: the GPUs are faster" * is_slower)
     )
 
 

@@ -3,7 +3,7 @@
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from trainable.classifier import OUTPUTS_FILE, save_classifier, save_outputs
 from trainable.config import TrialConfig
 from trainable.data.dataset import Data
 from trainable.data.splits import Pools, make_pools
-from trainable.errors import TrialError, UserError
+from trainable.errors import reason_of
 from trainable.novelty.metrics import evaluate
 from trainable.novelty.thresholds import choose_rule
 from trainable.trainer import Trainer
@@ -59,7 +59,7 @@ class Estimate:
 
 def estimate(
     samples: Sequence[TrialConfig], data: Data, *, num_trials: int, slots: int, threads: int,
-    weights: Path | None, is_fast: bool,
+    weights: Path | None, is_fast: bool, note: Callable[[str], None],
 ) -> Estimate | None:  # fmt: skip
     """Return what a search of such trials takes; null where none could be measured.
 
@@ -71,6 +71,7 @@ def estimate(
         threads: Each trial has.
         weights: See `backbones.build`.
         is_fast: See `train`.
+        note: Gets a line for each kind that fails.
     """
     kinds = {kind_of(config): config for config in samples}
     costs: dict[str, Cost] = {}
@@ -80,9 +81,12 @@ def estimate(
     for kind in dict.fromkeys([order[0], frozen, *order]):  # features are what fills a cache
         if costs and time.monotonic() > end_s:
             break
-        cost = _cost(kinds[kind], data, threads=threads, weights=weights, is_fast=is_fast)
-        if cost is not None:
-            costs[kind] = cost
+        try:
+            costs[kind] = _cost(
+                kinds[kind], data, threads=threads, weights=weights, is_fast=is_fast
+            )
+        except Exception as error:  # noqa: BLE001 (whatever it is, a trial would have that reason)
+            note(f"a trial of {kind} would fail: {reason_of(error)}")
     if not costs:
         return None
     measured = [config for config in samples if kind_of(config) in costs]
@@ -105,32 +109,30 @@ def estimate(
 
 def _cost(
     config: TrialConfig, data: Data, *, threads: int, weights: Path | None, is_fast: bool
-) -> Cost | None:
-    """Train and judge on a few images, and scale what that takes; null where it fails."""
+) -> Cost:
+    """Train and judge on a few images, and scale what that takes."""
     with tempfile.TemporaryDirectory() as scratch, _threads(threads):
         folder, cache = UPath(scratch) / "trial", Path(scratch) / "cache"
         cache.mkdir()
-        try:
-            pools = make_pools(data, config)
-            few = _few(pools)
-            clock = _Clock()
-            trainer = Trainer(
-                config, data, few, cache=cache, weights=weights, is_fast=is_fast, note=_no_note
-            )
-            first_s = clock.lap()
-            metrics = trainer.train_epoch(1)
-            train_s = min(clock.lap(), trainer.train_epoch(2)["epoch_s"])  # warm by now
-            clock.lap()
-            outputs = trainer.outputs()
-            outputs_s = clock.lap()
-            metrics |= evaluate(outputs, config)
-            rule, banks = choose_rule(outputs, config), trainer.banks()
-            save_classifier(folder, config, data, few, trainer.evaluated, metrics, rule, banks)
-            save_outputs(folder, outputs)
-            save_checkpoint(folder, 1, trainer.state())
-            judge_s = clock.lap()
-        except (TrialError, UserError):
-            return None
+        config = replace(config, epochs=max(2, config.epochs))  # its schedule has room for two
+        pools = make_pools(data, config)
+        few = _few(pools)
+        clock = _Clock()
+        trainer = Trainer(
+            config, data, few, cache=cache, weights=weights, is_fast=is_fast, note=_no_note
+        )
+        first_s = clock.lap()
+        metrics = trainer.train_epoch(1)
+        train_s = min(clock.lap(), trainer.train_epoch(2)["epoch_s"])  # warm by now
+        clock.lap()
+        outputs = trainer.outputs()
+        outputs_s = clock.lap()
+        metrics |= evaluate(outputs, config)
+        rule, banks = choose_rule(outputs, config), trainer.banks()
+        save_classifier(folder, config, data, few, trainer.evaluated, metrics, rule, banks)
+        save_outputs(folder, outputs)
+        save_checkpoint(folder, 1, trainer.state())
+        judge_s = clock.lap()
         sizes = {file.name: file.stat().st_size for file in Path(folder.path).iterdir()}
         feature_bytes = sum(f.stat().st_blocks * 512 for f in cache.rglob("*") if f.is_file())
     val_more = len(pools.val) / len(few.val)

@@ -23,8 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         # Imported late: --help and mistakes in the arguments should not wait for Ray and MLflow.
         options = _options(args)
-        if "search.session" not in sys.modules and not args.quiet:
-            print(f"{args.name or options['space'].stem}: loading what a search needs", flush=True)
+        _say_what_it_waits_for(options)
         from search.plan import Options
         from search.session import run_search
 
@@ -63,6 +62,7 @@ def called(
             words.append(f"--{key.replace('_', '-')}" + ("" if value is True else f"={text}"))
     words += [f"--set={key}={json.dumps(value)}" for key, value in settings.items()]
     asked = _options(parser.parse_args(words))
+    _say_what_it_waits_for(asked)
     from results.record import run_folder
     from search.plan import Options, free_name
     from search.session import run_search
@@ -71,6 +71,13 @@ def called(
     asked["name"] = asked["name"] or free_name(asked["space"].stem, storage)
     run_search(Options(**asked))
     return str(run_folder(asked["name"], storage)), asked["study"], asked["tracking_uri"]
+
+
+def _say_what_it_waits_for(options: Mapping[str, Any]) -> None:
+    """Say so where the libraries are still to be imported, which takes seconds."""
+    if "search.session" not in sys.modules and not options["quiet"]:
+        name = options["name"] or options["space"].stem
+        print(f"{name}: loading what a search needs", flush=True)
 
 
 class _Called(Parser):

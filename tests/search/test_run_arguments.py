@@ -676,7 +676,9 @@ def test_dry_run_prints_the_plan_and_leaves_no_folder(
     assert any(line.startswith("two_heads     1          2") for line in lines)
     assert sum(line.startswith("sample: lr ") for line in lines) == 3
     assert any(re.search(r"trials? at a time, each with 1 CPU$", line) for line in lines)
-    assert any(re.match(r"about \d+ (s|min).* in the search's folder", line) for line in lines)
+    assert any(
+        re.match(r"3 trials: about \d+ (s|min).* in the search's folder", line) for line in lines
+    )
     assert "measured on a few images, scaled to all: 1 of 1 kind of trial" in lines
     assert "batch_size: fixed to 16" in lines
     assert any("96 images in 3 superclasses and 24 subclasses; 48 borrowed" in s for s in lines)

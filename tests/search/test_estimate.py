@@ -1,0 +1,58 @@
+"""What a search will cost is told from a few images of each kind of trial."""
+
+from pathlib import Path
+
+import pytest
+from upath import UPath
+
+from search.estimate import Estimate, estimate
+from trainable.config import TrialConfig
+from trainable.data.dataset import Data, load_data
+from trainable.train import train
+
+FROZEN = TrialConfig(fine_tune="frozen", image_size=32, novel_images=16, epochs=1)
+TUNED = TrialConfig(fine_tune="last_1", image_size=32, novel_images=16, epochs=1)
+
+
+@pytest.fixture(scope="module")
+def images(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Data:
+    cache = tmp_path_factory.mktemp("cache")
+    return load_data(str(data), str(data / "novel_images"), cache, note=lambda line: None)
+
+
+def of(
+    images: Data, *samples: TrialConfig, trials: int, weights: Path | None = None
+) -> tuple[Estimate | None, list[str]]:
+    """Return the estimate, and what was said."""
+    lines: list[str] = []
+    found = estimate(
+        samples, images, num_trials=trials, slots=1, threads=1, weights=weights, is_fast=True,
+        note=lines.append,
+    )  # fmt: skip
+    return found, lines
+
+
+def test_what_trials_leave_on_the_disk_is_what_was_estimated(images: Data, tmp_path: Path) -> None:
+    found, lines = of(images, FROZEN, TUNED, trials=2)
+    assert found is not None
+    assert lines == []
+    assert (found.num_kinds, found.num_measured) == (2, 2)
+    assert found.seconds > 0
+    assert found.feature_bytes > 0
+    left = 0
+    for number, config in enumerate((FROZEN, TUNED)):
+        folder = UPath(tmp_path / str(number))
+        train(config, images, lambda metrics: None, folder=folder, cache=tmp_path / "cache",
+              note=lambda line: None)  # fmt: skip
+        files = [file for file in folder.iterdir() if not file.name.startswith("checkpoint")]
+        left += sum(file.stat().st_size for file in files)
+    assert left < found.kept_bytes < 6 * left, "with two checkpoints of the one that runs"
+
+
+def test_kind_of_trial_that_would_fail_is_named_with_its_reason(
+    images: Data, tmp_path: Path
+) -> None:
+    found, (line,) = of(images, FROZEN, trials=2, weights=tmp_path / "none")
+    assert found is None
+    assert line.startswith("a trial of efficientnet_lite0 frozen linear")
+    assert " would fail: " in line
