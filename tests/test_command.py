@@ -1,6 +1,5 @@
 """The command `noveltune`, from any folder: the same commands, the shipped spaces, no shadows."""
 
-import os
 import shutil
 import subprocess
 import sys
@@ -13,17 +12,8 @@ from upath import UPath
 from noveltune.command import COMMANDS, main
 from results.record import RECORD_FILE
 from search.shipped import FOLDER, shipped, space_file
+from tests.commands import ROOT, run
 from trainable.errors import UserError, typed
-
-ROOT = Path(__file__).parents[1]
-
-
-def run(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *words],
-        cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -122,8 +112,8 @@ def test_file_called_as_a_package_is_named_in_one_line_and_not_read(
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("raise SystemExit('the wrong one was read')")
     done = run(tmp_path, *command)
-    assert done.returncode == 2
-    first, second = done.stderr.splitlines()
+    assert done.code == 2
+    first, second = done.err.splitlines()
     assert first == (
         f"{tmp_path / file} has the name of a package of noveltune, and is not read: rename it, or "
         "start in another folder"
@@ -134,7 +124,7 @@ def test_file_called_as_a_package_is_named_in_one_line_and_not_read(
 def test_import_names_the_file_that_python_would_take_for_a_package(tmp_path: Path) -> None:
     (tmp_path / "results.py").touch()
     done = run(tmp_path, "-c", "import noveltune; noveltune.open('runs/birds')")
-    assert done.stderr.splitlines()[-1] == (
+    assert done.err.splitlines()[-1] == (
         f"ImportError: {tmp_path / 'results.py'} has the name of a package of noveltune, "
         "`results`, and Python finds it first: rename it, or work in another folder, and start "
         "Python anew"
@@ -166,10 +156,7 @@ def test_plain_install_has_the_command_every_room_and_every_space(tmp_path: Path
     command = [str(site / "bin/noveltune"), "search", "--space", "full_ablation", "--dry-run"]
     work = tmp_path / "work"
     work.mkdir()
-    done = subprocess.run(
-        [sys.executable, *command], cwd=work, env=os.environ | {"PYTHONPATH": str(site)},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done
-    assert " trials by score" in done.stdout
+    done = run(work, *command, PYTHONPATH=str(site))
+    assert done.code == 0, done
+    assert " trials by score" in done.out
     assert not (work / "runs" / "full_ablation" / RECORD_FILE).exists()

@@ -1,19 +1,15 @@
 """Searches from Python: `noveltune.search` and `noveltune.open`, as a notebook calls them."""
 
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import noveltune
 from results.opened import OpenedSearch
+from tests.commands import ROOT, run
 from trainable.errors import UserError
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -69,9 +65,6 @@ def test_cells_of_the_documentation_run_one_after_the_other(tmp_path: Path, data
     (tmp_path / file[1]).write_text(file[2])
     (tmp_path / "photos").symlink_to(data / "test_images")
     code = "\n".join(cells[1:])
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done
+    done = run(tmp_path, "-c", code)
+    assert done.code == 0, done
     assert (tmp_path / "runs/heads/search.json").exists()

@@ -1,12 +1,8 @@
 """Ray ends while other threads of ours go on."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.commands import ROOT, run
 
 PROGRAM = """
 import gc, linecache, sys, threading
@@ -38,8 +34,6 @@ print("gone on")
 
 @pytest.mark.slow
 def test_garbage_that_another_thread_collects_as_ray_ends_does_not_end_the_process() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
-    assert done.stdout.split("\n")[-3:] == ["ending", "gone on", ""], done
-    assert done.returncode == 0
+    done = run(ROOT, "-c", PROGRAM)
+    assert done.out.split("\n")[-3:] == ["ending", "gone on", ""], done
+    assert done.code == 0

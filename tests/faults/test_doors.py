@@ -18,7 +18,8 @@ from search.cluster.connect import connected
 from search.cluster.settings import ClusterError
 from tests.outsider import outsider
 
-JOIN_LIMIT_S = 60
+pytestmark = pytest.mark.xdist_group("test_doors.py")  # one process, in this order
+JOIN_LIMIT_S = 240
 LONG_FOLDER = "/tmp/" + "x" * 82
 JOIN = """
 import ray, sys

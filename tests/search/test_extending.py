@@ -1,16 +1,14 @@
 """docs/extending.md as it is written: own parts, on two nodes and without their files."""
 
 import json
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from ray._private.services import node_ip_address_from_perspective  # type: ignore[attr-defined]
 
+from tests import commands
 from tests.clusters import ray_cluster
 
 pytestmark = pytest.mark.slow
@@ -19,7 +17,6 @@ ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "extending.md").read_text()
 FILES = dict(re.findall(r"^```python (\w+\.py)\n(.*?)^```", PAGE, re.M | re.S))
 (SHELL,) = re.findall(r"^```sh\n(.*?)^```", PAGE, re.M | re.S)
-LIMIT_S = 300.0
 PREDICTS = """
 import sys, mlflow, numpy
 mlflow.set_tracking_uri("sqlite:///mlflow.db")
@@ -30,12 +27,9 @@ print(model.predict(numpy.zeros((3, 40, 40, 3), "uint8")).to_json())
 
 def run(folder: Path, *arguments: str, code: int = 0, path: str = str(ROOT)) -> str:
     """Run Python in `folder`; return both outputs."""
-    done = subprocess.run(
-        [sys.executable, *arguments], cwd=folder, env=os.environ | {"PYTHONPATH": path},
-        capture_output=True, text=True, timeout=LIMIT_S,
-    )  # fmt: skip
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout + done.stderr
+    done = commands.run(folder, *arguments, PYTHONPATH=path)
+    assert done.code == code, done
+    return done.out + done.err
 
 
 def test_page_of_own_parts_runs_as_it_is_written(tmp_path: Path, data: Path) -> None:

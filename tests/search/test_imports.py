@@ -1,13 +1,13 @@
 """Imports point one way, so that training needs no search and a space file needs neither."""
 
 import ast
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.commands import ROOT, run
+
 PACKAGES = ("noveltune", "search", "trainable", "results", "spaces")
 
 
@@ -90,15 +90,16 @@ def test_first_line_of_a_search_comes_before_what_takes_seconds_to_import(tmp_pa
         "main(['--space', sys.argv[1]])"
     )
     file = str(tmp_path / "mine.py")
-    done = subprocess.run([sys.executable, "-c", code, file], cwd=ROOT, capture_output=True,
-                          text=True)  # fmt: skip
-    assert done.stdout == "mine: loading what a search needs\n"
-    assert "ModuleNotFoundError" in done.stderr
+    done = run(ROOT, "-c", code, file)
+    assert done.out == "mine: loading what a search needs\n"
+    assert "ModuleNotFoundError" in done.err
 
 
-def test_a_search_starts_without_what_draws_pictures() -> None:
-    code = "import sys, search.session; print(sys.modules.keys() & {'matplotlib', 'jinja2'})"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+def test_a_plan_needs_neither_ray_nor_mlflow_and_a_search_nothing_that_draws() -> None:
+    code = (
+        "import sys; draws = {'matplotlib', 'jinja2'}\n"
+        "import search.plan; print(sys.modules.keys() & ({'ray', 'mlflow'} | draws))\n"
+        "import search.session; print(sys.modules.keys() & draws)"
     )
-    assert done.stdout == "set()\n"
+    done = run(ROOT, "-c", code)
+    assert done.out == "set()\nset()\n", done

@@ -2,13 +2,13 @@
 
 import os
 import signal
-import subprocess
 import sys
 import threading
 
 import pytest
 
 from search.interrupts import Interrupts
+from tests.commands import ROOT, run
 
 
 def test_first_signal_asks_and_the_handler_of_before_comes_back() -> None:
@@ -72,6 +72,6 @@ def test_second_signal_ends_a_command_but_not_an_interactive_python(
         "except KeyboardInterrupt:\n"
         "    print('interrupted')\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert done.returncode == code, done.stderr
-    assert done.stdout == "resume it\n" + ("interrupted\n" if interactive else "")
+    done = run(ROOT, "-c", script)
+    assert done.code == code, done
+    assert done.out == "resume it\n" + ("interrupted\n" if interactive else "")

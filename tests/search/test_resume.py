@@ -25,6 +25,9 @@ from search.study.lock import LeaseLostError, LockError, only_driver
 from search.study.storage import StudyError, create_study, open_study, with_distributions
 from tests.processes import other_processes
 
+LIMIT_S = 300.0
+"""Of every wait for another process."""
+
 
 @pytest.fixture
 def url(tmp_path: Path) -> str:
@@ -123,7 +126,7 @@ def test_a_study_that_is_not_there_is_named(study: optuna.Study, url: str) -> No
 def _hold(folder: str, url: str, held: Event) -> None:
     with only_driver(UPath(folder), open_study(url, "s")):
         held.set()
-        time.sleep(60)
+        time.sleep(10 * LIMIT_S)
 
 
 @pytest.mark.parametrize("folder", ["{tmp}", "memory://search", "{tmp}/other"])
@@ -137,7 +140,7 @@ def test_a_second_driver_is_refused_until_the_first_is_dead(
     first = context.Process(target=_hold, args=(folder, url, held))
     first.start()
     try:
-        assert held.wait(60)
+        assert held.wait(LIMIT_S)
         with (
             pytest.raises(LockError, match="another driver"),
             only_driver(UPath(folder), open_study(url, "s")),
@@ -238,25 +241,27 @@ def test_a_killed_driver_that_its_parent_does_not_take_note_of_is_dead(
     study: optuna.Study,
 ) -> None:
     """As where the first process of a container is no init."""
-    with subprocess.Popen(["sleep", "60"]) as killed:
-        started = lock._started(killed.pid)
-        leave_lease(study, pid=killed.pid, started=started)
-        assert not is_taken(study)
-        killed.kill()
+    with subprocess.Popen(["sleep", "600"]) as killed:
+        try:
+            started = lock._started(killed.pid)
+            leave_lease(study, pid=killed.pid, started=started)
+            assert not is_taken(study)
+        finally:
+            killed.kill()
         os.waitid(os.P_PID, killed.pid, os.WEXITED | os.WNOWAIT)  # and it stays a zombie
         assert is_taken(study)
 
 
 def _start_at_once(url: str, barrier: Barrier, results: "Queue[str]") -> None:
     study = open_study(url, "s")
-    barrier.wait(60)
+    barrier.wait(LIMIT_S)
     try:
         with only_driver(UPath("memory://search"), study):
             results.put("held")
-            barrier.wait(60)  # until all have tried
+            barrier.wait(LIMIT_S)  # until all have tried
     except LockError:
         results.put("refused")
-        barrier.wait(60)
+        barrier.wait(LIMIT_S)
 
 
 def race(url: str) -> None:
@@ -268,9 +273,9 @@ def race(url: str) -> None:
     ]
     for driver in drivers:
         driver.start()
-    assert sorted(results.get(timeout=120) for _ in drivers) == ["held", "refused", "refused"]
+    assert sorted(results.get(timeout=LIMIT_S) for _ in drivers) == ["held", "refused", "refused"]
     for driver in drivers:
-        driver.join(60)
+        driver.join(LIMIT_S)
 
 
 @pytest.mark.parametrize("is_left", [False, True])

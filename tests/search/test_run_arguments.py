@@ -5,7 +5,6 @@ import json
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -24,14 +23,13 @@ from search.run import _parser, main
 from search.space.space import Space
 from search.study.storage import create_study
 from search.tracking import search_info
+from tests.commands import ROOT, run
 from tests.trainable.factories import make_data
 from trainable.config import TrialConfig
 from trainable.data.dataset import load_data
 from trainable.data.splits import PROTOCOL
 from trainable.errors import UserError
 from trainable.novelty.metrics import METRICS
-
-ROOT = Path(__file__).parents[2]
 
 SPACE = '''"""Is it a plan?"""
 NUM_TRIALS = 3
@@ -389,9 +387,8 @@ def test_ray_is_told_no_password_of_the_command_line() -> None:
         "print(worker.ray._private.utils.get_entrypoint_name())"
     )
     url = "postgresql://me:PLUGH@host/d"
-    command = [sys.executable, "-c", code, "--study", url]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "--study postgresql://me:***@host/d" in done.stdout
+    done = run(ROOT, "-c", code, "--study", url)
+    assert "--study postgresql://me:***@host/d" in done.out, done
 
 
 def test_resume_with_other_credentials_is_the_same_search(

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from tests.commands import ROOT, run
+
 FAULTS = """
 import resource, threading, torch
 from trainable.memory import keep_freed_memory
@@ -30,14 +32,9 @@ PAGES = 2**26 // 4096
 @pytest.mark.skipif(sys.platform != "linux", reason="of glibc's malloc")
 def test_large_blocks_are_reused_instead_of_mapped_anew() -> None:
     faults = {
-        is_kept: int(
-            subprocess.run(
-                [sys.executable, "-c", FAULTS.format(is_kept=is_kept)],
-                capture_output=True, text=True, check=True,
-            ).stdout
-        )
+        is_kept: int(run(ROOT, "-c", FAULTS.format(is_kept=is_kept)).out)
         for is_kept in (False, True)
-    }  # fmt: skip
+    }
     assert faults[True] < PAGES / 10
     assert faults[False] > 3 * PAGES  # else the system does it by itself, and ours is not needed
 

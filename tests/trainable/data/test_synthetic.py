@@ -2,8 +2,6 @@
 
 import csv
 import inspect
-import subprocess
-import sys
 from collections import Counter
 from dataclasses import asdict, replace
 from functools import partial
@@ -16,6 +14,7 @@ import pytest
 from PIL import Image
 
 from spaces import full_ablation, paper
+from tests.commands import run
 from tests.trainable.factories import make_data
 from trainable.config import TrialConfig
 from trainable.data import synthetic
@@ -207,13 +206,10 @@ def test_command_writes_the_folder_with_the_seed(
 
 def test_command_reports_a_taken_folder_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
-    command = [sys.executable, "-m", "trainable.data.synthetic", "--out", str(tmp_path)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, cwd=Path(synthetic.__file__).parents[2]
-    )
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    assert "must be new or empty" in done.stderr
+    done = run(tmp_path, "-m", "trainable.data.synthetic", "--out", str(tmp_path))
+    assert done.code == 2
+    assert done.err.count("\n") == 1
+    assert "must be new or empty" in done.err
 
 
 @pytest.mark.parametrize("space", [full_ablation.BASELINES, paper.CONFIGURATIONS])
