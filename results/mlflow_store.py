@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from urllib.parse import quote
 
 # An unreachable server is known within seconds, not after MLflow's default of four minutes.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
@@ -23,6 +24,8 @@ from results.record import absolute_url
 from trainable.errors import UserError, reason_of
 from trainable.urls import public
 
+_KIND = {"mlflow.experimentKind": "custom_model_development"}
+"""Of an experiment: without it MLflow's pages begin with an empty one, for traces of agents."""
 _DATABASES = ("postgresql", "mysql", "mssql")
 
 
@@ -117,7 +120,7 @@ def experiment_id(client: MlflowClient, name: str, number: str | None) -> str:
         found = client.get_experiment(number)
     else:
         try:
-            return str(client.create_experiment(name))
+            return str(client.create_experiment(name, tags=_KIND))
         except MlflowException as error:
             if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
                 raise
@@ -129,4 +132,20 @@ def experiment_id(client: MlflowClient, name: str, number: str | None) -> str:
             f"it by mlflow experiments restore --experiment-id {found.experiment_id}, or pass "
             "another --experiment"
         )
+    for key, value in _KIND.items():
+        if key not in found.tags:
+            client.set_experiment_tag(found.experiment_id, key, value)
     return str(found.experiment_id)
+
+
+def runs_page(uri: str, experiment_id: str, search_id: str) -> str:
+    """Return where a browser shows the runs of a search: at its server, or at that of `mlflow ui`.
+
+    Args:
+        uri: Of the store.
+        experiment_id: MLflow's number.
+        search_id: The runs' tag.
+    """
+    server = public(uri).rstrip("/") if uri.startswith("http") else "http://127.0.0.1:5000"
+    query = quote(f"tags.search_id = '{search_id}'")
+    return f"{server}/#/experiments/{experiment_id}/runs?searchFilter={query}"

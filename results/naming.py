@@ -37,6 +37,13 @@ def acting(config: TrialConfig, apart: Collection[str] = _BY_TASK) -> dict[str, 
     return {key: value for key, value in values.items() if value is not None}
 
 
+def acting_together(config: TrialConfig) -> dict[str, Any]:
+    """Return what acts in one configuration: super_KEY and sub_KEY only where these differ."""
+    return acting(
+        config, [key for key in _BY_TASK if config.of("super", key) != config.of("sub", key)]
+    )
+
+
 class Names:
     """The short names of configurations that are shown together."""
 

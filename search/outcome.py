@@ -55,10 +55,11 @@ def finish(
     record: SearchRecord,
     folder: UPath,
     status: str,
+    page: str,
     wall_s: float,
     log: SearchLog,
 ) -> int:
-    """Print the tables and what to do next; return the exit code."""
+    """Print the tables and what to do next, with MLflow's `page` of it; return the exit code."""
     console = log.console()
     trials = trials_frame(folder, record)
     best = best_trial(trials, record.metrics)
@@ -73,7 +74,7 @@ def finish(
             "Next:\n"
             f"  {typed('results.report')} --name {record.name}{where}\n"
             f"  {typed('search.refit')} --name {record.name}{where}\n"
-            f"  {looked_at(record)}",
+            f"  {looked_at(record)}\n  {page}",
         )
         if record.passwords_to_type:
             console.print(record.passwords_to_type)

@@ -90,17 +90,22 @@ def _run_alone(search: Asked, start_s: float) -> int:
                 record = replace(record, study_name=retold.study_name)
                 search.space.save(folder, record.space_file)
                 record.save(folder)
-                status = _run(replace(search, record=record), retold, interrupts, check)
+                status, page = _run(replace(search, record=record), retold, interrupts, check)
             wall_s = time.monotonic() - start_s
-            return finish(options, record, folder, status, wall_s, search.log)
+            return finish(options, record, folder, status, page, wall_s, search.log)
     except STORAGE_ERRORS as error:
         return without_study(options, record, folder, error, search.log)
 
 
-def _run(search: Asked, optuna_study: optuna.Study, interrupts: Interrupts, check: Check) -> str:
-    """Run the trials with everybody watching; return FINISHED, KILLED or FAILED."""
+def _run(
+    search: Asked, optuna_study: optuna.Study, interrupts: Interrupts, check: Check
+) -> tuple[str, str]:
+    """Run the trials with everybody watching; return FINISHED, KILLED or FAILED, and where MLflow
+    shows them.
+    """
     record, folder, console = search.record, search.folder, search.console
-    tracker = Tracker(record.tracking_uri, search_info(record, folder, search.data), console.print)
+    info = search_info(record, folder, search.data, search.space.question)
+    tracker = Tracker(record.tracking_uri, info, console.print)
     progress = search.progress()
     study = Study(
         optuna_study, search.space, seed=record.seed, repeats=record.repeats, check=check,
@@ -125,7 +130,7 @@ def _run(search: Asked, optuna_study: optuna.Study, interrupts: Interrupts, chec
     if not tracker.close(status, tables, within_s=5 if interrupts.requested() else 60):
         resume = resume_command(search.options, record)
         console.print(f"MLflow has not got everything yet; this sends the rest: {resume}")
-    return status
+    return status, tracker.page
 
 
 def _run_trials(
@@ -148,6 +153,7 @@ def _run_trials(
                 cluster = running.enter_context(connected(options.address, note=note))
                 interrupts.listen()
         started.result()
+        search.console.print(f"MLflow shows the trials at {tracker.page}")
         for trial in study.trials.values():
             progress.known(trial)
             tracker.update(trial)

@@ -1,6 +1,7 @@
 """What people look at: one MLflow run per trial under one parent run, through outages."""
 
 import contextlib
+import getpass
 import json
 import logging
 import os
@@ -14,16 +15,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.entities import (
+    Dataset,
+    DatasetInput,
+    InputTag,
+    LifecycleStage,
+    Metric,
+    Param,
+    Run,
+    RunTag,
+    ViewType,
+)
 from upath import UPath
 
 from results.history import INTERVALS
-from results.mlflow_store import connect, experiment_id, explained
+from results.mlflow_store import connect, experiment_id, explained, runs_page
+from results.naming import acting_together
 from results.record import EXPERIMENT, SearchRecord, trial_folder
 from results.trial import Trial, TrialState
+from search.metric_names import CHOSEN, grouped
+from search.standing import Standing
 from trainable.classifier import INFO_FILE, MODEL_FILE, OUTPUTS_FILE, TABLE_FILE
 from trainable.data.dataset import Data
-from trainable.errors import reason_of
+from trainable.errors import reason_of, typed
 from trainable.novelty.metrics import METRICS
 from trainable.urls import public
 
@@ -31,6 +45,10 @@ RETRY_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 """Seconds between attempts while the server does not answer."""
 CLOSE_S = 60.0
 """How long the end of a search waits for what is not sent yet."""
+_MAX_METRICS = 1000
+"""In one batch, as servers take it."""
+_MAX_TAG = 5000
+"""Characters of a tag that every server takes."""
 
 _STATUS = {
     TrialState.RUNNING: "RUNNING",
@@ -53,9 +71,12 @@ class SearchInfo:
     experiment: str = EXPERIMENT
     experiment_id: str | None = None
     """In place of the name."""
+    metrics: tuple[str, ...] = ("score",)
+    """That it optimises."""
+    question: str = ""
 
 
-def search_info(record: SearchRecord, folder: UPath, data: Data) -> SearchInfo:
+def search_info(record: SearchRecord, folder: UPath, data: Data, question: str) -> SearchInfo:
     """Return what the parent run says about a search: what was asked, and where it came from."""
     keys = ("num_trials", "epochs", "seed", "data", "novel", "weights", "version")
     params = {
@@ -70,10 +91,20 @@ def search_info(record: SearchRecord, folder: UPath, data: Data) -> SearchInfo:
         name=record.name,
         folder=folder,
         params=params,
-        tags={"git_commit": _git_commit(), "driver_host": os.uname().nodename},
+        tags={"git_commit": _git_commit(), "driver_host": os.uname().nodename} | _source(),
         experiment=record.experiment,
         experiment_id=record.experiment_id,
+        metrics=tuple(record.metrics),
+        question=question,
     )
+
+
+def _source() -> dict[str, str]:
+    """Return MLflow's own tags of who started what."""
+    tags = {"mlflow.source.name": typed("search.run"), "mlflow.source.type": "LOCAL"}
+    with contextlib.suppress(OSError, KeyError):  # a container's user may have no name
+        tags["mlflow.user"] = getpass.getuser()
+    return tags
 
 
 def _git_commit() -> str:
@@ -116,6 +147,9 @@ class Tracker:
         self._end: _End | None = None
         self._run_ids: dict[int, str] = {}
         self._sent_epochs: dict[int, set[int]] = {}
+        self._standing = Standing(info.metrics)
+        self._is_stale = False
+        self._sent_best: set[int] | None = None
         self._ended: set[int] = set()
         self._changed = threading.Condition()
         self._tries: dict[int, int] = {}
@@ -136,26 +170,49 @@ class Tracker:
             self._experiment_id = experiment_id(
                 self._client, self._info.experiment, self._info.experiment_id
             )
+            self._input = _input(data)
             parents = self._find("parent")
             if parents:
                 self._parent_id = parents[0].info.run_id
                 self._client.update_run(self._parent_id, status="RUNNING")
             else:
                 self._parent_id = self._made_parent_id = self._create_parent()
-            self._describe_parent(data)
+            self._describe_parent()
             self._log_files(self._parent_id, artifacts)
-            for run in self._find("trial"):
-                number = int(run.data.tags["trial"])
-                self._run_ids[number] = run.info.run_id
-                if run.info.status in (_STATUS[TrialState.COMPLETE], _STATUS[TrialState.FAIL]):
-                    self._ended.add(number)  # ending the run is the last call of all
+            for run in self._find("trial", view=ViewType.ALL):
+                self._take_over(run)
         self._thread.start()
+
+    @property
+    def page(self) -> str:
+        """Where a browser shows this search's runs, once it has started."""
+        return runs_page(self._uri, self._experiment_id, self._info.id)
+
+    def _take_over(self, run: Run) -> None:
+        """Go on with a trial's run that is there; what a user deleted stays so, and is at its end.
+
+        A run whose parent was deleted goes below the one that there is now.
+        """
+        number = int(run.data.tags["trial"])
+        if run.info.lifecycle_stage == LifecycleStage.DELETED:
+            if number not in self._run_ids:
+                self._ended.add(number)
+            return
+        self._run_ids[number] = run.info.run_id
+        self._ended.discard(number)
+        if run.data.tags.get("mlflow.parentRunId") != self._parent_id:
+            self._client.set_tag(run.info.run_id, "mlflow.parentRunId", self._parent_id)
+        if run.info.status in (_STATUS[TrialState.COMPLETE], _STATUS[TrialState.FAIL]):
+            self._ended.add(number)  # ending the run is the last call of all
 
     def update(self, trial: Trial) -> None:
         """Have MLflow show `trial` as it is now; returns at once."""
-        if trial.number in self._ended:
-            return
         with self._changed:
+            if trial.is_finished and self._standing.add(trial):
+                self._is_stale = True
+                self._changed.notify()
+            if trial.number in self._ended:
+                return
             self._pending[trial.number] = trial
             self._changed.notify()
 
@@ -194,7 +251,9 @@ class Tracker:
         failures = 0
         while True:
             with self._changed:
-                while not (self._pending or self._is_closing or self._is_abandoned):
+                while not (
+                    self._pending or self._is_stale or self._is_closing or self._is_abandoned
+                ):
                     self._changed.wait()
                 if self._is_abandoned:
                     return
@@ -205,6 +264,8 @@ class Tracker:
                 if trial is not None:
                     self._send(trial)
                     self._tries.pop(trial.number, None)
+                elif self._is_stale:
+                    self._send_standing()
                 else:
                     self._send_end()
                     self._has_arrived = True
@@ -213,6 +274,8 @@ class Tracker:
             except Exception as error:  # noqa: BLE001 (artifact stores raise types of their own)
                 if trial is not None:
                     self._put_back(trial)
+                else:
+                    self._sent_best = None  # whether it arrived is unknown
                 self._tell_failure(error)
                 time.sleep(RETRY_S[min(failures, len(RETRY_S) - 1)])
                 failures += 1
@@ -235,15 +298,53 @@ class Tracker:
             self._note(f"MLflow took nothing ({line}); the search goes on and sends it later")
             self._last_failure = line
 
+    def _send_standing(self) -> None:
+        """Bring the parent run to how the search stands."""
+        with self._changed:
+            self._is_stale = False
+        if self._is_taken_back:
+            return
+        try:
+            name = f"best/{self._standing.metric}"
+            if self._sent_best is None:
+                self._mend_parent()
+                history = self._client.get_metric_history(self._parent_id, name)
+                self._sent_best = {metric.step for metric in history}
+            with self._changed:
+                missing = self._standing.best_by_number(self._sent_best)
+                tags = self._standing.tags(self._info.question)
+            now_ms = int(time.time() * 1000)
+            shown = [RunTag(key, value[:_MAX_TAG]) for key, value in tags.items()]
+            best = [Metric(name, value, now_ms, step) for step, value in missing.items()]
+            for start in range(0, max(len(best), 1), _MAX_METRICS):
+                batch = best[start : start + _MAX_METRICS]
+                self._client.log_batch(self._parent_id, metrics=batch, tags=shown)
+                self._sent_best |= {metric.step for metric in batch}
+        except BaseException:
+            self._is_stale = True
+            raise
+
+    def _mend_parent(self) -> None:
+        """Have a parent run where a user deleted it; the trials' runs go below the new one."""
+        run = self._client.get_run(self._parent_id)
+        if run.info.lifecycle_stage != LifecycleStage.DELETED:
+            return
+        self._parent_id = self._create_parent()
+        self._describe_parent()
+        for child in self._find("trial"):
+            self._client.set_tag(child.info.run_id, "mlflow.parentRunId", self._parent_id)
+
     def _send(self, trial: Trial) -> None:
         run_id = self._run_id(trial)
+        if run_id is None:
+            return
         sent = self._sent(trial, run_id)
         now_ms = int(time.time() * 1000)
         for epoch in trial.epochs:
             step = epoch.number
             if step in sent:
                 continue
-            shown = {k: v for k, v in epoch.to_dict().items() if k != "epoch"}
+            shown = {grouped(k): v for k, v in epoch.to_dict().items() if k != "epoch"}
             values = [Metric(k, float(v), now_ms, step) for k, v in shown.items()]
             self._client.log_batch(run_id, metrics=values, tags=_where(trial))
             sent.add(step)
@@ -253,7 +354,7 @@ class Tracker:
     def _send_finished(self, trial: Trial, run_id: str) -> None:
         now_ms = int(time.time() * 1000)
         best = [
-            Metric(f"best_{key}", float(value), now_ms, 0)
+            Metric(f"{CHOSEN}/{key}", float(value), now_ms, 0)
             for key, value in (trial.best.to_dict() if trial.best else {}).items()
             if key in (*METRICS, *INTERVALS, "epoch", "tau_super", "tau_sub", "novel_images_used")
         ]
@@ -277,25 +378,33 @@ class Tracker:
         assert self._end is not None
         if self._is_taken_back:
             return
+        self._mend_parent()
         self._log_files(self._parent_id, self._end.artifacts)
         for run in self._find("trial"):
             if run.info.status == "RUNNING":
                 self._client.set_terminated(run.info.run_id, "KILLED")
         self._client.set_terminated(self._parent_id, self._end.status)
 
-    def _run_id(self, trial: Trial) -> str:
-        """Return the trial's run: the one there is, or a new one."""
+    def _run_id(self, trial: Trial) -> str | None:
+        """Return the trial's run: the one there is, or a new one; None if a user deleted it."""
         if trial.number not in self._run_ids:
             # `start` found all runs there were; since then only a failed call may have made one.
-            found = self._find("trial", trial.number) if trial.number in self._tries else []
-            run_id = found[0].info.run_id if found else self._create_child(trial)
-            self._run_ids[trial.number] = run_id
+            if trial.number in self._tries:
+                for run in self._find("trial", trial.number, ViewType.ALL):
+                    self._take_over(run)
+            if trial.number in self._run_ids:
+                return self._run_ids[trial.number]
+            if trial.number in self._ended:
+                return None
+            self._run_ids[trial.number] = self._create_child(trial)
         return self._run_ids[trial.number]
 
     def _sent(self, trial: Trial, run_id: str) -> set[int]:
         """Return the epochs the server has; the first time in a process, the run is set going."""
         if trial.number not in self._sent_epochs:
-            self._log_missing_params(self._client.get_run(run_id), _params(trial))
+            run = self._client.get_run(run_id)
+            self._log_missing_params(run, _params(trial))
+            self._log_missing_input(run)
             self._client.update_run(run_id, status="RUNNING")
             history = self._client.get_metric_history(run_id, "score")
             self._sent_epochs[trial.number] = {metric.step for metric in history}
@@ -315,6 +424,7 @@ class Tracker:
             tags["repeat_of"] = str(trial.repeat_of)
         run = self._client.create_run(self._experiment_id, tags=tags)
         self._log_missing_params(run, _params(trial))
+        self._log_missing_input(run)
         self._sent_epochs[trial.number] = set()
         return str(run.info.run_id)
 
@@ -323,21 +433,15 @@ class Tracker:
         run_id: str = self._client.create_run(self._experiment_id, tags=tags).info.run_id
         return run_id
 
-    def _describe_parent(self, data: Data) -> None:
+    def _describe_parent(self) -> None:
         """Log the search's parameters and data set, unless they are there."""
         run = self._client.get_run(self._parent_id)
         self._log_missing_params(run, self._info.params)
-        if run.inputs is not None and run.inputs.dataset_inputs:
-            return
-        dataset = Dataset(
-            name=Path(data.source).stem,
-            digest=data.fingerprint[:36],
-            source_type="noveltune",
-            source=json.dumps({"data": data.source, "novel": data.novel_source}),
-            profile=json.dumps({"known": data.num_known, "all": len(data.images)}),
-        )
-        tag = InputTag("mlflow.data.context", "search")
-        self._client.log_inputs(self._parent_id, [DatasetInput(dataset, [tag])])
+        self._log_missing_input(run)
+
+    def _log_missing_input(self, run: Run) -> None:
+        if run.inputs is None or not run.inputs.dataset_inputs:
+            self._client.log_inputs(run.info.run_id, [self._input])
 
     def _log_missing_params(self, run: Run, params: Mapping[str, Any]) -> None:
         """Log what a crash left out; MLflow lets no parameter change."""
@@ -357,14 +461,18 @@ class Tracker:
             "level": level,
         }
 
-    def _find(self, level: str, number: int | None = None) -> list[Any]:
+    def _find(
+        self, level: str, number: int | None = None, view: int = ViewType.ACTIVE_ONLY
+    ) -> list[Any]:
         query = f"tags.search_id = '{self._info.id}' and tags.level = '{level}'"
         if number is not None:
             query += f" and tags.trial = '{number}'"
         runs: list[Any] = []
         token: str | None = None
         while True:
-            page = self._client.search_runs([self._experiment_id], query, page_token=token)
+            page = self._client.search_runs(
+                [self._experiment_id], query, run_view_type=view, page_token=token
+            )
             runs += page
             token = page.token
             if not token:
@@ -386,7 +494,19 @@ def local_copies(files: Sequence[UPath]) -> Iterator[list[Path]]:
 
 
 def _params(trial: Trial) -> dict[str, Any]:
-    return {} if trial.config is None else trial.config.to_dict()
+    """Return what acts in a configuration, by the keys that it sets: of both levels, or of one."""
+    return {} if trial.config is None else acting_together(trial.config)
+
+
+def _input(data: Data) -> DatasetInput:
+    dataset = Dataset(
+        name=Path(data.source).stem,
+        digest=data.fingerprint[:36],
+        source_type="noveltune",
+        source=json.dumps({"data": data.source, "novel": data.novel_source}),
+        profile=json.dumps({"known": data.num_known, "all": len(data.images)}),
+    )
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", "search")])
 
 
 def _where(trial: Trial) -> list[RunTag]:

@@ -13,7 +13,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from results.mlflow_store import TrackingError, connect, experiment_id
+from results.mlflow_store import TrackingError, connect, experiment_id, runs_page
 
 ROOT = Path(__file__).parents[2]
 
@@ -107,8 +107,20 @@ def test_experiment_is_found_by_name_or_number(database: Path) -> None:
     number = experiment_id(client, "mine", None)
     assert experiment_id(client, "mine", None) == number
     assert experiment_id(client, "not looked at", number) == number
+    kind = "mlflow.experimentKind"
+    assert client.get_experiment(number).tags[kind] == "custom_model_development"
+    for tags, expected in (({}, "custom_model_development"), ({kind: "finetuning"}, "finetuning")):
+        made = client.create_experiment(f"made by hand {tags}", tags=tags)
+        assert experiment_id(client, "", made) == made
+        assert client.get_experiment(made).tags[kind] == expected
     with pytest.raises(MlflowException, match="999"):
         experiment_id(client, "mine", "999")
+
+
+def test_page_of_a_search_is_at_its_server_or_at_that_of_mlflow_ui() -> None:
+    path = "/#/experiments/7/runs?searchFilter=tags.search_id%20%3D%20%27abc%27"
+    assert runs_page("http://me:PLUGH@host:5000/", "7", "abc") == f"http://host:5000{path}"
+    assert runs_page("sqlite:///mlflow.db", "7", "abc") == f"http://127.0.0.1:5000{path}"
 
 
 @pytest.mark.slow

@@ -29,6 +29,7 @@ from upath import UPath
 
 from results.history import trials_frame
 from results.model import OUTPUTS
+from results.naming import acting_together
 from results.record import load_record
 from trainable.classifier import load_outputs
 from trainable.config import TrialConfig
@@ -198,7 +199,7 @@ def assert_mlflow_mirrors_the_study(folder: Path, name: str, num_trials: int) ->
         assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
         expected = [*range(1, trial["epochs_trained"] + 1)]
         assert steps_of(folder, child, "score") == expected
-        assert steps_of(folder, child, "train_loss") == expected
+        assert steps_of(folder, child, "training/train_loss") == expected
         if trial["state"] == "COMPLETE":
             assert trial["epochs_trained"] == trial["epochs"]
 
@@ -321,11 +322,11 @@ def test_mlflow_runs_of_trials_show_params_tags_and_best_metrics(finished: Finis
         assert tags["baseline"] == str(trial["baseline"]).lower()
         assert (tags["host"], tags["device"]) == (os.uname().nodename, trial["device"])
         assert re.fullmatch(r"[0-9a-f]{40}|unknown", tags["git_commit"])
-        config = trial["config"].to_dict()
-        assert child.data.params == {k: str(v) for k, v in config.items() if v is not None}
+        shown = acting_together(trial["config"])
+        assert child.data.params == {key: str(value) for key, value in shown.items()}
         for metric in ("score", "seen_sub", "unseen_sub", "auroc_super"):
-            assert child.data.metrics[f"best_{metric}"] == pytest.approx(trial[metric])
-        assert child.data.metrics["best_epoch"] == trial["best_epoch"]
+            assert child.data.metrics[f"chosen/{metric}"] == pytest.approx(trial[metric])
+        assert child.data.metrics["chosen/epoch"] == trial["best_epoch"]
 
 
 def test_mlflow_runs_of_trials_hold_the_best_model(finished: Finished) -> None:
@@ -346,6 +347,11 @@ def test_mlflow_parent_holds_the_question_the_data_and_the_table(finished: Finis
     assert parent.data.params["num_trials"] == "4"
     assert parent.data.params["metric"] == "score"
     assert parent.data.tags["mlflow.runName"] == "tiny"
+    number = finished.summary["best_trial"]["number"]
+    assert parent.data.tags["best_trial"] == str(number)
+    question, _, rest = parent.data.tags["mlflow.note.content"].partition("\n")
+    assert f": {question}\n" in finished.done.out
+    assert f"\n| {number} | " in rest
 
 
 # --- What a search is for ------------------------------------------------------------------------

@@ -73,6 +73,11 @@ def complete(number: int = 0) -> Trial:
     return trial(number, 3, state="COMPLETE", best=best)
 
 
+def worth(number: int, score: float) -> Trial:
+    """Return a complete trial of that score."""
+    return replace(complete(number), best=Epoch(number=3, metrics={"score": score}))
+
+
 def wait_until(event: Callable[[], object], within_s: float = DEADLINE_S) -> None:
     end_s = time.monotonic() + within_s
     while not event():
@@ -94,6 +99,7 @@ def info_of(folder: Path, search_id: str = "0123") -> SearchInfo:
         folder=UPath(folder),
         params={"num_trials": 4, "seed": 0},
         tags={"git_commit": "unknown"},
+        question="Which?",
     )
 
 
@@ -212,12 +218,13 @@ def test_complete_trial_is_shown_with_its_epochs_and_its_best(
     expected |= {"architecture": "two_heads", "git_commit": "unknown", "search": "asked"}
     assert expected.items() <= child.data.tags.items()
     assert child.data.params["alpha"] == "0.5"
-    assert "tau_sub" not in child.data.params
-    assert (shown.steps(), shown.steps(metric="train_loss")) == ([1, 2, 3], [1, 2, 3])
-    best = {k: v for k, v in child.data.metrics.items() if k.startswith("best_")}
+    assert not {"tau_sub", "super_lr", "sub_head"} & child.data.params.keys()
+    assert child.inputs.dataset_inputs[0].dataset.name == "birds"
+    assert (shown.steps(), shown.steps(metric="training/train_loss")) == ([1, 2, 3], [1, 2, 3])
+    best = {k: v for k, v in child.data.metrics.items() if k.startswith("chosen/")}
     assert best == {
-        "best_epoch": 3, "best_score": 0.3, "best_seen_sub": 0.25, "best_tau_super": 0.5,
-        "best_interval.score.low": 0.2,
+        "chosen/epoch": 3, "chosen/score": 0.3, "chosen/seen_sub": 0.25, "chosen/tau_super": 0.5,
+        "chosen/interval.score.low": 0.2,
     }  # fmt: skip
     artifacts = shown.client.list_artifacts(child.info.run_id, "best")
     assert {artifact.path for artifact in artifacts} == {
@@ -355,7 +362,7 @@ def test_finished_trial_is_left_alone_by_a_resume(opened: Opener, shown: Shown) 
     second.update(complete())
     assert second.close("FINISHED", [])
     assert shown.steps() == [1, 2, 3]
-    assert shown.steps(metric="best_score") == [0]
+    assert shown.steps(metric="chosen/score") == [0]
     assert shown.child().info.end_time == before.info.end_time
 
 
@@ -400,6 +407,101 @@ def test_params_and_data_of_a_search_arrive_after_a_crash_between_its_run_and_th
     assert shown.parent.info.run_id == left.info.run_id
     assert shown.parent.data.params == {"num_trials": "4", "seed": "0"}
     assert len(shown.parent.inputs.dataset_inputs) == 1
+
+
+# --- How the search stands -----------------------------------------------------------------------
+
+
+def best_of_parent(shown: Shown) -> dict[int, float]:
+    history = shown.client.get_metric_history(shown.parent.info.run_id, "best/score")
+    steps = [each.step for each in history]
+    assert len(steps) == len(set(steps))
+    return {each.step: each.value for each in history}
+
+
+def test_parent_shows_how_the_search_stands_and_a_resume_sends_the_rest(
+    opened: Opener, shown: Shown
+) -> None:
+    first = opened()
+    for each in (worth(1, 0.5), trial(0, 1), trial(2, 1, state="FAIL", reason="broken")):
+        first.update(each)
+    assert first.close("KILLED", [])
+    assert best_of_parent(shown) == {}  # trial 0 may still be better
+    assert shown.parent.data.tags["trials_fail"] == "1"
+    second = opened()
+    for each in (worth(1, 0.5), worth(0, 0.3), trial(2, 1, state="FAIL"), worth(3, 0.7)):
+        second.update(each)
+    assert second.close("KILLED", [])
+    assert best_of_parent(shown) == {0: 0.3, 1: 0.5, 2: 0.5, 3: 0.7}
+    third = opened()
+    for each in (worth(1, 0.5), worth(0, 0.3), trial(2, 1, state="FAIL"), worth(3, 0.7)):
+        third.update(each)
+    third.update(worth(4, 0.6))
+    assert third.close("FINISHED", [])
+    assert best_of_parent(shown) == {0: 0.3, 1: 0.5, 2: 0.5, 3: 0.7, 4: 0.7}
+    tags = shown.parent.data.tags
+    assert [tags[f"trials_{state}"] for state in ("complete", "pruned", "fail")] == ["4", "0", "1"]
+    assert tags["best_trial"] == "3"
+    said = tags["mlflow.note.content"].splitlines()
+    assert said[:3] == ["Which?", "", "Trials: 4 complete, 1 fail."]
+    assert [line.split(" | ")[:2] for line in said[6:]] == [
+        ["| 3", "0.700"], ["| 4", "0.600"], ["| 1", "0.500"], ["| 0", "0.300"],
+    ]  # fmt: skip
+
+
+# --- What a user deleted -------------------------------------------------------------------------
+
+
+def test_trials_of_a_deleted_parent_go_below_a_new_one(opened: Opener, shown: Shown) -> None:
+    first = opened()
+    first.update(worth(0, 0.3))
+    first.update(trial(1, 1))
+    assert first.close("KILLED", [])
+    shown.client.delete_run(shown.parent.info.run_id)
+    second = opened()
+    for each in (worth(0, 0.3), worth(1, 0.4)):
+        second.update(each)
+    assert second.close("FINISHED", [])
+    assert len(shown.runs("trial")) == 2
+    for child in shown.runs("trial"):
+        assert child.data.tags["mlflow.parentRunId"] == shown.parent.info.run_id
+    assert best_of_parent(shown) == {0: 0.3, 1: 0.4}
+    assert shown.parent.data.params == {"num_trials": "4", "seed": "0"}
+    assert len(shown.parent.inputs.dataset_inputs) == 1
+
+
+def test_run_that_a_user_deleted_stays_deleted(opened: Opener, shown: Shown) -> None:
+    first = opened()
+    first.update(worth(0, 0.3))
+    first.update(trial(1, 1))
+    assert first.close("KILLED", [])
+    for number in (0, 1):
+        shown.client.delete_run(shown.child(number).info.run_id)
+    second = opened()
+    for each in (worth(0, 0.3), worth(1, 0.4), worth(2, 0.5)):
+        second.update(each)
+    assert second.close("FINISHED", [])
+    assert [run.data.tags["trial"] for run in shown.runs("trial")] == ["2"]
+
+
+def test_what_is_deleted_while_the_search_runs_holds_up_nothing(
+    opened: Opener, shown: Shown, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "RETRY_S", (0.01,))
+    tracker = opened()
+    tracker.update(trial(0, 1))
+    tracker.update(worth(1, 0.3))
+    wait_until(shown.has_steps(1))
+    wait_until(lambda: shown.parent.data.tags.get("best_trial") == "1")
+    shown.client.delete_run(shown.child(0).info.run_id)
+    shown.client.delete_run(shown.parent.info.run_id)
+    tracker.update(worth(0, 0.2))
+    tracker.update(worth(2, 0.4))
+    assert tracker.close("FINISHED", [], within_s=DEADLINE_S)
+    assert [run.data.tags["trial"] for run in shown.runs("trial")] == ["1", "2"]
+    for child in shown.runs("trial"):
+        assert child.data.tags["mlflow.parentRunId"] == shown.parent.info.run_id
+    assert best_of_parent(shown) == {0: 0.2, 1: 0.3, 2: 0.4}
 
 
 # --- A server ------------------------------------------------------------------------------------
@@ -515,9 +617,9 @@ def test_what_happens_during_an_outage_arrives_after_it(
     assert tracker.close("FINISHED", [], within_s=DEADLINE_S)
     assert [run.data.tags["trial"] for run in shown.runs("trial")] == ["0", "1", "2"]
     for number in range(3):
-        assert shown.steps(number) == shown.steps(number, "train_loss") == [1, 2, 3]
+        assert shown.steps(number) == shown.steps(number, "training/train_loss") == [1, 2, 3]
         assert shown.child(number).data.params["alpha"] == "0.5"
-    assert shown.steps(0, "best_score") == [0]
+    assert shown.steps(0, "chosen/score") == [0]
     assert [run.data.tags["state"] for run in shown.runs("trial")] == [
         "COMPLETE", "COMPLETE", "PRUNED",
     ]  # fmt: skip
