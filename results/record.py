@@ -18,6 +18,8 @@ RECORD_FILE = "search.json"
 DEFAULT_STORAGE = UPath("runs")
 EXPERIMENT = "noveltune"
 """Of MLflow, unless told otherwise."""
+KEEP_MODELS = "best_3"
+"""Whose models MLflow gets, unless told otherwise; the search's folder has all of them."""
 
 
 class RunError(UserError):
@@ -78,6 +80,8 @@ class SearchRecord:
     """Of MLflow, by name."""
     experiment_id: str | None = None
     """By MLflow's number, in place of the name."""
+    keep_models: str = KEEP_MODELS
+    """Whose models MLflow gets, too: all, none, or best_K."""
 
     @property
     def is_fast(self) -> bool:

@@ -60,6 +60,8 @@ class Options:
     study: str | None = None
     tracking_uri: str | None = None
     experiment: str | None = None
+    keep_models: str | None = None
+    """Whose models MLflow gets: all, none, or best_K."""
     resume: bool = False
     address: str | None = None
     concurrency: int | None = None
@@ -122,6 +124,7 @@ ON_RESUME: dict[str, Rule] = {
     "study": Rule("changes", "study", absolute_url),
     "tracking_uri": Rule("changes", "tracking_uri", absolute_url),
     "experiment": Rule("changes", "experiment"),
+    "keep_models": Rule("changes", "keep_models"),
     # Kept in another way: a copy of the file, one dict of all, no cache, the trials to repeat.
     "space": Rule("changes"), "fixed": Rule("changes"), "no_cache": Rule("changes"),
     "repeat": Rule("changes"),

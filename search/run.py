@@ -119,6 +119,8 @@ def _parser(kind: type[Parser] = Parser) -> Parser:
     keep("--name", help="of the search (default: the space file's)")
     add_stores(keep)
     add_experiment(keep)
+    keep("--keep-models", metavar="all|best_K|none",
+         help="whose models MLflow gets; runs/NAME has all (default best_3)")  # fmt: skip
     keep("--resume", action="store_true", help="go on with an interrupted search")
     again = parser.add_argument_group("with --resume, once a search is finished").add_argument
     again("--repeat", type=int, metavar="N", help="run its best configurations with N seeds each")
@@ -159,6 +161,9 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
         value = getattr(args, flag)
         if value is not None and value < 0:
             raise UserError(f"--{flag} must be 0 or more, but got {value}")
+    keep = args.keep_models
+    if keep is not None and not re.fullmatch(r"all|none|best_[1-9]\d{0,8}", keep):
+        raise UserError(f"--keep-models must be all, none, or best_K like best_3, but got {keep!r}")
     _check_repeat(args)
     check_stores(args.storage, args.study, args.tracking_uri)
     fixed = parse_settings(args.settings)

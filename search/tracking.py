@@ -31,7 +31,7 @@ from upath import UPath
 from results.history import INTERVALS
 from results.mlflow_store import connect, experiment_id, explained, runs_page
 from results.naming import acting_together
-from results.record import EXPERIMENT, SearchRecord, trial_folder
+from results.record import EXPERIMENT, KEEP_MODELS, SearchRecord, trial_folder
 from results.trial import Trial, TrialState
 from search.metric_names import CHOSEN, grouped
 from search.standing import Standing
@@ -45,6 +45,8 @@ RETRY_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 """Seconds between attempts while the server does not answer."""
 CLOSE_S = 60.0
 """How long the end of a search waits for what is not sent yet."""
+_MODEL_FOLDER = "best"
+"""Of a trial's artifacts: the model of its best epoch."""
 _MAX_METRICS = 1000
 """In one batch, as servers take it."""
 _MAX_TAG = 5000
@@ -74,6 +76,12 @@ class SearchInfo:
     metrics: tuple[str, ...] = ("score",)
     """That it optimises."""
     question: str = ""
+    keep_models: str = KEEP_MODELS
+
+    @property
+    def num_kept(self) -> int:
+        """How many of the best trials give MLflow their models at the end; `all` do as they end."""
+        return int(self.keep_models.removeprefix("best_")) if "_" in self.keep_models else 0
 
 
 def search_info(record: SearchRecord, folder: UPath, data: Data, question: str) -> SearchInfo:
@@ -96,6 +104,7 @@ def search_info(record: SearchRecord, folder: UPath, data: Data, question: str) 
         experiment_id=record.experiment_id,
         metrics=tuple(record.metrics),
         question=question,
+        keep_models=record.keep_models,
     )
 
 
@@ -147,7 +156,7 @@ class Tracker:
         self._end: _End | None = None
         self._run_ids: dict[int, str] = {}
         self._sent_epochs: dict[int, set[int]] = {}
-        self._standing = Standing(info.metrics)
+        self._standing = Standing(info.metrics, info.num_kept)
         self._is_stale = False
         self._sent_best: set[int] | None = None
         self._ended: set[int] = set()
@@ -362,10 +371,24 @@ class Tracker:
         if trial.reason:
             tags.append(RunTag("reason", trial.reason[:5000]))
         self._client.log_batch(run_id, metrics=best, tags=tags)
+        if self._info.keep_models == "all":
+            self._log_files(run_id, self._files_of(trial), _MODEL_FOLDER)
+        self._client.set_terminated(run_id, _STATUS[trial.state])
+
+    def _files_of(self, trial: Trial) -> list[UPath]:
+        """Return what there is of a trial's model."""
         folder = trial_folder(self._info.folder, trial.number)
         files = [folder / name for name in (MODEL_FILE, INFO_FILE, OUTPUTS_FILE, TABLE_FILE)]
-        self._log_files(run_id, [file for file in files if file.exists()], "best")
-        self._client.set_terminated(run_id, _STATUS[trial.state])
+        return [file for file in files if file.exists()]
+
+    def _keep_best(self) -> None:
+        """Send the models of the best trials, less what is there of them."""
+        for trial in self._standing.best[: self._info.num_kept]:
+            if run_id := self._run_ids.get(trial.number):
+                sent = self._client.list_artifacts(run_id, _MODEL_FOLDER)
+                names = {Path(each.path).name for each in sent}
+                files = [file for file in self._files_of(trial) if file.name not in names]
+                self._log_files(run_id, files, _MODEL_FOLDER)
 
     def _log_files(
         self, run_id: str, files: Sequence[UPath], artifact_path: str | None = None
@@ -380,6 +403,8 @@ class Tracker:
             return
         self._mend_parent()
         self._log_files(self._parent_id, self._end.artifacts)
+        if self._end.status != "KILLED":  # then it is not known yet which are the best
+            self._keep_best()
         for run in self._find("trial"):
             if run.info.status == "RUNNING":
                 self._client.set_terminated(run.info.run_id, "KILLED")

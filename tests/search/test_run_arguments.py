@@ -117,6 +117,13 @@ def files_in(folder: Path) -> dict[str, bytes]:
         (["--resume", "--name", "a", "--top", "2"], "--top needs --repeat N"),
         *[
             (
+                ["--space", "asked.py", "--keep-models", keep],
+                f"--keep-models must be all, none, or best_K like best_3, but got {keep!r}",
+            )
+            for keep in ("best", "best_0", "3", "ALL")
+        ],
+        *[
+            (
                 ["--resume", "--name", "a", "--repeat", "3", "--top", top],
                 f"--top must be all, or 1 or more, but got {top!r}",
             )

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pytest
 import torch
 from mlflow import MlflowClient
@@ -100,6 +101,7 @@ def info_of(folder: Path, search_id: str = "0123") -> SearchInfo:
         params={"num_trials": 4, "seed": 0},
         tags={"git_commit": "unknown"},
         question="Which?",
+        keep_models="all",
     )
 
 
@@ -447,6 +449,31 @@ def test_parent_shows_how_the_search_stands_and_a_resume_sends_the_rest(
     assert [line.split(" | ")[:2] for line in said[6:]] == [
         ["| 3", "0.700"], ["| 4", "0.600"], ["| 1", "0.500"], ["| 0", "0.300"],
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("keep", "kept"),
+    [("all", {0, 1, 2}), ("best_1", {1, 2}), ("best_2", {0, 1, 2}), ("none", set())],
+)
+def test_models_are_kept_of_the_best_as_asked_and_sent_once(
+    uri: str, search_id: str, shown: Shown, tmp_path: Path, keep: str, kept: set[int]
+) -> None:
+    for number in range(4):
+        (tmp_path / f"trials/{number:05d}").mkdir(parents=True)
+        (tmp_path / f"trials/{number:05d}/model.json").write_text("{}")
+    rounds = [[worth(0, 0.4), worth(1, 0.5)], [worth(0, 0.4), worth(1, 0.5), worth(2, 0.6)]]
+    for trials in rounds:  # the second resumes the first with another trial
+        tracker = Tracker(uri, replace(info_of(tmp_path, search_id), keep_models=keep), Notes())
+        tracker.start(DATA, [])
+        for each in trials:
+            tracker.update(each)
+        assert tracker.close("FINISHED", [])
+        (tmp_path / "trials/00001/model.json").write_text("not sent again")
+    found = {n: shown.client.list_artifacts(shown.child(n).info.run_id, "best") for n in range(3)}
+    assert {number for number, files in found.items() if files} == kept
+    if 1 in kept:
+        text = mlflow.artifacts.load_text(f"{shown.child(1).info.artifact_uri}/best/model.json")
+        assert text == "{}"
 
 
 # --- What a user deleted -------------------------------------------------------------------------
