@@ -231,11 +231,11 @@ def _train(
     }
     config = replace(choice.config, **scores)
     pools = make_refit_pools(data, config)
-    shares = pools_of_shares(data, config) if epochs else []
-    if shares:
+    tenths, twentieths = pools_of_shares(data, config) if epochs else ([], [])
+    if tenths:
         note(
-            f"thresholds: by {len(shares)} further heads for each frozen one, each trained without "
-            "a share of the known images and asked about it"
+            f"thresholds: by {len(tenths) + len(twentieths)} further heads for each frozen one, "
+            "each trained without a share of the known images and asked about it"
         )
 
     def report(metrics: Metrics) -> None:
@@ -255,10 +255,11 @@ def _train(
         is_fast=record.is_fast,
         weights=Path(record.weights) if record.weights else None,
         stop_after=epochs,
-        shares=shares,
+        shares=[*tenths, *twentieths],
         note=note,
     )
-    rule = carried_over(rule, choice.rejected, config, result.shares)
+    num = len(tenths)
+    rule = carried_over(rule, choice.rejected, config, result.shares[:num], result.shares[num:])
     save_classifier(
         target,
         config,

@@ -1,9 +1,11 @@
 """Which thresholds keep a trial's rejection of known images in a model that knows more classes?
 
 A refit trains on more images of more classes, and its scores lie elsewhere. Where the backbone is
-frozen, heads trained on nine tenths of the known images and scored on the last one, in turn, say
-where. They train in step with the refit, on the features that it reads anyway. What is tuned keeps
-the trial's thresholds.
+frozen, further heads say where: each trains without a share of the known images, in step with the
+refit and on the features that it reads anyway, and is asked about that share. They know less than
+the refit's heads, score a known image lower and reject more. So heads that miss a tenth and heads
+that miss a twentieth are asked about the same images: as many more as the first reject, so many
+fewer will whole ones reject than the second. What is tuned keeps the trial's thresholds.
 """
 
 from collections.abc import Sequence
@@ -18,10 +20,11 @@ from trainable.novelty.rule import Rule, acceptance, conformal_threshold, joined
 from trainable.novelty.thresholds import Outputs
 from trainable.rng import generator
 
-SHARES = 10
-"""Each known image is scored by heads that were trained on the others of these. Heads that know
-less than the refit's score it lower, and thresholds come out too low: of 5 shares, known subclasses
-were rejected .079, of 10 .096, of 20 .101, where .107 was promised (means of 4 splits)."""
+TWENTIETHS = 20
+"""So many shares has every subclass."""
+
+TENTHS = tuple((each, each + 1) for each in range(0, TWENTIETHS, 4))
+"""Of two twentieths each; every other one, which costs half."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,11 @@ class Rejected:
 
 
 def carried_over(
-    rule: Rule, rejected: Rejected, config: TrialConfig, shares: Sequence[Outputs]
+    rule: Rule,
+    rejected: Rejected,
+    config: TrialConfig,
+    tenths: Sequence[Outputs],
+    twentieths: Sequence[Outputs],
 ) -> Rule:
     """Return `rule` with thresholds that reject as many known images in a refit as in its trial.
 
@@ -56,10 +63,21 @@ def carried_over(
         rule: Of the trial.
         rejected: By it, in the trial.
         config: What is refitted. Fixed thresholds, and those of a tuned branch, stay.
-        shares: What the refit's further heads say of the images that they did not train on, see
-            `trainable.train.train`; none where all thresholds stay.
+        tenths: What the refit's further heads say of the images that they did not train on, see
+            `trainable.train.train`: of those that miss a tenth. None where all thresholds stay.
+        twentieths: The same of those that miss a twentieth, of the same images.
     """
-    return moved(rule, rejected, joined(shares), _frozen_tasks(config)) if shares else rule
+    if not twentieths:
+        return rule
+    tasks, known = _frozen_tasks(config), joined(twentieths)
+    by_twentieths = moved(rule, rejected, known, tasks)
+    by_tenths = Rejected.by(by_twentieths, joined(tenths))
+    # Heads that know less reject less by chance alone.
+    target = Rejected(
+        max(rejected.super, by_tenths.super),
+        tuple(max(pair) for pair in zip(rejected.sub, by_tenths.sub, strict=True)),
+    )
+    return moved(rule, target, known, tasks)
 
 
 def _frozen_tasks(config: TrialConfig) -> list[Task]:
@@ -78,14 +96,14 @@ def _frozen_tasks(config: TrialConfig) -> list[Task]:
     return [task for task in frozen if getattr(config, f"tau_{task}") is None]
 
 
-def pools_of_shares(data: Data, config: TrialConfig) -> list[Pools]:
-    """Return the pools of a refit, each with a share of every subclass kept from training,
-    copies of an image in the same one.
+def pools_of_shares(data: Data, config: TrialConfig) -> tuple[list[Pools], list[Pools]]:
+    """Return the pools of a refit without tenths of every subclass, and without their halves.
 
+    What a pool misses is what its heads are asked about; copies of an image are in the same share.
     None where no threshold can be found anew.
     """
     if not _frozen_tasks(config):
-        return []
+        return [], []
     pools = make_refit_pools(data, config)
     share = torch.full((len(data.images),), -1)
     known = torch.arange(data.num_known)
@@ -94,23 +112,25 @@ def pools_of_shares(data: Data, config: TrialConfig) -> list[Pools]:
         order = torch.randperm(len(rows), generator=generator(config.seed, "share", subclass))
         turns = turns_of(data, rows[order])
         if turns.max() > 0:  # of a single image nothing could be learnt without it
-            share[rows[order]] = (turns + subclass) % SHARES
-    result = []
-    for each in range(SHARES):
-        is_out = share == each
+            share[rows[order]] = (turns + subclass) % TWENTIETHS
+
+    def without(*shares: int) -> list[Pools]:
+        is_out = torch.isin(share, torch.tensor(shares))
         rows = is_out.nonzero()[:, 0]
-        if len(rows):
-            result.append(
-                replace(
-                    pools,
-                    train=pools.train[~is_out[pools.train]],
-                    left_out=is_out,
-                    val=rows,
-                    val_kind=torch.full_like(rows, SEEN),
-                    val_in_part_a=torch.zeros_like(rows, dtype=torch.bool),
-                )
-            )
-    return result
+        each = replace(
+            pools,
+            train=pools.train[~is_out[pools.train]],
+            left_out=is_out,
+            val=rows,
+            val_kind=torch.full_like(rows, SEEN),
+            val_in_part_a=torch.zeros_like(rows, dtype=torch.bool),
+        )
+        return [each] if len(rows) else []
+
+    return (
+        [each for tenth in TENTHS for each in without(*tenth)],
+        [each for tenth in TENTHS for half in tenth for each in without(half)],
+    )
 
 
 def moved(rule: Rule, rejected: Rejected, known: Outputs, tasks: Sequence[Task]) -> Rule:

@@ -271,12 +271,14 @@ def run_split(
     config = replace(config, **scores)
     pools = in_whole(make_refit_pools(split.searched, config), split)
     # By the images that the search has: the shares of all of them would train on the test.
-    shares = [in_whole(each, split) for each in pools_of_shares(split.searched, config)]
+    tenths, twentieths = pools_of_shares(split.searched, config)
+    shares = [in_whole(each, split) for each in (*tenths, *twentieths)]
     result = train(
         config, split.data, _nothing, pools=pools, cache=cache,
         stop_after=int(promised["epoch"]), shares=shares, note=_nothing,
     )  # fmt: skip
-    rule = carried_over(rule, rejected, config, result.shares)
+    num = len(tenths)
+    rule = carried_over(rule, rejected, config, result.shares[:num], result.shares[num:])
     found = judge(answered(split, pools, result, pooled, judged=False), rule)
     yield from rows_of(number, configs.index(best[1]), "refit", promised, found)
 

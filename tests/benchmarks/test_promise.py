@@ -35,7 +35,8 @@ def test_search_has_no_image_of_the_test_and_no_class_that_was_taken_away(number
     assert set(split.subclass[~novel].tolist()) == set(range(len(split.data.subclasses)))
     config = promise.configuration(0, rejection=False)
     searched = split.searched
-    refits = make_refit_pools(searched, config), *pools_of_shares(searched, config)
+    tenths, twentieths = pools_of_shares(searched, config)
+    refits = make_refit_pools(searched, config), *tenths, *twentieths
     for made in (make_pools(searched, config), *refits):
         pools = promise.in_whole(made, split)
         assert set(torch.cat([pools.train, pools.val]).tolist()) <= rows

@@ -11,10 +11,10 @@ from tests.trainable.made_outputs import make_outputs
 from tests.trainable.tiny import silent, tiny_config
 from trainable.config import TrialConfig
 from trainable.data.dataset import Data
-from trainable.data.splits import SEEN, make_refit_pools
+from trainable.data.splits import SEEN, Pools, make_refit_pools
 from trainable.novelty.rule import by_image, decide, joined
-from trainable.novelty.thresholds import choose_rule
-from trainable.out_of_fold import Rejected, carried_over, moved, pools_of_shares
+from trainable.novelty.thresholds import Outputs, choose_rule
+from trainable.out_of_fold import TENTHS, Rejected, carried_over, moved, pools_of_shares
 from trainable.train import train
 from trainable.trainer import Trainer
 
@@ -63,43 +63,78 @@ def test_moved_thresholds_reject_as_many_of_images_whose_scores_lie_elsewhere(
     assert (kept.tau_sub, kept.tau_super != rule.tau_super) == (rule.tau_sub, True)
 
 
+def test_thresholds_count_in_what_heads_lose_with_each_share() -> None:
+    """Heads that miss a tenth lose twice what those lose that miss a twentieth."""
+    config = TrialConfig(
+        fine_tune="frozen", novelty_score="knn", known_rejection_super=0.1, known_rejection_sub=0.2
+    )
+    outputs = make_outputs(num=800)
+    rule = choose_rule(outputs, config)
+    rejected = Rejected.by(rule, outputs)
+    whole = outputs.where(outputs.kind == SEEN)
+
+    def losing(loss: float) -> Outputs:
+        scores = [
+            {"knn": each["knn"] - loss * each["knn"].std()}
+            for each in (whole.super_feature_scores, whole.sub_feature_scores)
+        ]
+        return replace(whole, super_feature_scores=scores[0], sub_feature_scores=scores[1])
+
+    found = carried_over(rule, rejected, config, [losing(0.6)], [losing(0.3)])
+    plain = moved(rule, rejected, losing(0.3), ("super", "sub"))
+    assert Rejected.by(plain, whole).sub[0] < 0.85 * rejected.sub[0]
+    assert Rejected.by(found, whole).super == pytest.approx(rejected.super, rel=0.1)
+    assert Rejected.by(found, whole).sub[0] == pytest.approx(rejected.sub[0], rel=0.1)
+
+
+def all_shares(data: Data, config: TrialConfig) -> list[Pools]:
+    tenths, twentieths = pools_of_shares(data, config)
+    return [*tenths, *twentieths]
+
+
 def refitted(data: Data, weights: Path, config: TrialConfig, cache: Path | None = None) -> Any:
     return train(
         config, data, silent, pools=make_refit_pools(data, config), weights=weights, cache=cache,
-        shares=pools_of_shares(data, config), note=silent,
+        shares=all_shares(data, config), note=silent,
     )  # fmt: skip
 
 
 @pytest.mark.parametrize("architecture", ["two_heads", "two_models"])
-def test_every_known_image_is_scored_by_heads_that_were_not_trained_on_it(
+def test_images_are_scored_by_heads_that_were_not_trained_on_them(
     tiny_data: Data, tiny_weights: Path, architecture: str
 ) -> None:
     config = tiny_config(
         fine_tune="frozen", novel_images=0, lr=1e-2, architecture=architecture,
         novelty_score="knn", couple_novel=True,
     )  # fmt: skip
+    tenths, twentieths = pools_of_shares(tiny_data, config)
+    for tenth, first, second in zip(tenths, twentieths[::2], twentieths[1::2], strict=True):
+        assert sorted([*first.val.tolist(), *second.val.tolist()]) == tenth.val.tolist()
+    asked = torch.cat([each.val for each in tenths])
+    assert len(asked) == len(asked.unique()) == tiny_data.num_known / 2
+    num = len(tenths)
     result = refitted(tiny_data, tiny_weights, config)
-    known = joined(result.shares)
-    assert sorted(known.rows.tolist()) == list(range(tiny_data.num_known))
-    assert torch.equal(known.sub_target, tiny_data.subclass[known.rows])
-    # What it was not trained on is not in its bank either: no image is its own neighbour.
-    assert (known.score("sub", "knn") < -1e-3).all()
+    for known in (joined(result.shares[:num]), joined(result.shares[num:])):
+        assert sorted(known.rows.tolist()) == sorted(asked.tolist())
+        assert torch.equal(known.sub_target, tiny_data.subclass[known.rows])
+        # What it was not trained on is not in its bank either: no image is its own neighbour.
+        assert (known.score("sub", "knn") < -1e-3).all()
     rule = choose_rule(replace(make_outputs(), super_of_sub=known.super_of_sub), config)
     rule, rejected = replace(rule, tau_sub=(0.3,) * 3), Rejected(0.1, (0.1,) * 3)
-    found = carried_over(rule, rejected, config, result.shares)
-    assert 0.0 < Rejected.by(found, known).super <= 0.1
-    assert found == moved(rule, rejected, known, ("super", "sub"))
+    found = carried_over(rule, rejected, config, result.shares[:num], result.shares[num:])
+    assert 0.0 < Rejected.by(found, known).super < 1.0
+    assert found.tau_sub != rule.tau_sub
 
 
 def test_copies_of_an_image_are_in_one_share(tiny_data: Data) -> None:
     """Else what scores one was trained on it, and it looks more known than an image would."""
     rows = [(tiny_data.subclass[:96] == each).nonzero()[:, 0].tolist() for each in (0, 1)]
     data = replace(tiny_data, copies=(tuple(rows[0][:2]), tuple(rows[1])))
-    shares = pools_of_shares(data, tiny_config(fine_tune="frozen"))
-    of_row = {row: place for place, each in enumerate(shares) for row in each.val.tolist()}
-    assert of_row[rows[0][0]] == of_row[rows[0][1]]
-    assert len({of_row[row] for row in rows[0]}) == len(rows[0]) - 1
-    assert not of_row.keys() & {*rows[1]}  # without them nothing of the class would train
+    for shares in pools_of_shares(data, tiny_config(fine_tune="frozen")):
+        of_row = {row: place for place, each in enumerate(shares) for row in each.val.tolist()}
+        assert of_row.get(rows[0][0]) == of_row.get(rows[0][1])
+        assert {*rows[0][2:]} & of_row.keys()
+        assert not of_row.keys() & {*rows[1]}  # without them nothing of the class would train
 
 
 def with_noise(data: Data, rows: torch.Tensor) -> Data:
@@ -115,7 +150,7 @@ def test_images_of_a_share_reach_nothing_that_scores_it(
 ) -> None:
     """With other pictures in their place, its heads say the same bits of any image."""
     config = tiny_config(fine_tune="frozen", novelty_score="knn", lr=1e-2, **changes)
-    shares = pools_of_shares(tiny_data, config)
+    shares = all_shares(tiny_data, config)
     asked = torch.cat([each.val for each in shares[1:]])
     shares[0] = replace(shares[0], val=asked, val_kind=torch.full_like(asked, SEEN))
     said = [
@@ -136,7 +171,7 @@ def test_images_of_a_share_reach_nothing_that_scores_it(
 def test_heads_of_shares_start_as_those_of_the_refit(tiny_data: Data, tiny_weights: Path) -> None:
     """Drawn anew, their thresholds rejected half as many known images in the refit as promised."""
     config = tiny_config(fine_tune="frozen")
-    pools, shares = make_refit_pools(tiny_data, config), pools_of_shares(tiny_data, config)
+    pools, shares = make_refit_pools(tiny_data, config), all_shares(tiny_data, config)
     trainer = Trainer(
         config, tiny_data, pools, cache=None, weights=tiny_weights, shares=shares, note=silent
     )
@@ -168,9 +203,9 @@ def test_thresholds_of_a_tuned_branch_and_fixed_ones_stay(
     tiny_data: Data, changes: dict[str, Any]
 ) -> None:
     config = tiny_config(**changes)
-    assert pools_of_shares(tiny_data, config) == []
+    assert all_shares(tiny_data, config) == []
     rule = choose_rule(make_outputs(), TrialConfig())
-    assert carried_over(rule, Rejected(0.1, (0.1, 0.1)), config, ()) == rule
+    assert carried_over(rule, Rejected(0.1, (0.1, 0.1)), config, (), ()) == rule
 
 
 def test_a_tuned_branch_beside_a_frozen_one_is_asked_nothing(
@@ -184,14 +219,16 @@ def test_a_tuned_branch_beside_a_frozen_one_is_asked_nothing(
     frozen_sub: dict[str, Any] = {"sub_fine_tune": "frozen"}
     configs = config, replace(config, **frozen_sub)
     mixed, frozen = (refitted(tiny_data, tiny_weights, each).shares for each in configs)
+    num = len(TENTHS)
     found = [
-        carried_over(rule, Rejected(0.1, (0.1,) * 3), each, shares)
+        carried_over(rule, Rejected(0.1, (0.1,) * 3), each, shares[:num], shares[num:])
         for each, shares in zip(configs, (mixed, frozen), strict=True)
     ]
     assert found[0].tau_super == found[1].tau_super != rule.tau_super
     assert found[0].tau_sub == rule.tau_sub
-    assert torch.equal(joined(mixed).super_logits, joined(frozen).super_logits)
-    assert joined(mixed).sub_logits.isnan().all()
+    for each, other in zip(mixed, frozen, strict=True):
+        assert torch.equal(each.super_logits, other.super_logits)
+        assert each.sub_logits.isnan().all()
 
 
 @pytest.mark.parametrize("option", ["couple_novel", "restrict_sub"])
@@ -201,4 +238,4 @@ def test_a_subclass_that_follows_from_a_tuned_superclass_keeps_its_thresholds(
     config = tiny_config(
         architecture="two_models", super_fine_tune="full", sub_fine_tune="frozen", **{option: True}
     )
-    assert pools_of_shares(tiny_data, config) == []
+    assert all_shares(tiny_data, config) == []
