@@ -143,8 +143,9 @@ def test_backbone_is_cut_frozen_and_loaded(name: str) -> None:
             nn.Sequential(*model.frozen, *model.tuned).load_state_dict(whole.state_dict())
         pooled = [each.tuned(each.encode(each.prepare(images))) for each in (frozen, cut, full)]
     assert pooled[0].shape == (2, frozen.num_features)
-    assert torch.equal(pooled[0], pooled[1])
-    assert torch.equal(pooled[0], pooled[2])
+    scale = pooled[2].abs().max()
+    for each in pooled[:2]:  # a frozen part rounds in another order, see `folding`
+        torch.testing.assert_close(each / scale, pooled[2] / scale, atol=1e-4, rtol=0)
     cut.train()
     assert not any(module.training for module in cut.frozen.modules())
     assert not any(parameter.requires_grad for parameter in cut.frozen.parameters())

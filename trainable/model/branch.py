@@ -13,6 +13,7 @@ from torch import nn
 from trainable.config import Branch, Task
 from trainable.model import backbones
 from trainable.model.augment import Augmentation
+from trainable.model.folding import folded
 from trainable.model.heads import build_head
 from trainable.rng import generator
 
@@ -135,8 +136,12 @@ class BranchModel(nn.Module):
     def encode(self, x: torch.Tensor) -> torch.Tensor:
         """Return the frozen part's output for prepared images: what a feature cache stores."""
         with torch.no_grad():
-            features: torch.Tensor = self.frozen(x)
+            features: torch.Tensor = self._encoder(x)
         return features
+
+    @functools.cached_property
+    def _encoder(self) -> nn.Module:
+        return folded(self.frozen, self.branch.image_size, self.mean.device)
 
     def forward(self, features: torch.Tensor) -> dict[Task, torch.Tensor]:
         """Return each task's logits (N, C + 1) from the frozen part's output."""

@@ -16,6 +16,7 @@ from trainable.data.dataset import Data
 from trainable.model.augment import Augmentation, matched_sides
 from trainable.model.branch import BranchModel
 from trainable.model.feature_files import FeatureFiles
+from trainable.model.folding import FOLDED
 from trainable.parts import AUGMENTS, BACKBONES
 from trainable.rng import generator
 
@@ -288,6 +289,7 @@ def _key(model: BranchModel, data: Data, config: TrialConfig, view: int) -> str:
     """Name a cache entry by all that its values depend on; which view is in the file name."""
     is_plain = view == PLAIN_VIEW
     what = {
+        "folded": FOLDED,
         "augment": "" if is_plain else config.augment,
         "match_resolution": 0.0 if is_plain else config.match_resolution,
         "data": data.fingerprint,
