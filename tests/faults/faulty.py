@@ -21,6 +21,7 @@ from trainable.trainer import Trainer
 
 Fault = Callable[[Trainer, int, Path], object]
 REAL_EPOCH = Trainer.train_epoch
+MEETING_LIMIT_S = 300.0
 
 
 def _once(marker: Path) -> bool:
@@ -80,10 +81,13 @@ def record_process(_trainer: Trainer, epoch: int, folder: Path) -> None:
     (folder / f"process_{os.getpid()}").touch()
 
 
-def record_node(_trainer: Trainer, epoch: int, folder: Path) -> None:
-    """Leave the node's id behind, and make trials outlast the start of a worker elsewhere."""
+def meet(_trainer: Trainer, epoch: int, folder: Path, *, nodes: tuple[int, ...]) -> None:
+    """Leave the node's id behind; wait until trials were on `nodes[epoch - 1]` nodes, in all."""
     (folder / f"node_{ray.get_runtime_context().get_node_id()}").touch()
-    time.sleep(5.0)
+    deadline = time.monotonic() + MEETING_LIMIT_S
+    while len({file.name for file in folder.parent.glob("*/node_*")}) < nodes[epoch - 1]:
+        assert time.monotonic() < deadline, "no trial came to another node"
+        time.sleep(0.05)
 
 
 def with_faults(faults: Mapping[int, Fault]) -> Callable[[dict[str, Any]], None]:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -56,8 +57,9 @@ def test_a_dead_node_costs_only_time_and_a_joining_node_is_used(
             cluster.remove_node(doomed, allow_graceful=False)
             joined.append(cluster.add_node(num_cpus=1).node_id)
 
-    trials = 7
-    faults = dict.fromkeys(range(trials), faulty.record_node)
+    trials = 4
+    meet = partial(faulty.meet, nodes=(2, 3, 3))  # so both are under way when one node dies
+    faults = dict.fromkeys(range(trials), meet)
     with connected(cluster.address):
         study = small_search.run(trials, faults, concurrency=None, observers=[swap_nodes])
     assert joined, "the nodes were never swapped"
@@ -149,11 +151,11 @@ def test_node_without_the_data_gets_them_from_the_driver(
     search = replace(small_search, cache=tmp_path / "cache")
     search.cache.mkdir()
     lines: list[str] = []
-    trials = 4
+    trials = 2
     with joined_by_node_without(cluster, search.data, search.cache):
         search.run(
-            trials, dict.fromkeys(range(trials), faulty.record_node), concurrency=2,
-            note=lines.append,
+            trials, dict.fromkeys(range(trials), partial(faulty.meet, nodes=(2, 2, 2))),
+            concurrency=2, note=lines.append,
         )  # fmt: skip
     assert "1 of 2 nodes do not see the data: they get them from here" in lines
     assert search.states() == ["COMPLETE"] * trials

@@ -8,7 +8,6 @@ import itertools
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from search.space.space import load_space
 from search.study.lock import only_driver
 from search.study.storage import StudyError, create_study, open_study
 from search.study.study import Study
+from tests.commands import Command, Done, run
 from tests.faults.chaos import SPACE
 from tests.search import test_resume
 from trainable.epoch import Epoch
@@ -37,7 +37,6 @@ pytestmark = pytest.mark.slow
 START_LIMIT_S = 240
 PASSWORD = "S3/CR:T@#?&"
 """Of the database: nothing may show or keep it."""
-RUN_LIMIT_S = 300
 
 
 def _free_port() -> int:
@@ -119,43 +118,38 @@ def test_a_search_on_s3_and_postgresql_survives_a_kill_and_gives_predictions(
     tiny_cache: Path,
     tmp_path: Path,
 ) -> None:
-    environment = os.environ | s3_environment
     space = tmp_path / "space.py"
     space.write_text(SPACE)
     where = ["--storage", "s3://searches/runs", "--name", "remote"]
     how = ["--json", "--concurrency", "2"]
     first = [
-        sys.executable, "-m", "search.run", *where, *how, "--space", str(space), "--trials", "6",
+        "-m", "search.run", *where, *how, "--space", str(space), "--trials", "6",
         "--study", postgres_url, "--data", str(data), "--cache", str(tiny_cache),
         "--novel", str(data / "novel_images"),
     ]  # fmt: skip
 
-    def listing() -> str:
-        find = "import s3fs; print(s3fs.S3FileSystem().find('searches'))"
-        shown = subprocess.run(
-            [sys.executable, "-c", find],
-            env=environment,
-            check=True,
-            capture_output=True,
-            text=True,
-        )
-        return shown.stdout
+    import s3fs
 
-    with (tmp_path / "first.txt").open("w") as said:
-        driver = subprocess.Popen(first, cwd=tmp_path, env=environment, stdout=said, stderr=said)
-    deadline = time.monotonic() + RUN_LIMIT_S
-    while "checkpoint_00001" not in listing():
-        assert driver.poll() is None, "the search ended before it could be killed"
-        assert time.monotonic() < deadline, "no checkpoint was written"
-    driver.send_signal(signal.SIGKILL)
-    driver.wait()
-    resumed = subprocess.run(
-        [sys.executable, "-m", "search.run", *where, *how, "--resume", "--study", postgres_url],
-        cwd=tmp_path, env=environment, check=True, capture_output=True, text=True,
-        timeout=RUN_LIMIT_S,
+    store = s3fs.S3FileSystem(
+        key=s3_environment["AWS_ACCESS_KEY_ID"], secret=s3_environment["AWS_SECRET_ACCESS_KEY"],
+        endpoint_url=s3_environment["AWS_ENDPOINT_URL"], use_listings_cache=False,
     )  # fmt: skip
-    (tmp_path / "resumed.txt").write_text(resumed.stdout + resumed.stderr)
-    summary = json.loads(resumed.stdout.splitlines()[-1])
+    said: list[Done] = []
+
+    def listing() -> str:
+        return str(store.find("searches"))
+
+    driver = Command(tmp_path, *first, **s3_environment)
+    try:
+        driver.wait_for(lambda: "checkpoint_00001" in listing())
+        driver.process.kill()
+        said.append(driver.ended())
+    finally:
+        driver.clean_up()
+    resume = ["-m", "search.run", *where, *how, "--resume", "--study", postgres_url]
+    said.append(resumed := run(tmp_path, *resume, **s3_environment))
+    assert resumed.code == 0, resumed
+    summary = json.loads(resumed.last_line)
     assert sum(summary["trials"].values()) == 6
     assert "RUNNING" not in summary["trials"]
     names = listing()
@@ -164,12 +158,11 @@ def test_a_search_on_s3_and_postgresql_survives_a_kill_and_gives_predictions(
     assert ".tune" not in names, "Tune's scratch was left behind"
     assert "checkpoint_" not in names, "finished trials keep no checkpoints"
     best = summary["best_trial"]["number"]
-    report = [sys.executable, "-m", "results.report", "--name", "remote", *where[:2]]
-    refused = subprocess.run(report, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert (refused.returncode, refused.stdout) == (2, "")
+    report = ["-m", "results.report", "--name", "remote", *where[:2]]
+    said.append(refused := run(tmp_path, *report, **s3_environment))
+    assert (refused.code, refused.out) == (2, "")
     expected = "Passwords are not stored: pass --study URL with it or set PGPASSWORD\n"
-    assert refused.stderr.endswith(expected)
-    environment |= {"PGPASSWORD": PASSWORD}
+    assert refused.err.endswith(expected)
     for module, arguments in {
         "results.report": ["--name", "remote", "--storage", "s3://searches/runs"],
         "search.refit": ["--name", "remote", "--storage", "s3://searches/runs"],
@@ -178,17 +171,14 @@ def test_a_search_on_s3_and_postgresql_survives_a_kill_and_gives_predictions(
             "--images", str(data), "--out", str(tmp_path / "out.csv"),
         ],
     }.items():  # fmt: skip
-        with (tmp_path / f"{module}.txt").open("w") as said:
-            subprocess.run(
-                [sys.executable, "-m", module, *arguments],
-                cwd=tmp_path, env=environment, check=True, timeout=RUN_LIMIT_S,
-                stdout=said, stderr=said,
-            )  # fmt: skip
+        done = run(tmp_path, "-m", module, *arguments, **s3_environment, PGPASSWORD=PASSWORD)
+        said.append(done)
+        assert done.code == 0, done
     assert "searches/runs/remote/report/tradeoff.png" in listing()
-    download = "import s3fs; s3fs.S3FileSystem().get('searches', 's3', recursive=True)"
-    subprocess.run([sys.executable, "-c", download], cwd=tmp_path, env=environment, check=True)
+    store.get("searches", str(tmp_path / "s3"), recursive=True)
+    (tmp_path / "said.txt").write_text("".join(each.out + each.err for each in said))
     files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    assert {"search.json", "mlflow.db", "first.txt"} <= {path.name for path in files}
+    assert {"search.json", "mlflow.db", "said.txt"} <= {path.name for path in files}
     for secret in (PASSWORD.encode(), postgres_url.partition("@")[0].encode()):
         assert [path for path, content in files.items() if secret in content] == []
     predicted = (tmp_path / "out.csv").read_text().splitlines()
@@ -200,17 +190,13 @@ def test_an_object_store_without_a_study_url_is_refused(
 ) -> None:
     space = tmp_path / "space.py"
     space.write_text(SPACE)
-    refused = subprocess.run(
-        [
-            sys.executable, "-m", "search.run", "--space", str(space),
-            "--storage", "s3://searches/elsewhere", "--data", str(data),
-            "--novel", str(data / "novel_images"), "--cache", str(tiny_cache),
-        ],
-        cwd=tmp_path, env=os.environ | s3_environment, capture_output=True, text=True,
-        timeout=RUN_LIMIT_S,
+    refused = run(
+        tmp_path, "-m", "search.run", "--space", str(space),
+        "--storage", "s3://searches/elsewhere", "--data", str(data),
+        "--novel", str(data / "novel_images"), "--cache", str(tiny_cache), **s3_environment,
     )  # fmt: skip
-    assert refused.returncode == 2
-    assert "add --study URL" in refused.stderr
+    assert refused.code == 2
+    assert "add --study URL" in refused.err
 
 
 def cut_connections(url: str) -> None:

@@ -12,7 +12,6 @@ import struct
 import subprocess
 import sys
 import termios
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ from results.history import trials_frame
 from results.model import OUTPUTS
 from results.naming import acting_together
 from results.record import load_record
+from tests.commands import DEADLINE_S, ROOT, Command, Done, run
 from trainable.classifier import load_outputs
 from trainable.config import TrialConfig
 from trainable.novelty.rule import Rule
@@ -38,10 +38,6 @@ from trainable.novelty.thresholds import choose_rule
 from trainable.out_of_fold import TENTHS
 
 pytestmark = pytest.mark.slow
-
-ROOT = Path(__file__).parents[2]
-DEADLINE_S = 240.0
-"""For a command that takes half a minute on an idle machine."""
 
 SPACE = '''"""Does a tiny search run?"""
 NUM_TRIALS = 4
@@ -54,71 +50,6 @@ def space(trial):
     return {**COMMON, "architecture": architecture,
             "lr": trial.suggest_float("lr", 1e-3, 1e-1, log=True)}
 '''
-
-
-@dataclass(frozen=True)
-class Done:
-    """A command that has ended."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def last_line(self) -> str:
-        return self.out.rstrip().rpartition("\n")[2]
-
-
-class Command:
-    """A command of this project, running in a folder."""
-
-    def __init__(self, folder: Path, *arguments: str, **environment: str) -> None:
-        self._files = [folder / f".{name}-{time.monotonic_ns()}" for name in ("out", "err")]
-        with self._files[0].open("w") as out, self._files[1].open("w") as err:
-            self.process = subprocess.Popen(
-                [sys.executable, *arguments],
-                cwd=folder,
-                stdout=out,
-                stderr=err,
-                env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
-                start_new_session=True,
-            )
-
-    def wait_for(self, event: Callable[[], object]) -> None:
-        """Return as soon as `event` is true.
-
-        Raises:
-            AssertionError: The command ended before, or the deadline passed.
-        """
-        end_s = time.monotonic() + DEADLINE_S
-        while not event():
-            assert self.process.poll() is None, self.done()
-            assert time.monotonic() < end_s, self.done()
-            time.sleep(0.02)
-
-    def ended(self, within_s: float = DEADLINE_S) -> Done:
-        """Wait for the end."""
-        self.process.wait(within_s)
-        return self.done()
-
-    def done(self) -> Done:
-        out, err = (file.read_text() for file in self._files)
-        return Done(self.process.poll() or 0, out, err)
-
-    def clean_up(self) -> None:
-        """Kill what it left: it was started as a group of its own."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-
-
-def run(folder: Path, *arguments: str, **environment: str) -> Done:
-    """Run a command to its end."""
-    command = Command(folder, *arguments, **environment)
-    try:
-        return command.ended()
-    finally:
-        command.clean_up()
 
 
 @pytest.fixture(scope="session")
@@ -503,12 +434,23 @@ def test_resume_of_a_finished_search_runs_and_changes_nothing(
 LONGER = ["--trials", "8", "--epochs", "6"]
 
 
-def test_interrupted_search_ends_with_the_command_that_finishes_it(
+def test_interrupted_and_then_terminated_search_says_how_to_go_on_and_is_finished(
     folder: Path, arguments: list[str], start: Callable[..., Command]
 ) -> None:
-    search = start(*arguments, *LONGER)
+    search = start(*arguments, *LONGER, "--json", "--quiet")
     search.wait_for(is_there(folder, "runs/tiny/trials/*/checkpoint_*.pt"))
-    search.process.send_signal(signal.SIGINT)
+    os.killpg(search.process.pid, signal.SIGINT)  # as a terminal does: to the whole group
+    done = search.ended()
+    assert done.code == 130, done
+    (line,) = done.out.splitlines()
+    assert json.loads(line)["name"] == "tiny"
+    assert done.err.splitlines()[-1] == "python -m search.run --resume --name tiny"
+    assert_killed(folder, done)
+
+    left = {*folder.glob("runs/tiny/trials/*/checkpoint_*.pt")}
+    search = start("-m", "search.run", "--resume", "--name", "tiny")
+    search.wait_for(lambda: {*folder.glob("runs/tiny/trials/*/checkpoint_*.pt")} - left)
+    search.process.terminate()  # SIGTERM, as a batch system sends it
     done = search.ended()
     assert done.code == 130, done
     assert done.last_line == "python -m search.run --resume --name tiny"
@@ -516,11 +458,8 @@ def test_interrupted_search_ends_with_the_command_that_finishes_it(
     assert re.search(r"^tiny: \d+ trials \(.*\d interrupted.*\)$", done.out, re.MULTILINE)
     assert re.search(r"^interrupted, a resume goes on with them: \d{5} \(", done.out, re.MULTILINE)
     assert "Traceback" not in done.err
-    statuses = [
-        each.info.status for level in ("parent", "trial") for each in runs_of(folder, level)
-    ]
-    assert "RUNNING" not in statuses
-    assert statuses[0] == "KILLED"
+    assert (folder / "runs/tiny/trials.csv").exists()
+    assert_killed(folder, done)
 
     resume = shlex.split(done.last_line)
     assert resume.pop(0) == "python"
@@ -529,6 +468,15 @@ def test_interrupted_search_ends_with_the_command_that_finishes_it(
     assert_mlflow_mirrors_the_study(folder, "tiny", 8)
     assert {*trials_of(folder, "tiny")["epochs"]} == {6}
     assert not (folder / "runs/tiny/.tune").exists()
+
+
+def assert_killed(folder: Path, done: Done) -> None:
+    """Check what MLflow shows, unless it was too slow to be told within seconds."""
+    if "MLflow has not got everything yet" in done.out + done.err:
+        return
+    (parent,) = runs_of(folder, "parent")
+    assert parent.info.status == "KILLED"
+    assert "RUNNING" not in {each.info.status for each in runs_of(folder, "trial")}
 
 
 def test_search_on_a_terminal_shows_its_trials_and_answers_a_ctrl_c(
@@ -571,20 +519,22 @@ def _read(terminal: int) -> bytes:
         return b""
 
 
-def test_second_interrupt_stops_at_once_and_the_search_can_be_resumed(
+def test_second_interrupt_stops_as_a_kill_does_and_says_how_to_go_on(
     folder: Path, arguments: list[str], start: Callable[..., Command]
 ) -> None:
+    """While it waits for epochs that take many times as long as to send a signal."""
+    slow = SPACE.replace('"image_size": 32', '"image_size": 128').replace('"frozen"', '"full"')
+    (folder / "tiny.py").write_text(slow)
     search = start(*arguments, *LONGER)
-    search.wait_for(is_there(folder, "runs/tiny/trials/*/checkpoint_*.pt"))
+    search.wait_for(is_there(folder, "runs/tiny/trials/*"))
     search.process.send_signal(signal.SIGINT)
-    time.sleep(0.1)  # two signals that arrive together are one
+    search.wait_for(lambda: "again stops now" in search.done().out)
     search.process.send_signal(signal.SIGINT)
     done = search.ended()
     assert done.code == 130, done
     assert done.last_line == "python -m search.run --resume --name tiny"
-    done = run(folder, *shlex.split(done.last_line)[1:])
-    assert done.code == 0, done
-    assert_mlflow_mirrors_the_study(folder, "tiny", 8)
+    (parent,) = runs_of(folder, "parent")
+    assert parent.info.status == "RUNNING", "it took the time to say how it ended"
 
 
 def test_resume_takes_more_trials_and_a_space_with_a_new_choice_and_a_wider_range(
@@ -609,19 +559,6 @@ def test_resume_takes_more_trials_and_a_space_with_a_new_choice_and_a_wider_rang
     pd.testing.assert_frame_equal(after[same][:3], before[same])
     assert {*after["epochs"][3:]} == {3}
     assert {*after["architecture"][3:]} == {"two_models"}
-
-
-def test_interrupted_search_with_json_ends_its_output_with_the_object(
-    folder: Path, arguments: list[str], start: Callable[..., Command]
-) -> None:
-    search = start(*arguments, *LONGER, "--json", "--quiet")
-    search.wait_for(is_there(folder, "runs/tiny/trials/*/checkpoint_*.pt"))
-    os.killpg(search.process.pid, signal.SIGINT)  # as a terminal does: to the whole group
-    done = search.ended()
-    assert done.code == 130, done
-    (line,) = done.out.splitlines()
-    assert json.loads(line)["name"] == "tiny"
-    assert done.err.splitlines()[-1] == "python -m search.run --resume --name tiny"
 
 
 def test_killed_search_is_resumed_without_a_trial_or_an_epoch_lost_or_doubled(
@@ -664,20 +601,6 @@ def test_second_driver_of_a_search_is_refused(
     assert record.read_bytes() == before
 
 
-def test_terminated_search_ends_as_an_interrupted_one(
-    folder: Path, arguments: list[str], start: Callable[..., Command]
-) -> None:
-    search = start(*arguments, *LONGER)
-    search.wait_for(is_there(folder, "runs/tiny/trials/*/checkpoint_*.pt"))
-    search.process.terminate()  # SIGTERM, as a batch system sends it
-    done = search.ended()
-    assert done.code == 130, done
-    assert done.last_line == "python -m search.run --resume --name tiny"
-    assert (folder / "runs/tiny/trials.csv").exists()
-    (parent,) = runs_of(folder, "parent")
-    assert parent.info.status == "KILLED"
-
-
 def test_search_without_a_trial_that_succeeds_exits_1_and_says_why(
     folder: Path, arguments: list[str]
 ) -> None:
@@ -693,7 +616,7 @@ def test_search_without_a_trial_that_succeeds_exits_1_and_says_why(
 
 
 def test_tracking_uri_is_used_by_every_command(folder: Path, arguments: list[str]) -> None:
-    (folder / "mlflow.db").unlink()
+    (folder / "mlflow.db").rename(folder / "elsewhere.db")
     uri = f"sqlite:///{folder / 'elsewhere.db'}"
     done = run(folder, *arguments, "--trials", "1", "--tracking-uri", uri)
     assert done.code == 0, done
@@ -752,9 +675,7 @@ def test_speed_paths_change_no_result(folder: Path, arguments: list[str]) -> Non
     assert run(folder, *arguments, "--name", "fast").code == 0
     own = {"XDG_CACHE_HOME": str(folder / "unused"), "TMPDIR": str(folder / "temporary")}
     slow = [*arguments[: arguments.index("--cache")], "--no-cache", "--name", "slow"]
-    assert run(folder, *slow, "--trials", "2", **own).code == 0
-    resumed = ["-m", "search.run", "--resume", "--name", "slow", "--trials", "3"]
-    assert run(folder, *resumed, **own).code == 0
+    assert run(folder, *slow, **own).code == 0
     assert load_record(UPath(folder / "runs/slow")).cache is None
     assert not (folder / "unused" / "noveltune").exists()
     assert [*(folder / "temporary").glob("noveltune-*")] == []

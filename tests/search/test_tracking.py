@@ -557,7 +557,7 @@ class Server:
             self._process = subprocess.Popen(
                 [
                     sys.executable, "-m", "mlflow", "server",
-                    "--backend-store-uri", f"sqlite:///{self._folder / 'server.db'}",
+                    "--backend-store-uri", f"sqlite:///{self._folder / 'mlflow.db'}",
                     "--artifacts-destination", str(self._folder / "artifacts"),
                     "--host", "127.0.0.1", "--port", str(self._port), "--workers", "1",
                 ],
@@ -591,8 +591,9 @@ class Server:
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
+def server(tmp_path: Path, make_mlflow: Callable[[Path], Path]) -> Iterator[Server]:
     """A running server."""
+    make_mlflow(tmp_path)
     server = Server(tmp_path)
     try:
         server.start()
