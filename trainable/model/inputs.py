@@ -230,11 +230,11 @@ def _pick_from(parts: list[torch.Tensor], rows: torch.Tensor) -> torch.Tensor:
     if len(parts) == 1:
         return _pick(parts[0], rows)
     features = parts[0].new_empty(len(rows), *parts[0].shape[1:])
-    start = 0
-    for part in parts:
-        place = ((rows >= start) & (rows < start + len(part))).nonzero()[:, 0]
-        features[place] = part[rows[place] - start]
-        start += len(part)
+    size = len(parts[0])  # of all but the last
+    order = rows.argsort(stable=True)
+    numbers, counts = torch.unique_consecutive(rows[order] // size, return_counts=True)
+    for number, place in zip(numbers.tolist(), order.split(counts.tolist()), strict=True):
+        features[place] = parts[number][rows[place] - number * size]
     return features
 
 
