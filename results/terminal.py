@@ -30,7 +30,9 @@ class HeardConsole(Console):
         super().print(*objects, **options)
         if self.listener is not None:
             file = io.StringIO()
-            plain = Console(file=file, width=HEARD_WIDTH, color_system=None, **_AS_IT_IS)
+            plain = Console(
+                file=file, width=HEARD_WIDTH, color_system=None, force_jupyter=False, **_AS_IT_IS
+            )  # fmt: skip
             plain.print(*objects, **options)
             self.listener(file.getvalue())
 

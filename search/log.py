@@ -26,6 +26,7 @@ class SearchLog:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._writing = threading.Lock()
         self._file: UPath | None = None
         self._before = ""
         """What an object holds of earlier runs."""
@@ -51,50 +52,65 @@ class SearchLog:
 
     def add(self, text: str) -> None:
         """Take lines as they are said."""
+        stamp = time.strftime("%Y-%m-%d %H:%M:%S")
+        lines = [f"{stamp}  {line}".rstrip() for line in hidden(without_control(text)).splitlines()]
         with self._lock:
             if self._is_given_up:
                 return
-            stamp = time.strftime("%Y-%m-%d %H:%M:%S")
-            for line in hidden(without_control(text)).splitlines():
-                self._said.append(f"{stamp}  {line}".rstrip() + "\n")
-            if self._file is not None:
-                self._write(is_last=False)
+            self._said += [f"{line}\n" for line in lines]
+        self._flush(is_last=False)
 
     def open(self, folder: UPath) -> None:
         """Write to the folder's file from now on, behind what earlier runs said."""
-        with self._lock:
-            if self._file is not None:
-                return
-            self._file = folder / LOG_FILE
-            try:
-                if not isinstance(self._file, Path) and self._file.exists():
-                    self._before = self._file.read_text()
-            except Exception as error:  # noqa: BLE001 (object stores raise types of their own)
-                self._give_up(error)
-            else:
-                self._write(is_last=False)
+        if self._file is not None:
+            return
+        file = folder / LOG_FILE
+        try:
+            if not isinstance(file, Path) and file.exists():
+                self._before = file.read_text()
+        except Exception as error:  # noqa: BLE001 (object stores raise types of their own)
+            self._give_up(file, error)
+        else:
+            self._file = file
+            self._flush(is_last=False)
 
     def close(self) -> None:
         """Write the rest."""
-        with self._lock:
-            if self._file is not None and not self._is_given_up:
-                self._write(is_last=True)
+        self._flush(is_last=True)
 
-    def _write(self, *, is_last: bool) -> None:
-        assert self._file is not None
+    def _flush(self, *, is_last: bool) -> None:
+        """Write what is there, while others may say more: a store may speak itself meanwhile.
+
+        Nothing where the folder went with a start that failed.
+        """
+        file = self._file
+        if file is None or self._is_given_up:
+            return
+        is_local = isinstance(file, Path)
+        if not self._writing.acquire(blocking=is_last or is_local):
+            return  # whoever writes now, or the next line, sends it
         try:
-            if isinstance(self._file, Path):
-                with self._file.open("a", encoding="utf-8") as file:
-                    file.writelines(self._said)
-                self._said.clear()
-            elif self._said and (is_last or time.monotonic() - self._sent_s >= SEND_EVERY_S):
-                self._file.write_text(self._before + "".join(self._said))
+            is_due = is_local or is_last or time.monotonic() - self._sent_s >= SEND_EVERY_S
+            if not is_due or not file.parent.exists():
+                return
+            with self._lock:
+                said = [*self._said]
+                if is_local:
+                    self._said.clear()
+            if isinstance(file, Path):
+                with file.open("a", encoding="utf-8") as lines:
+                    lines.writelines(said)
+            elif said:
+                file.write_text(self._before + "".join(said))
                 self._sent_s = time.monotonic()
         except Exception as error:  # noqa: BLE001 (object stores raise types of their own)
-            self._give_up(error)
+            self._give_up(file, error)
+        finally:
+            self._writing.release()
 
-    def _give_up(self, error: Exception) -> None:
-        self._is_given_up = True
-        self._said.clear()
-        line = f"{self._file} cannot be written ({reason_of(error)}); the search goes on without"
+    def _give_up(self, file: UPath, error: Exception) -> None:
+        with self._lock:
+            self._is_given_up = True
+            self._said.clear()
+        line = f"{file} cannot be written ({reason_of(error)}); the search goes on without"
         plain_console(stderr=True).print(line)

@@ -24,7 +24,7 @@ _KEYS = (
     " ssl_check_hostname unix_socket read_timeout write_timeout local_infile autocommit"
     " isolation_level collation use_unicode mode cache uri nolock immutable vfs"
     " check_same_thread detect_types driver encrypt trustservercertificate trusted_connection"
-    " multisubnetfailover region endpoint endpoint_url versionid version page tab o"
+    " multisubnetfailover region endpoint endpoint_url versionid version page tab o searchfilter"
 )
 _HARMLESS = frozenset(_KEYS.split())
 """Query keys that are shown and kept: nobody knows all names of secrets."""

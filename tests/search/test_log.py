@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 from upath import UPath
 
+from results.terminal import plain_console
 from search.log import SearchLog
 from trainable.errors import UserError
 
@@ -26,7 +27,9 @@ def lines_of(folder: UPath) -> list[str]:
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> UPath:
     if request.param == "disk":
         return UPath(tmp_path)
-    return UPath(f"memory:///log-{tmp_path.name}")
+    objects = UPath(f"memory:///log-{tmp_path.name}")
+    objects.mkdir()
+    return objects
 
 
 def test_log_holds_what_was_said_before_and_after_there_was_a_folder(folder: UPath) -> None:
@@ -100,3 +103,50 @@ def test_threads_write_whole_lines(tmp_path: Path) -> None:
         thread.join()
     log.close()
     assert sorted(lines_of(UPath(tmp_path))) == sorted(w * 20 for w in "abcd" for _ in range(50))
+
+
+def test_lines_are_taken_while_a_store_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store's own thread may warn, and what writes waits for that thread."""
+    folder = UPath(f"memory:///log-{tmp_path.name}")
+    folder.mkdir()
+    write, log = type(folder).write_text, SearchLog()
+
+    def warning(self: UPath, text: str) -> int:
+        thread = threading.Thread(target=log.add, args=("a warning",))
+        thread.start()
+        thread.join(60)
+        assert not thread.is_alive()
+        return write(self, text)
+
+    monkeypatch.setattr(type(folder), "write_text", warning)
+    with log.kept():
+        log.add("first")
+        log.open(folder)
+        monkeypatch.undo()
+    assert lines_of(folder) == ["first", "a warning"]
+
+
+def test_start_that_failed_gets_no_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder in (UPath(tmp_path / "gone"), UPath(f"memory:///log-{tmp_path.name}/gone")):
+        folder.mkdir(parents=True)
+        log = SearchLog()
+        with log.kept():
+            log.add("first")
+            log.open(folder)
+            folder.fs.rm(str(folder.path), recursive=True)
+            log.add("second")
+        assert not folder.exists()
+    assert capsys.readouterr().err == ""
+
+
+def test_a_notebook_shows_nothing_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There rich takes every console for the notebook's own, whatever its file."""
+    shown: list[str] = []
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    monkeypatch.setattr("rich.jupyter.display", lambda segments, text: shown.append(text))
+    heard: list[str] = []
+    plain_console(listener=heard.append).print("once")
+    plain_console(listener=heard.append, quiet=True).print("only heard")
+    assert (shown, heard) == (["once\n"], ["once\n", "only heard\n"])
