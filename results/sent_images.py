@@ -66,6 +66,8 @@ def _listed(images: Any) -> list[Any]:
         if len(images.columns) != 1:
             raise RequestError(f"expected one column of images, but got {len(images.columns)}")
         return list(images.iloc[:, 0])
+    if isinstance(images, list | tuple):
+        return list(images)
     array = images if isinstance(images, np.ndarray) else np.array(images, dtype=object)
     return list(array) if array.ndim else [array.item()]
 

@@ -142,3 +142,8 @@ def test_server_is_told_the_reason_without_the_images() -> None:
     error.message = f"Failed to predict data '{'A' * 100}'. \nError: {error.message}"
     answer = json.loads(error.serialize_as_json())
     assert answer["message"] == "the reason"
+
+
+def test_list_of_arrays_of_several_shapes_is_taken() -> None:
+    grey, colour = np.full((8, 8), 40, np.uint8), np.full((8, 12, 3), 40, np.uint8)
+    assert decoded([grey, colour], 8).shape == (2, 8, 8, 3)
