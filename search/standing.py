@@ -6,6 +6,8 @@ from collections import Counter
 from results.ranking import sign
 from results.trial import Trial, TrialState
 
+DESCRIPTION = "mlflow.note.content"
+"""Tag of a run: what its page says of it, and lets people write."""
 NUM_SHOWN = 10
 """Best trials in the description's table."""
 _IN_TABLE = ("seen_super", "unseen_super", "seen_sub", "unseen_sub")
@@ -83,7 +85,7 @@ class Standing:
             for state in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
         }
         best = {"best_trial": str(self.best[0].number)} if self.best else {}
-        return {**counts, **best, "mlflow.note.content": self._description(question)}
+        return {**counts, **best, DESCRIPTION: self._description(question)}
 
     def _description(self, question: str) -> str:
         said = ", ".join(

@@ -34,7 +34,7 @@ from results.naming import acting_together
 from results.record import EXPERIMENT, KEEP_MODELS, SearchRecord, trial_folder
 from results.trial import Trial, TrialState
 from search.metric_names import CHOSEN, grouped
-from search.standing import Standing
+from search.standing import DESCRIPTION, Standing
 from trainable.classifier import INFO_FILE, MODEL_FILE, OUTPUTS_FILE, TABLE_FILE
 from trainable.data.dataset import Data
 from trainable.errors import reason_of, typed
@@ -322,6 +322,9 @@ class Tracker:
             with self._changed:
                 missing = self._standing.best_by_number(self._sent_best)
                 tags = self._standing.tags(self._info.question)
+            note = self._client.get_run(self._parent_id).data.tags.get(DESCRIPTION, "")
+            if note and not note.startswith(self._info.question):
+                del tags[DESCRIPTION]  # a user wrote another
             now_ms = int(time.time() * 1000)
             shown = [RunTag(key, value[:_MAX_TAG]) for key, value in tags.items()]
             best = [Metric(name, value, now_ms, step) for step, value in missing.items()]
