@@ -57,7 +57,10 @@ def describe(
     Raises:
         ClusterError: It could not run on that cluster.
     """
-    if not console.quiet:
+    if console.quiet:
+        with _cluster(options, console) as cluster:
+            _slots(options, cluster)
+    else:
         distributions: dict[str, BaseDistribution] = {}
         met = _met(space, distributions)
         _describe_space(console, space, [params for params, _ in met], distributions)

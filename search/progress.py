@@ -147,7 +147,7 @@ class Progress:
                 yield
         finally:
             ended.set()
-            watching.join()
+            watching.join(5)  # a cluster that is gone answers nothing
 
     def _say_heartbeat(self, is_screen: bool) -> None:
         line = self.heartbeat()

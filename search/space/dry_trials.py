@@ -21,6 +21,9 @@ Configure = Callable[[optuna.Trial], TrialConfig]
 """`Space.configure`."""
 
 
+MORE_LIMIT_S = 5.0
+"""For what is shown and not checked."""
+
 UNUSED_LIMIT_S = 2.0
 """For finding parameters that change nothing."""
 
@@ -55,17 +58,27 @@ def asked(
 
     Args:
         configure: `Space.configure`.
-        number: The first ones are the same, however many.
+        number: The first ones are the same, however many. Of those after `DRY_TRIALS` some may be
+            missing: bad ones, which would fail their own trials, and what takes too long.
         distributions: Gets that of every parameter that was suggested.
 
     Raises:
-        SpaceError: A configuration cannot be.
+        SpaceError: One of the first `DRY_TRIALS` configurations cannot be.
     """
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     dry = []
-    for _ in range(number):
+    end_s = time.monotonic() + MORE_LIMIT_S
+    for place in range(number):
+        is_checked = place < DRY_TRIALS
+        if not is_checked and time.monotonic() > end_s:
+            break
         trial = study.ask()
-        config = configure(trial)
+        try:
+            config = configure(trial)
+        except SpaceError:
+            if is_checked:
+                raise
+            continue
         dry.append((trial.params, config))
         if distributions is not None:
             distributions |= trial.distributions
