@@ -137,7 +137,7 @@ def test_import_names_the_file_that_python_would_take_for_a_package(tmp_path: Pa
 @pytest.mark.slow
 def test_plain_install_has_the_command_every_room_and_every_space(tmp_path: Path) -> None:
     source, site = tmp_path / "source", tmp_path / "site"
-    ignored = shutil.ignore_patterns("__pycache__", "*.egg-info", "build", "runs", ".git")
+    ignored = shutil.ignore_patterns("__pycache__", "*.egg-info", "build", "runs", ".*")
     shutil.copytree(ROOT, source, ignore=ignored)
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     without = ["--no-deps", "--no-build-isolation", "--no-index"]

@@ -88,6 +88,7 @@ def joined_by_node_without(
     mounts += [f"mount --bind {other} {file}" for file, other in (changed or {}).items()]
     hide = " && ".join(mounts)
     start = f"{hide} && exec {ray_command} start --block --address {cluster.address} --num-cpus 1"
+    start += " --min-worker-port=0 --max-worker-port=0"  # no other test's Ray has the same
     with subprocess.Popen(
         ["unshare", "--mount", "sh", "-c", start], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     ) as node:
@@ -109,11 +110,10 @@ def test_storage_that_another_node_does_not_see_is_refused(
 ) -> None:
     storage = tmp_path / "runs" / "search"
     storage.mkdir(parents=True)
-    with (
-        joined_by_node_without(cluster, storage.parent),
-        pytest.raises(ClusterError, match=r"not the same folder on .*all nodes share"),
-    ):
-        check_storage(UPath(storage))
+    with joined_by_node_without(cluster, storage.parent):
+        check_packages()  # now each node has a worker
+        with pytest.raises(ClusterError, match=r"not the same folder on .*all nodes share"):
+            check_storage(UPath(storage))
     assert list(storage.iterdir()) == []
 
 

@@ -564,7 +564,7 @@ def test_resume_takes_more_trials_and_a_space_with_a_new_choice_and_a_wider_rang
 def test_killed_search_is_resumed_without_a_trial_or_an_epoch_lost_or_doubled(
     folder: Path, arguments: list[str], start: Callable[..., Command]
 ) -> None:
-    search = start(*arguments, *LONGER)
+    search = start(*arguments, *LONGER, "--concurrency", "2")
     # With more trials than run at once, one has finished by then.
     search.wait_for(is_there(folder, "runs/tiny/trials/*/outputs.safetensors", count=4))
     search.process.kill()

@@ -746,6 +746,13 @@ def test_names_that_are_unlike_ours_are_free(asked: Path) -> None:
 # --- Parameters and metrics that do nothing ------------------------------------------------------
 
 
+@pytest.fixture
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every parameter is looked at, on a slow machine too."""
+    monkeypatch.setattr("search.space.dry_trials.UNUSED_LIMIT_S", 600.0)
+
+
+@pytest.mark.usefixtures("unhurried")
 def test_parameter_that_no_configuration_depends_on_is_named(asked: Path) -> None:
     text = (
         HEADER
@@ -764,6 +771,7 @@ def space(trial):
     assert load(asked, text).unused == ("forgotten", "overwritten")
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_parameter_that_a_fixed_key_overrides_is_named(asked: Path) -> None:
     text = HEADER + "def space(trial):\n    return {'lr': trial.suggest_float('rate', 0.1, 1.0)}\n"
     assert load(asked, text).unused == ()

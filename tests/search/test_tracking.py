@@ -344,10 +344,13 @@ def test_tracker_that_gave_up_sends_nothing_when_the_server_is_back(
     opened: Opener, shown: Shown, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A resume in the same process sends it, and it would arrive twice."""
+    notes: list[str] = []
     tracker = opened()
     with monkeypatch.context() as patch:
         patch.setattr(tracker, "_client", None)
+        patch.setattr(tracker, "_note", notes.append)
         tracker.update(complete())
+        wait_until(lambda: len(notes) > 0)  # it has failed once
         assert not tracker.close("KILLED", [], within_s=0.2)
     tracker._thread.join(DEADLINE_S)
     assert not tracker._thread.is_alive()
@@ -449,6 +452,17 @@ def test_parent_shows_how_the_search_stands_and_a_resume_sends_the_rest(
     assert [line.split(" | ")[:2] for line in said[6:]] == [
         ["| 3", "0.700"], ["| 4", "0.600"], ["| 1", "0.500"], ["| 0", "0.300"],
     ]  # fmt: skip
+
+
+def test_description_that_a_user_wrote_stays(opened: Opener, shown: Shown) -> None:
+    tracker = opened()
+    tracker.update(worth(0, 0.3))
+    wait_until(lambda: "mlflow.note.content" in shown.parent.data.tags)
+    shown.client.set_tag(shown.parent.info.run_id, "mlflow.note.content", "Mine.")
+    tracker.update(worth(1, 0.5))
+    assert tracker.close("FINISHED", [])
+    assert shown.parent.data.tags["mlflow.note.content"] == "Mine."
+    assert shown.parent.data.tags["best_trial"] == "1"
 
 
 @pytest.mark.parametrize(
@@ -591,8 +605,11 @@ class Server:
 
 
 @pytest.fixture
-def server(tmp_path: Path, make_mlflow: Callable[[Path], Path]) -> Iterator[Server]:
-    """A running server."""
+def server(
+    tmp_path: Path, make_mlflow: Callable[[Path], Path], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Server]:
+    """A running server, which may be slow."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "120")
     make_mlflow(tmp_path)
     server = Server(tmp_path)
     try:
