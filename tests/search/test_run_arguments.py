@@ -915,12 +915,12 @@ def test_commands_that_are_printed_can_be_typed_where_the_storage_has_a_space(
     monkeypatch: pytest.MonkeyPatch,
     sources: list[str],
 ) -> None:
-    def done(search: object, study: optuna.Study, *args: object) -> str:
+    def done(search: object, study: optuna.Study, *args: object) -> tuple[str, None]:
         trial = study.ask()
         trial.set_user_attr("config", TrialConfig().to_dict())
         trial.set_user_attr("metrics", {"epoch": 1.0, **dict.fromkeys(METRICS, 0.5)})
         study.tell(trial, 0.5)
-        return "FINISHED"
+        return "FINISHED", None
 
     monkeypatch.setattr("search.session._run", done)
     assert main(["--space", "asked.py", "--storage", "my runs", *sources]) == 0
@@ -935,7 +935,7 @@ def test_search_that_another_driver_changed_while_a_resume_started_is_not_overwr
     monkeypatch: pytest.MonkeyPatch,
     sources: list[str],
 ) -> None:
-    monkeypatch.setattr("search.session._run", lambda *_: "FINISHED")
+    monkeypatch.setattr("search.session._run", lambda *_: ("FINISHED", None))
     assert main(["--space", "asked.py", *sources]) == 1
     file = folder / "runs/asked/search.json"
 
