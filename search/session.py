@@ -28,6 +28,7 @@ from search.log import SearchLog
 from search.outcome import (
     finish,
     introduce,
+    looked_at,
     resume_command,
     shown_on,
     slots_line,
@@ -154,7 +155,9 @@ def _run_trials(
                 cluster = running.enter_context(connected(options.address, note=note))
                 interrupts.listen()
         started.result()
-        search.console.print(f"MLflow shows the trials at {tracker.page}")
+        is_server = search.record.tracking_uri.startswith("http")
+        who = "MLflow" if is_server else looked_at(search.record)
+        search.console.print(f"{who} shows the trials at {tracker.page}")
         for trial in study.trials.values():
             progress.known(trial)
             tracker.update(trial)
