@@ -102,9 +102,9 @@ def with_faults(faults: Mapping[int, Fault]) -> Callable[[dict[str, Any]], None]
         folder = Path(str(assigned.folder))
         folder.mkdir(parents=True, exist_ok=True)
 
-        def train_epoch(trainer: Trainer, epoch: int) -> dict[str, float]:
+        def train_epoch(trainer: Trainer, epoch: int, *said: Any) -> dict[str, float]:
             fault(trainer, epoch, folder)
-            return REAL_EPOCH(trainer, epoch)
+            return REAL_EPOCH(trainer, epoch, *said)
 
         with mock.patch.object(Trainer, "train_epoch", train_epoch):
             run_trial(wire, **shipped)
