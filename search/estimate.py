@@ -3,11 +3,10 @@
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from upath import UPath
@@ -187,7 +186,7 @@ def _few(pools: Pools) -> Pools:
 
 
 @contextmanager
-def _threads(number: int) -> Any:
+def _threads(number: int) -> Iterator[None]:
     """Compute with so many threads, as a trial does."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
