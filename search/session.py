@@ -43,7 +43,6 @@ from search.study.storage import with_distributions
 from search.study.study import Study
 from search.tracking import Tracker, search_info
 from trainable.data.dataset import folder_for_images, load_data
-from trainable.urls import hidden
 
 
 def run_search(options: Options) -> int:
@@ -60,7 +59,7 @@ def run_search(options: Options) -> int:
     planned_on = recorded(options)
     record, space, folder = plan(options, default_uri())
     with folder_for_images(Path(record.cache) if record.cache else None) as cache:
-        console.print(hidden(f"reading {record.data}, and {record.novel} to borrow from"))
+        console.print("reading the images")
         data = load_data(record.data, record.novel, cache, note=console.print)
         record = check_data(record, data, options.resume, console.print)
         console.print("building each backbone once, as a check")

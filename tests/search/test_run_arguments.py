@@ -67,9 +67,7 @@ def mistake(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """Run the command, which must refuse; return its one line without `error: `."""
     assert main([*arguments]) == 2
     captured = capsys.readouterr()
-    waits = re.compile(
-        r".*: loading what a search needs|reading .* to borrow from|building each .*"
-    )
+    waits = re.compile(r".*: loading what a search needs|reading the images|building each .*")
     assert [line for line in captured.out.splitlines() if not waits.fullmatch(line)] == []
     assert "PLUGH" not in captured.out, "a password"
     (line,) = captured.err.splitlines()
