@@ -179,6 +179,28 @@ def plan(options: Options, tracking_uri: str) -> tuple[SearchRecord, Space, UPat
     return record, space, folder
 
 
+def settled(options: Options) -> Options:
+    """Return the options of a command that whatever restarts it may repeat word by word.
+
+    `--resume` with `--space` starts where there is no search to go on with: never started, or its
+    start failed before the first trial and took back what it had made.
+    """
+    is_either = options.resume and options.space is not None and options.name is not None
+    return replace(options, resume=False) if is_either and recorded(options) is None else options
+
+
+def changed_space(folder: UPath, record: SearchRecord, space: Space) -> str:
+    """Return a line where new trials follow another space than those of before; empty: the same.
+
+    It may be wider, as long as `check_said` lets it judge alike; a command that is repeated by a
+    machine should not change it unseen.
+    """
+    kept = folder / record.space_file
+    if kept.exists() and kept.read_bytes() != space.source:
+        return f"{space.file} is not the space file of before: new trials follow it as it is now"
+    return ""
+
+
 def _with_trials_of_the_file(space: Space, record: SearchRecord, options: Options) -> Space:
     """Return the space with its file's NUM_TRIALS if that was changed and none is asked for."""
     before, now = record.said.get("NUM_TRIALS"), space.planned_trials
@@ -205,20 +227,18 @@ def recorded(options: Options) -> bytes | None:
     return file.read_bytes() if file.exists() else None
 
 
-def check_still(folder: UPath, options: Options, asked: bytes | None) -> None:
+def check_still(folder: UPath, asked: bytes | None) -> None:
     """Refuse a start that another driver was faster than, since it was planned.
 
     Args:
         folder: Of the search.
-        options: The command line.
         asked: What `recorded` gave then.
     """
-    if not options.resume:
-        check_free(folder)
-    elif recorded(options) != asked:
+    file = folder / RECORD_FILE
+    if (file.read_bytes() if file.exists() else None) != asked:
         raise SearchError(
-            f"{folder}: another driver went on with this search while this one started: "
-            "repeat the command"
+            f"{folder}: another driver started or went on with this search while this one "
+            "started: repeat the command"
         )
 
 

@@ -121,7 +121,8 @@ def _parser(kind: type[Parser] = Parser) -> Parser:
     add_experiment(keep)
     keep("--keep-models", metavar="all|best_K|none",
          help="whose models MLflow gets; runs/NAME has all (default best_3)")  # fmt: skip
-    keep("--resume", action="store_true", help="go on with an interrupted search")
+    keep("--resume", action="store_true",
+         help="go on with an interrupted search; with --space also start it")  # fmt: skip
     again = parser.add_argument_group("with --resume, once a search is finished").add_argument
     again("--repeat", type=int, metavar="N", help="run its best configurations with N seeds each")
     again("--top", metavar="K|all", help="how many configurations to repeat (default 3)")

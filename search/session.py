@@ -34,7 +34,7 @@ from search.outcome import (
     slots_line,
     without_study,
 )
-from search.plan import Options, check_still, plan, recorded, with_repeats
+from search.plan import Options, changed_space, check_still, plan, recorded, settled, with_repeats
 from search.preflight import check_data, check_samples
 from search.progress import Progress
 from search.start import study_of, taken_back
@@ -56,6 +56,7 @@ def run_search(options: Options) -> int:
     log = SearchLog()
     console = log.console(quiet=options.quiet)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    options = settled(options)
     planned_on = recorded(options)
     record, space, folder = plan(options, default_uri())
     with folder_for_images(Path(record.cache) if record.cache else None) as cache:
@@ -65,6 +66,8 @@ def run_search(options: Options) -> int:
         console.print("building each backbone once, as a check")
         check_samples(space, data, record, console.print)
         introduce(console, record, space, data)
+        if options.resume and (line := changed_space(folder, record, space)):
+            console.print(line)
         if options.dry_run:
             record = with_repeats(record, folder, options)
             return describe(options, record, space, folder, data, console, start_s)
@@ -82,8 +85,8 @@ def _run_alone(search: Asked, start_s: float) -> int:
     study, new = study_of(folder, record, search.space.metrics, resume=options.resume)
     resume = resume_command(options, record)
     try:
-        with only_driver(folder, study) as check:
-            check_still(folder, options, search.planned_on)
+        with only_driver(folder, study, search.console.print) as check:
+            check_still(folder, search.planned_on)
             interrupts = Interrupts(resume, shown_on(options), search.console.print)
             with taken_back(study, new), interrupts:
                 record = with_repeats(record, folder, options)
@@ -166,7 +169,9 @@ def _run_trials(
             search.console.print(
                 f"{study.num_finished} of {search.num_trials} trials are finished already"
             )
-        if cluster is not None:
+        if cluster is None:
+            search.console.print("nothing was left to do: all that was asked for has ended")
+        else:
             _run_on(
                 cluster, search, study, progress, lambda: interrupts.requested() or over_budget()
             )

@@ -45,12 +45,9 @@ class New:
             if self.database and not (only_empty and self.database.stat().st_size):
                 self.database.unlink()
         with contextlib.suppress(OSError):
-            if not self.is_folder_new:
-                if not only_empty:
-                    (self.folder / RECORD_FILE).unlink(missing_ok=True)
-            elif only_empty:
+            if self.is_folder_new and only_empty:
                 self.folder.rmdir()
-            else:
+            elif self.is_folder_new:
                 self.folder.fs.rm(self.folder.path, recursive=True)
         with contextlib.suppress(OSError):
             if self.searches:
@@ -69,6 +66,9 @@ def taken_back(study: optuna.Study, new: New | None) -> Iterator[None]:
     except BaseException:
         with contextlib.suppress(*STORAGE_ERRORS):
             if new and not study.get_trials(deepcopy=False):
+                # First what makes it a search: one that is killed amid this can be started again.
+                with contextlib.suppress(OSError):
+                    (new.folder / RECORD_FILE).unlink(missing_ok=True)
                 if delete_study(study):  # others are there, of a start beside this one
                     new = replace(new, database=None)
                 new.remove()

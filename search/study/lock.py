@@ -3,12 +3,14 @@
 import contextlib
 import os
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import filelock
 import optuna
@@ -24,6 +26,8 @@ from trainable.errors import UserError
 LEASE_S = 60.0
 """A driver on another machine that was not heard of for so long is taken for dead."""
 BEAT_S = 10.0
+POLL_S = 0.5
+"""Between two looks at another machine's lease."""
 
 _DRIVERS = sa.Table(
     "noveltune_drivers",
@@ -51,11 +55,20 @@ Check = Callable[[], None]
 
 
 @contextmanager
-def only_driver(folder: UPath, study: optuna.Study) -> Iterator[Check]:
+def only_driver(
+    folder: UPath, study: optuna.Study, note: Callable[[str], None] = lambda line: None
+) -> Iterator[Check]:
     """Hold the search's lock, and give what is to be called before every write.
 
     It is a file where the search's folder is on a disk, and a lease in the study's database where
-    that is not a file in this folder: other folders may have the same study.
+    that is not a file in this folder: other folders may have the same study. A lease of another
+    machine is watched until it is renewed, or has ended: a batch system that moves a search starts
+    it elsewhere within seconds of a driver's death, and only once.
+
+    Args:
+        folder: Of the search.
+        study: Of the search.
+        note: Told that it waits.
 
     Raises:
         LockError: Another driver holds it.
@@ -71,7 +84,7 @@ def only_driver(folder: UPath, study: optuna.Study) -> Iterator[Check]:
         if engine is None or _is_within(engine.url, folder):
             yield _nothing_to_check
         else:
-            yield held.enter_context(_leased(engine, study.study_name.partition("~")[0]))
+            yield held.enter_context(_leased(engine, study.study_name.partition("~")[0], note))
 
 
 def _nothing_to_check() -> None:
@@ -124,11 +137,11 @@ def _started(pid: int) -> str | None:
 
 
 @contextmanager
-def _leased(engine: sa.Engine, study: str) -> Iterator[Check]:
+def _leased(engine: sa.Engine, study: str, note: Callable[[str], None]) -> Iterator[Check]:
     me, holder = _me(), uuid.uuid4().hex
     with contextlib.suppress(DBAPIError):  # made by another driver at this moment
         _DRIVERS.create(engine, checkfirst=True)
-    _take(engine, study, holder, me)
+    _take(engine, study, holder, me, note)
     mine = (_DRIVERS.c.study == study) & (_DRIVERS.c.holder == holder)
     ended = threading.Event()
 
@@ -164,7 +177,7 @@ def _leased(engine: sa.Engine, study: str) -> Iterator[Check]:
             release()
 
 
-def _take(engine: sa.Engine, study: str, holder: str, me: _Me) -> None:
+def _take(engine: sa.Engine, study: str, holder: str, me: _Me, note: Callable[[str], None]) -> None:
     """Make the study's row this driver's, if it is nobody's or a dead driver's.
 
     The database decides: a second row of one study cannot be, and a row is taken over only from
@@ -174,19 +187,33 @@ def _take(engine: sa.Engine, study: str, holder: str, me: _Me) -> None:
     with contextlib.suppress(IntegrityError), engine.begin() as connection:
         connection.execute(_DRIVERS.insert().values(study=study, **values))
         return
+    row = _dead_holder(engine, study, me, note)
+    if row is None:
+        _take(engine, study, holder, me, note)
+        return
     with engine.begin() as connection:
-        columns = (*_DRIVERS.c, sa.func.now().label("now"))
-        row = connection.execute(sa.select(*columns).where(_DRIVERS.c.study == study)).first()
-    if row is not None and _is_alive(row, me):
-        raise LockError(
-            f"another driver, process {row.pid} on {row.host}, is running this search; "
-            f"if it is dead, its lease ends within {LEASE_S:.0f} s"
-        )
-    with engine.begin() as connection:
-        as_found = (_DRIVERS.c.study == study) & (_DRIVERS.c.holder == (row and row.holder))
+        as_found = (_DRIVERS.c.study == study) & (_DRIVERS.c.holder == row.holder)
         taken = connection.execute(_DRIVERS.update().where(as_found).values(**values)).rowcount
     if taken != 1:
         raise LockError("another driver started this search at the same moment")
+
+
+def _dead_holder(engine: sa.Engine, study: str, me: _Me, note: Callable[[str], None]) -> Any:
+    """Return the study's row once its holder is dead; null: it has given it back."""
+    first = None
+    while True:
+        with engine.begin() as connection:
+            columns = (*_DRIVERS.c, sa.func.now().label("now"))
+            row = connection.execute(sa.select(*columns).where(_DRIVERS.c.study == study)).first()
+        if row is None or not _is_alive(row, me):
+            return row
+        who = f"another driver, process {row.pid} on {row.host}, is running this search"
+        if row.machine == me.machine or (first and first != (row.holder, row.beat)):
+            raise LockError(who)
+        if first is None:
+            first = (row.holder, row.beat)
+            note(f"{who}, or is dead: this shows within {LEASE_S:.0f} s")
+        time.sleep(POLL_S)
 
 
 def _is_alive(row: "sa.Row[tuple[object, ...]]", me: _Me) -> bool:

@@ -419,6 +419,7 @@ def test_resume_of_a_finished_search_runs_and_changes_nothing(
     )
     assert done.code == 0, done
     assert "4 of 4 trials are finished already\n" in done.out
+    assert "nothing was left to do: all that was asked for has ended\n" in done.out
     summary = json.loads(done.last_line)
     assert summary["trials"] == finished.summary["trials"]
     assert summary["best_trial"] == finished.summary["best_trial"]

@@ -205,16 +205,44 @@ def is_taken(study: optuna.Study) -> bool:
 OLD = datetime(2025, 11, 25)
 
 
-def test_a_lease_of_another_machine_ends_when_it_is_not_renewed(study: optuna.Study) -> None:
+def test_a_lease_of_another_machine_is_refused_as_soon_as_it_is_renewed(
+    study: optuna.Study,
+) -> None:
     leave_lease(study, machine="another", host="elsewhere", pid=1)
+    said: list[str] = []
+
+    def renew(line: str) -> None:
+        said.append(line)
+        change_row(study, beat=row_of(study)["beat"] + timedelta(seconds=1))
+
     with (
-        pytest.raises(LockError, match="process 1 on elsewhere"),
-        only_driver(UPath("memory://search"), study),
+        pytest.raises(LockError, match=r"process 1 on elsewhere, is running this search$"),
+        only_driver(UPath("memory://search"), study, renew),
     ):
         pytest.fail("the lease was ignored")
-    now = row_of(study)["beat"]
-    change_row(study, beat=now - timedelta(seconds=lock.LEASE_S + 1))
-    assert is_taken(study)
+    (line,) = said
+    assert line.endswith("is running this search, or is dead: this shows within 60 s")
+
+
+@pytest.mark.parametrize("is_given_back", [False, True])
+def test_a_lease_of_another_machine_is_waited_for_until_it_ends(
+    study: optuna.Study, is_given_back: bool
+) -> None:
+    """As where a batch system moves a search to another node, at once and only once."""
+    leave_lease(study, machine="another", host="elsewhere", pid=1)
+
+    def end(_line: str) -> None:
+        if is_given_back:
+            engine = engine_of(study)
+            assert engine is not None
+            with engine.begin() as connection:
+                connection.execute(lock._DRIVERS.delete())
+        else:  # what the clock does, at once
+            late = timedelta(seconds=lock.LEASE_S + 1)
+            change_row(study, beat=row_of(study)["beat"] - late)
+
+    with only_driver(UPath("memory://search"), study, end):
+        assert row_of(study)["pid"] == os.getpid()
 
 
 @pytest.mark.parametrize(

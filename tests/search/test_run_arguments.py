@@ -904,6 +904,102 @@ def test_database_that_goes_away_for_good_is_one_line_and_the_command_that_resum
     assert said.out.endswith("\npython -m search.run --resume --name again\n")
 
 
+# --- One command, repeated by a machine ----------------------------------------------------------
+
+
+def one_more_trial(search: object, study: optuna.Study, *args: object) -> tuple[str, str]:
+    """Stand for a driver that ends after a trial: the search goes on when it is called again."""
+    trial = study.ask()
+    trial.set_user_attr("config", TrialConfig(lr=0.01).to_dict())
+    trial.set_user_attr("metrics", {"epoch": 1.0, **dict.fromkeys(METRICS, 0.5)})
+    study.tell(trial, 0.5)
+    return "FINISHED" if len(study.trials) == 3 else "KILLED", ""
+
+
+@pytest.fixture
+def repeated(sources: list[str]) -> list[str]:
+    """What a cron line says, with all that a first start may be told."""
+    return [
+        "--resume", "--space", "asked.py", "--name", "again", *sources, "--trials", "3",
+        "--epochs", "2", "--metric", "score", "--seed", "0", "--set", "val_fraction=0.2",
+        "--study", "sqlite:///mine.db", "--experiment", "cron", "--keep-models", "none",
+        "--concurrency", "1", "--gpus-per-trial", "0", "--time-budget", "1h",
+    ]  # fmt: skip
+
+
+def test_one_command_starts_a_search_and_goes_on_with_it_until_nothing_is_left(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, repeated: list[str]
+) -> None:
+    monkeypatch.setattr("search.session._run", one_more_trial)
+    records = []
+    for code in (130, 130, 0):
+        assert main(repeated) == code
+        records.append((folder / "runs/again/search.json").read_bytes())
+    assert records == [records[0]] * 3
+    assert len(optuna.load_study(study_name="again", storage="sqlite:///mine.db").trials) == 3
+
+
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_command_that_is_repeated_starts_anew_where_a_start_failed_before_its_first_trial(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, repeated: list[str], is_killed: bool
+) -> None:
+    def broken(*args: object, **kwargs: object) -> str:
+        raise UserError("no Ray cluster answers there")
+
+    monkeypatch.setattr("search.session._run", broken)
+    if is_killed:  # when it had taken back what makes it a search, and the folder not yet
+        monkeypatch.setattr("search.start.New.remove", lambda self: None)
+    assert main(repeated) == 2
+    assert (folder / "runs/again").exists() == is_killed
+    monkeypatch.setattr("search.session._run", one_more_trial)
+    assert main(repeated) == 130
+
+
+@pytest.mark.parametrize(
+    ("now", "said"),
+    [
+        (["--seed", "1"], "--seed was 0, now it is 1"),
+        (["--metric", "ce_sub"], "--metric was score, now it is ce_sub"),
+        (["--set", "val_fraction=0.3"], "--set val_fraction was 0.2, now it is 0.3"),
+    ],
+)
+def test_command_that_is_repeated_with_another_question_is_refused(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, repeated: list[str],
+    now: list[str], said: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("search.session._run", one_more_trial)
+    assert main(repeated) == 130
+    capsys.readouterr()
+    place = repeated.index(now[0]) + 1
+    other = [*repeated[:place], now[1], *repeated[place + 1 :]]
+    assert mistake(capsys, *other).startswith(f"{said}: the finished trials would not")
+
+
+def test_command_that_is_repeated_with_a_changed_space_file_says_so(
+    capsys: pytest.CaptureFixture[str], folder: Path, monkeypatch: pytest.MonkeyPatch,
+    repeated: list[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr("search.session._run", one_more_trial)
+    line = "asked.py is not the space file of before: new trials follow it as it is now"
+    for text, is_said in ((SPACE, False), (SPACE, False), (SPACE.replace("1e-1", "1.0"), True)):
+        (folder / "asked.py").write_text(text)
+        main(repeated)
+        assert (line in capsys.readouterr().out.splitlines()) == is_said
+
+
+def test_command_that_is_repeated_starts_no_second_search_in_a_study_that_has_one(
+    capsys: pytest.CaptureFixture[str], folder: Path, monkeypatch: pytest.MonkeyPatch,
+    repeated: list[str],
+) -> None:  # fmt: skip
+    """As where the storage is not mounted yet."""
+    monkeypatch.setattr("search.session._run", one_more_trial)
+    assert main(repeated) == 130
+    (folder / "runs").rename(folder / "not mounted")
+    capsys.readouterr()
+    assert main(repeated) == 2
+    assert "already has a study named 'again'" in capsys.readouterr().err
+
+
 # --- What is printed -----------------------------------------------------------------------------
 
 
@@ -943,7 +1039,7 @@ def test_search_that_another_driver_changed_while_a_resume_started_is_not_overwr
     monkeypatch.setattr("search.session.check_samples", changed)
     capsys.readouterr()
     assert main(["--resume", "--name", "asked", "--trials", "9"]) == 2
-    assert "another driver went on with this search while" in capsys.readouterr().err
+    assert "another driver started or went on with this search while" in capsys.readouterr().err
     assert json.loads(file.read_text())["study_name"] == "asked~2"
 
 
