@@ -17,8 +17,9 @@ from results.record import RECORD_FILE
 from results.report.tables import write_tables
 from search.asked import Asked
 from search.cluster.connect import Cluster, connected
-from search.cluster.executor import Job, SearchStoppedError, deadline_after, run_trials
+from search.cluster.executor import SearchStoppedError, deadline_after, run_trials
 from search.cluster.joined import check_address
+from search.cluster.messages import Job
 from search.cluster.nodes import prepared_nodes
 from search.cluster.packing import slots_by_pilot
 from search.cluster.within import read as read_within

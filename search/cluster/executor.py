@@ -3,21 +3,21 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self, assert_never
+from typing import Any, assert_never
 
 import pyarrow.fs
 from upath import UPath
 
 from results.database import STORAGE_ERRORS
-from results.record import SearchRecord, trial_folder
 from search.cluster.connect import Cluster, Node, times
 from search.cluster.messages import (
     Assignment,
     EpochDone,
     Failed,
     Finished,
+    Job,
     Note,
     OutOfMemory,
     Started,
@@ -27,8 +27,6 @@ from search.cluster.settings import ClusterError
 from search.cluster.worker import run_trial
 from search.study.lock import LeaseLostError
 from search.study.study import Study
-from trainable.config import TrialConfig
-from trainable.user_parts import UserParts, current_parts
 
 from ray import tune  # isort: skip  (after search.cluster.settings, which sets what Ray reads)
 from ray.exceptions import OutOfMemoryError  # isort: skip
@@ -49,63 +47,6 @@ class Slots:
     gpus_per_trial: float
     concurrency: int | None
     """Trials at once; null: what fits, also on nodes that join later."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """What every trial of a search is given beside its configuration."""
-
-    folder: UPath
-    """`trials/NNNNN` go here."""
-    data: str
-    novel: str
-    fingerprint: str
-    """Of the data that the driver checked: trials train on no other."""
-    cache: Path
-    """Of decoded images, and of frozen features where the search is fast."""
-    weights: Path | None
-    metric: str = "score"
-    """What a trial's best epoch is best by: the search's first metric."""
-    is_fast: bool = True
-    """As `SearchRecord.is_fast`; a process then serves one trial after another."""
-    parts: UserParts = field(default_factory=UserParts)
-    """The user's own parts."""
-    shipped: Any = None
-    """The data in Ray's object store, where a node does not see them: see `cluster.ship_data`."""
-
-    @classmethod
-    def of(cls, record: SearchRecord, folder: UPath, cache: Path, shipped: Any) -> Self:
-        """Return the job of a search, wherever its workers' working folder is."""
-        return cls(
-            folder=folder.absolute(),
-            data=record.data,
-            novel=record.novel,
-            fingerprint=record.data_fingerprint,
-            cache=cache,
-            shipped=shipped,
-            metric=record.metrics[0],
-            is_fast=record.is_fast,
-            weights=Path(record.weights) if record.weights else None,
-            parts=current_parts(),
-        )
-
-    def assign(self, number: int, config: TrialConfig, slots: Slots) -> Assignment:
-        """Return what the worker of trial `number` needs."""
-        return Assignment(
-            number=number,
-            config=config.to_dict(),
-            folder=trial_folder(self.folder, number),
-            data=self.data,
-            novel=self.novel,
-            fingerprint=self.fingerprint,
-            cache=self.cache,
-            weights=self.weights,
-            metric=self.metric,
-            parts=self.parts,
-            is_fast=self.is_fast,
-            cpus=slots.cpus_per_trial,
-            gpus=slots.gpus_per_trial,
-        )
 
 
 def make_slots(
@@ -301,7 +242,10 @@ class _StudySearcher(_NotPickled, Searcher):
             if trial.config is not None:
                 break
             self._scheduler.count_failure(trial.reason)  # the space failed it
-        return self._job.assign(trial.number, trial.config, self._slots).to_wire()
+        return Assignment(
+            job=self._job, number=trial.number, config=trial.config.to_dict(),
+            cpus=self._slots.cpus_per_trial, gpus=self._slots.gpus_per_trial,
+        ).to_wire()  # fmt: skip
 
     def on_trial_complete(self, trial_id: str, *args: Any, **kwargs: Any) -> None:
         """Do nothing: the scheduler told the study already."""

@@ -1,55 +1,99 @@
 """What driver and worker tell each other of a trial: a type for each kind, parsed on arrival."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 from upath import UPath
 
+from results.record import SearchRecord, trial_folder
 from trainable.epoch import Epoch
-from trainable.user_parts import UserParts
+from trainable.user_parts import UserParts, current_parts
 
 
 @dataclass(frozen=True, kw_only=True)
-class Assignment:
-    """What the driver gives a worker: one trial, and all that it needs to run it."""
+class Job:
+    """What every trial of a search is given beside its configuration."""
 
-    number: int
-    config: Mapping[str, Any]
-    """As `TrialConfig.to_dict` gives it: it can be read once `parts` are in use."""
     folder: UPath
-    """Of the trial."""
+    """`trials/NNNNN` go here."""
     data: str
     novel: str
     fingerprint: str
-    """Of the data that the driver checked."""
+    """Of the data that the driver checked: trials train on no other."""
     cache: Path
+    """Of decoded images, and of frozen features where the search is fast."""
     weights: Path | None
-    metric: str
-    """What the best epoch is best by."""
-    is_fast: bool
-    """As `SearchRecord.is_fast`."""
-    parts: UserParts
-    cpus: float
-    gpus: float
+    metric: str = "score"
+    """What a trial's best epoch is best by: the search's first metric."""
+    is_fast: bool = True
+    """As `SearchRecord.is_fast`; a process then serves one trial after another."""
+    parts: UserParts = field(default_factory=UserParts)
+    """The user's own parts."""
+    shipped: Any = None
+    """The data in Ray's object store, where a node does not see them: see `nodes.ship_data`."""
+
+    @classmethod
+    def of(cls, record: SearchRecord, folder: UPath, cache: Path, shipped: Any) -> Self:
+        """Return the job of a search, wherever its workers' working folder is."""
+        return cls(
+            folder=folder.absolute(),
+            data=record.data,
+            novel=record.novel,
+            fingerprint=record.data_fingerprint,
+            cache=cache,
+            shipped=shipped,
+            metric=record.metrics[0],
+            is_fast=record.is_fast,
+            weights=Path(record.weights) if record.weights else None,
+            parts=current_parts(),
+        )
 
     def to_wire(self) -> dict[str, Any]:
-        """Return it as plain values: they are the trial's configuration to Tune."""
-        return vars(self) | {
-            "config": dict(self.config), "folder": str(self.folder), "cache": str(self.cache),
-            "weights": str(self.weights) if self.weights else None, "parts": self.parts.to_dict(),
+        """Return it as plain values, without what is `shipped`: Ray sends that in its own way."""
+        plain = vars(self) | {
+            "folder": str(self.folder), "cache": str(self.cache), "parts": self.parts.to_dict(),
+            "weights": str(self.weights) if self.weights else None,
         }  # fmt: skip
+        del plain["shipped"]
+        return plain
 
     @classmethod
     def from_wire(cls, wire: Mapping[str, Any]) -> Self:
-        """Return the assignment that `to_wire` gave."""
+        """Return the job that `to_wire` gave."""
         values = dict(wire) | {
             "folder": UPath(wire["folder"]), "cache": Path(wire["cache"]),
             "weights": Path(wire["weights"]) if wire["weights"] else None,
             "parts": UserParts.from_dict(wire["parts"]),
         }  # fmt: skip
         return cls(**values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assignment:
+    """What the driver gives a worker: one trial of a job, and its share of a node."""
+
+    job: Job
+    number: int
+    config: Mapping[str, Any]
+    """As `TrialConfig.to_dict` gives it: it can be read once the job's parts are in use."""
+    cpus: float
+    gpus: float
+
+    @property
+    def folder(self) -> UPath:
+        """Of the trial."""
+        return trial_folder(self.job.folder, self.number)
+
+    def to_wire(self) -> dict[str, Any]:
+        """Return it as plain values: they are the trial's configuration to Tune."""
+        return vars(self) | {"job": self.job.to_wire(), "config": dict(self.config)}
+
+    @classmethod
+    def from_wire(cls, wire: Mapping[str, Any]) -> Self:
+        """Return the assignment that `to_wire` gave."""
+        return cls(**{**wire, "job": Job.from_wire(wire["job"])})
 
 
 @dataclass(frozen=True, kw_only=True)

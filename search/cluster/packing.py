@@ -16,7 +16,8 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from search.cluster.connect import Cluster
-from search.cluster.executor import Job, Slots, make_slots
+from search.cluster.executor import Slots, make_slots
+from search.cluster.messages import Job
 from search.cluster.worker import CONTEXT_BYTES, node_data
 from trainable.config import TrialConfig
 from trainable.data.splits import make_pools

@@ -66,6 +66,7 @@ def run_trial(wire: dict[str, Any], shipped: tuple[Any, ...] = (None,)) -> None:
     failure, which it retries; a trial that raises would raise again.
     """
     assigned = Assignment.from_wire(wire)
+    job = assigned.job
     _prepare_process()
     torch.set_num_threads(max(1, int(assigned.cpus)))
     if not assigned.gpus:
@@ -75,19 +76,17 @@ def run_trial(wire: dict[str, Any], shipped: tuple[Any, ...] = (None,)) -> None:
     _send(Started(host=os.uname().nodename, device=_device()))
     told = Told(str(assigned.folder))
     try:
-        assigned.parts.use()
+        job.parts.use()
         # Only the metrics are kept: the models would outlive the cleaning below.
         metrics = train(
             TrialConfig.from_dict(assigned.config),
-            node_data(
-                assigned.data, assigned.novel, assigned.cache, assigned.fingerprint, *shipped
-            ),
+            node_data(job.data, job.novel, job.cache, job.fingerprint, *shipped),
             _reporting(),
             folder=assigned.folder,
-            cache=assigned.cache,
-            weights=assigned.weights,
-            is_fast=assigned.is_fast,
-            metric=assigned.metric,
+            cache=job.cache,
+            weights=job.weights,
+            is_fast=job.is_fast,
+            metric=job.metric,
             note=lambda line: _send(Note(line=line)),
             within=told.tell,
         ).metrics

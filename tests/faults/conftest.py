@@ -11,7 +11,8 @@ from upath import UPath
 
 from search.cluster import executor
 from search.cluster.connect import connected
-from search.cluster.executor import Job, Slots, run_trials
+from search.cluster.executor import Slots, run_trials
+from search.cluster.messages import Job
 from search.cluster.nodes import ship_data
 from search.space.space import load_space
 from search.study.storage import create_study, open_study

@@ -16,7 +16,7 @@ from upath import UPath
 
 from results.mlflow_store import default_uri
 from results.record import SearchRecord, load_record
-from search.cluster.executor import Job
+from search.cluster.messages import Job
 from search.outcome import resume_command, summary
 from search.plan import Options, plan
 from search.run import _parser, main

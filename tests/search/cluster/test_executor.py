@@ -10,13 +10,13 @@ from upath import UPath
 
 from search.cluster.connect import Cluster, Node
 from search.cluster.executor import (
-    Job,
     Slots,
     _StudyScheduler,
     _StudySearcher,
     deadline_after,
     make_slots,
 )
+from search.cluster.messages import Job
 from search.cluster.settings import ClusterError
 from search.space.space import load_space
 from search.study.study import Study

@@ -12,6 +12,7 @@ from search.cluster.messages import (
     EpochDone,
     Failed,
     Finished,
+    Job,
     Message,
     Note,
     OutOfMemory,
@@ -43,14 +44,16 @@ def test_message_arrives_as_it_was_sent(message: Message) -> None:
 
 @pytest.mark.parametrize("weights", [None, Path("/weights/w.pt")])
 def test_assignment_arrives_as_it_was_sent(weights: Path | None) -> None:
-    assignment = Assignment(
-        number=7, config=TrialConfig(lr=0.5).to_dict(), folder=UPath("memory://runs/a/trials/7"),
-        data="synthetic", novel="cifar100", fingerprint="v2", cache=Path("/cache"),
-        weights=weights, metric="score", is_fast=False, cpus=1.0, gpus=0.25,
+    job = Job(
+        folder=UPath("memory://runs/a"), data="synthetic", novel="cifar100", fingerprint="v2",
+        cache=Path("/cache"), weights=weights, metric="seen_sub", is_fast=False,
         parts=UserParts(files=("mine.py",), sources={"mine.py": "x = 1"}),
     )  # fmt: skip
+    config = TrialConfig(lr=0.5).to_dict()
+    assignment = Assignment(job=job, number=7, config=config, cpus=1.0, gpus=0.25)
     arrived = Assignment.from_wire(json.loads(json.dumps(assignment.to_wire())))
     assert arrived == assignment
+    assert arrived.folder == UPath("memory://runs/a/trials/00007")
     assert TrialConfig.from_dict(arrived.config) == TrialConfig(lr=0.5)
 
 

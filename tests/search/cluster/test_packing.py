@@ -8,7 +8,7 @@ import pytest
 from upath import UPath
 
 from search.cluster.connect import Cluster, Node, connected
-from search.cluster.executor import Job
+from search.cluster.messages import Job
 from search.cluster.packing import PACKINGS, Sample, choose_packing, find_packing, kind_of, pilots
 from search.cluster.worker import CONTEXT_BYTES
 from tests.clusters import ray_cluster

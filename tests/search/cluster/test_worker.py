@@ -11,11 +11,18 @@ import torch
 from upath import UPath
 
 from search.cluster import worker
-from search.cluster.messages import Assignment, Failed, Finished, Message, OutOfMemory, Started
+from search.cluster.messages import (
+    Assignment,
+    Failed,
+    Finished,
+    Job,
+    Message,
+    OutOfMemory,
+    Started,
+)
 from trainable.config import TrialConfig
 from trainable.epoch import Epoch
 from trainable.errors import TrialError
-from trainable.user_parts import UserParts
 
 MIB = 2**20
 
@@ -34,11 +41,11 @@ def events(monkeypatch: pytest.MonkeyPatch) -> list[Message]:
 
 @pytest.fixture
 def wire(tmp_path: Path) -> dict[str, Any]:
-    return Assignment(
-        number=0, config=TrialConfig().to_dict(), folder=UPath(tmp_path), data="", novel="",
-        fingerprint="", cache=tmp_path, weights=None, metric="score", is_fast=True,
-        parts=UserParts(), cpus=1.0, gpus=0.0,
-    ).to_wire()  # fmt: skip
+    job = Job(
+        folder=UPath(tmp_path), data="", novel="", fingerprint="", cache=tmp_path, weights=None
+    )
+    config = TrialConfig().to_dict()
+    return Assignment(job=job, number=0, config=config, cpus=1.0, gpus=0.0).to_wire()
 
 
 def fragmented() -> list[bytes]:
