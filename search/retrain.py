@@ -27,6 +27,7 @@ from trainable.data.dataset import Data, folder_for_images, load_data, same_data
 from trainable.data.splits import make_refit_pools
 from trainable.errors import UserError, typed
 from trainable.novelty.rule import Rule, for_num_classes
+from trainable.novelty.scores.sums import plain
 from trainable.novelty.thresholds import choose_rule
 from trainable.out_of_fold import Rejected, carried_over, pools_of_shares
 from trainable.schema import CONFIG_STEPS, Step, schema_of, stamp, upgraded
@@ -123,10 +124,14 @@ def _rule(folder: UPath, number: int, config: TrialConfig) -> tuple[Rule, Reject
     return rule, Rejected.by(rule, outputs)
 
 
+def _scores(rule: Rule) -> tuple[str, str]:
+    """Return the names of its scores: what standardises the parts of a sum is each seed's own."""
+    return plain(rule.super_score), plain(rule.sub_score)
+
+
 def common_rejected(rules: Sequence[tuple[Rule, Rejected]]) -> Rejected:
     """Return the median shares that the rules with the scores of the first one reject."""
-    scores = (rules[0][0].super_score, rules[0][0].sub_score)
-    alike = [each for rule, each in rules if (rule.super_score, rule.sub_score) == scores]
+    alike = [each for rule, each in rules if _scores(rule) == _scores(rules[0][0])]
     by_superclass = zip(*(each.sub for each in alike), strict=True)
     return Rejected(median(each.super for each in alike), tuple(map(median, by_superclass)))
 
@@ -138,8 +143,7 @@ def common_rule(rules: Sequence[Rule]) -> Rule:
     would follow the one seed whose threshold went astray.
     """
     first = rules[0]
-    scores = (first.super_score, first.sub_score)
-    alike = [rule for rule in rules if (rule.super_score, rule.sub_score) == scores]
+    alike = [rule for rule in rules if _scores(rule) == _scores(first)]
     return replace(
         first,
         tau_super=median(rule.tau_super for rule in alike),
@@ -225,10 +229,8 @@ def _train(
     The learning-rate schedule is that of the trial, ended early where its best epoch was.
     """
     rule, epochs = choice.rule, choice.epochs
-    scores: dict[str, Any] = {
-        "super_novelty_score": rule.super_score,
-        "sub_novelty_score": rule.sub_score,
-    }
+    super_score, sub_score = _scores(rule)
+    scores: dict[str, Any] = {"super_novelty_score": super_score, "sub_novelty_score": sub_score}
     config = replace(choice.config, **scores)
     pools = make_refit_pools(data, config)
     tenths, twentieths = pools_of_shares(data, config) if epochs else ([], [])

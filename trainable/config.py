@@ -153,10 +153,12 @@ class TrialConfig:
     )
     novelty_score: str = key(
         "msp",
-        """How known an image looks, from logits or from features; best: the best of all on the
-        images that choose.""",
+        """How known an image looks, from logits or from features. Of a sum each part counts in
+        deviations from its mean over the known images that choose the threshold. best: the best of
+        all, but for sums, on the images that choose; it stands alone.""",
         scope="head",
         choices=lambda: (*SCORES, BEST),
+        is_sum=True,
     )
     tau_super: float | None = key(
         None, "Superclass threshold on the novelty score; null: calibrated."
@@ -258,6 +260,13 @@ class TrialConfig:
     def _check_decision(self, task: Task) -> None:
         """Check the keys that say when `task` answers novel."""
         score = self.of(task, "novelty_score")
+        parts = score.split("+")
+        for part in parts:
+            if parts.count(part) > 1 or (part == BEST and len(parts) > 1):
+                raise ConfigError(
+                    f"`{self._set_as(task, 'novelty_score')}` is a sum of different scores, or "
+                    f"{BEST} alone, but got {score!r}: drop {part}"
+                )
         if score != BEST and needs_borrowed(score) and self.novel_images == 0:
             raise ConfigError(
                 f"`{self._set_as(task, 'novelty_score')}` {score} needs borrowed images, but "

@@ -180,5 +180,5 @@ def needs_bank(score: str) -> bool:
 
 
 def needs_borrowed(score: str) -> bool:
-    """Return whether a novelty score means something with borrowed images alone."""
-    return bool(getattr(SCORES.named(score), "needs_borrowed", False))
+    """Return whether a novelty score, or a part of it, needs borrowed images to mean anything."""
+    return any(getattr(SCORES.named(part), "needs_borrowed", False) for part in score.split("+"))

@@ -408,7 +408,11 @@ class Trainer:
 
     def _bank_scores(self, model: BranchModel) -> list[str]:
         """Return the scores of features that the config asks for."""
-        names = {self.config.of(task, "novelty_score") for task in model.branch.tasks}
+        names = {
+            part
+            for task in model.branch.tasks
+            for part in self.config.of(task, "novelty_score").split("+")
+        }
         return [name for name in all_of_features() if not names.isdisjoint((name, BEST))]
 
     def _scores(

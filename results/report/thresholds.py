@@ -23,6 +23,7 @@ from results.report.material import Best
 from trainable.config import TASKS, Task
 from trainable.data.splits import LEFT_OUT, NOVEL_SUPER, PSEUDO_NOVEL, SECOND, SEEN
 from trainable.novelty.rule import Rule, acceptance
+from trainable.novelty.scores.sums import plain
 from trainable.novelty.thresholds import Outputs
 
 TAUS = 121
@@ -211,7 +212,7 @@ def _histogram(best: Best, task: Task, taus: Floats) -> tuple[Figure, dict[str, 
         shown = min(max(tau, edges[0]), edges[-1])
         axes.axvline(shown, color=INK, ls="--", lw=1.1, label="its τ" if place == 0 else None)
     axes.set_xlim(edges[0], edges[-1])
-    axes.set_xlabel(f"{name.replace('_', ' ')}: left is novel, right is known")
+    axes.set_xlabel(f"{plain(name).replace('_', ' ')}: left is novel, right is known")
     as_percent(axes.yaxis, "share of the images")
     legend_below(axes)
     figure.draw_without_rendering()

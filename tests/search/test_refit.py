@@ -105,6 +105,12 @@ def test_median_thresholds_are_of_the_seeds_that_use_the_same_scores() -> None:
     ]
     assert common_rule(rules) == make_rule(tau_super=0.3, tau_sub=(0.2, 0.7))
     assert common_rule(rules[3:] + rules[:3]) == rules[3]
+    sums = [
+        make_rule(super_score="msp[0.5,0.1]+knn[-1.0,0.5]", tau_super=-1.0),
+        make_rule(super_score="msp[0.6,0.2]+knn[-1.5,0.4]", tau_super=-2.0),
+        make_rule(super_score="msp[0.6,0.2]+rmds[-1.5,0.4]", tau_super=-9.0),
+    ]
+    assert common_rule(sums) == replace(sums[0], tau_super=-1.5)
 
 
 # --- The command ---------------------------------------------------------------------------------

@@ -122,6 +122,7 @@ def rule_by_hand(data: Data, **changes: Any) -> Rule:
             "known_rejection_sub": 0.3,
         },
         {"fine_tune": "last_1", "novelty_score": "best"},
+        {"fine_tune": "frozen", "novelty_score": "max_logit+rmds", "sub_novelty_score": "gen+knn"},
     ],
     ids=[
         "full",
@@ -132,6 +133,7 @@ def rule_by_hand(data: Data, **changes: Any) -> Rule:
         "rmds",
         "knn of one of two",
         "best",
+        "sums",
     ],
 )
 def test_loaded_classifier_answers_as_the_trial_did(

@@ -325,13 +325,35 @@ def _is_of_a_group(name: str) -> bool:
     )
 
 
+def _own_sum(config: TrialConfig, task: Task) -> list[str]:
+    """Return the score that `config` asks for if it is a sum of others."""
+    return [name] if "+" in (name := config.of(task, "novelty_score")) else []
+
+
+def _scored_by(task: Task, name: str) -> dict[str, Any]:
+    """Return what changes in a config whose `task` is scored by another score."""
+    return {f"{task}_novelty_score": name, f"tau_{task}": None}
+
+
+def _curves_of_score(outputs: Outputs, task: Task, config: TrialConfig) -> dict[str, float]:
+    """Return the mean `task_separation` of the parts, a sum as it was standardised on the other."""
+    names = [config.of(task, "novelty_score")] * (1 + len(outputs.folds))
+    found = []
+    for is_a in (True, False):
+        if _own_sum(config, task):
+            rules = PartRules.choose(outputs, config)
+            judging = [each.judging(a=is_a) for each in (rules, *rules.folds)]
+            names = [each.super_score if task == "super" else each.sub_score for each in judging]
+        found.append(task_separation(outputs.part(a=is_a), task, *names))
+    return mean_metrics(found)
+
+
 def score_table(outputs: Outputs, config: TrialConfig) -> Iterator[dict[str, Any]]:
     """Yield the result of every novelty score, kind of threshold and decision option that could
-    have been chosen after the same training; one task at a time is varied. `tau` is what both parts
-    choose together.
+    have been chosen after the same training, of sums of scores the config's own; one task at a time
+    is varied. `tau` is what both parts choose together.
     """
     outputs = outputs.choosing()
-    parts = [outputs.part(a=is_a) for is_a in (True, False)]
     for task in TASKS:
         rejection = getattr(config, f"known_rejection_{task}") or CONFORMAL_REJECTION
         thresholds = [Threshold(), Threshold(known_rejection=rejection)]
@@ -340,16 +362,14 @@ def score_table(outputs: Outputs, config: TrialConfig) -> Iterator[dict[str, Any
         options = [(config.couple_novel, config.restrict_sub)]
         if task == "sub":
             options = [(couple, restrict) for couple in (False, True) for restrict in (False, True)]
-        for name in available_scores(outputs, task):
+        for name in dict.fromkeys((*available_scores(outputs, task), *_own_sum(config, task))):
             if needs_borrowed(name) and config.novel_images == 0:
                 continue  # no config may ask for it
-            of_folds = [name] * len(outputs.folds)
-            curves = mean_metrics([task_separation(part, task, name, *of_folds) for part in parts])
+            curves = _curves_of_score(outputs, task, replace(config, **_scored_by(task, name)))
             for threshold in thresholds:
                 for couple, restrict in options:
                     changed: dict[str, Any] = {
-                        f"{task}_novelty_score": name,
-                        f"tau_{task}": None,
+                        **_scored_by(task, name),
                         "couple_novel": couple,
                         "restrict_sub": restrict,
                     }

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from trainable.config import Task
+from trainable.novelty.scores import sums
 from trainable.novelty.scores.logits import GEN_GAMMA, GEN_TOP
 from trainable.parts import SCORES, needs_bank
 
@@ -44,11 +45,16 @@ class Response:
     def score(self, task: Task, name: str) -> torch.Tensor:
         """Return how known each image looks to `task`: float64 (N,), higher is more known.
 
-        A score of features that was not computed is NaN.
+        A sum says what its parts are standardised by, see `scores.sums`. A score of features that
+        was not computed is NaN.
         """
         computed = self.super_feature_scores if task == "super" else self.sub_feature_scores
         if name in computed:
             return computed[name]
+        if len(sums.parts_of(name)) > 1:
+            return self.once(
+                ("score", task, name), lambda: sums.total(name, lambda part: self.score(task, part))
+            )
         if needs_bank(name):
             return torch.full((len(self.super_logits),), torch.nan, dtype=torch.float64)
         return self.once(("score", task, name), lambda: novelty_score(self.logits(task), name))
@@ -105,7 +111,7 @@ class Rule:
     """How a response becomes an answer. Nothing is trained for it, so it can be chosen after."""
 
     super_score: str
-    """Novelty score of the superclass, one of `parts.SCORES`."""
+    """Novelty score of the superclass: one of `parts.SCORES`, or a sum, see `scores.sums`."""
     sub_score: str
     """Novelty score of the subclass."""
     tau_super: float
@@ -139,9 +145,11 @@ def for_num_classes(rule: Rule, before: int, after: int) -> Rule:
     subclasses, five draws: a threshold that rejects 5% of the known images rejects 4.3%, and 11%
     as it was. msp 5.6%, max_logit 7.5% and energy 7.9% are no such sums, and are kept.
     """
-    if rule.sub_score != "gen":
+    if "gen" not in (parts := sums.parts_of(rule.sub_score)):
         return rule
     scale = (min(after, GEN_TOP) / min(before, GEN_TOP)) ** (1 - GEN_GAMMA)
+    if len(parts) > 1:  # what it counts in changes instead
+        return replace(rule, sub_score=sums.rescaled(rule.sub_score, "gen", scale))
     return replace(rule, tau_sub=tuple(tau * scale for tau in rule.tau_sub))
 
 

@@ -18,6 +18,7 @@ from trainable.novelty.rule import (
     decide,
     harmonic_mean,
 )
+from trainable.novelty.scores.sums import standardised
 from trainable.parts import SCORES
 
 
@@ -222,6 +223,12 @@ def scores_of(response: Response, task: Task, config: TrialConfig) -> tuple[str,
     return available_scores(response, task) if name == BEST else (name,)
 
 
+def _standardised(images: Outputs, task: Task, name: str) -> str:
+    """Return the score's name, of a sum with what the known ones of `images` standardise it by."""
+    known = images.is_known(task)
+    return standardised(name, lambda part: images.score(task, part)[known])
+
+
 def available_scores(response: Response, task: Task) -> tuple[str, ...]:
     """Return the novelty scores that `response` has; of features those that were computed."""
     return tuple(name for name in SCORES if not response.score(task, name).isnan().any())
@@ -245,7 +252,8 @@ def _choices(
     correct = (answer == images.target(task)) & ~rejected_N
     num_superclasses = images.super_logits.shape[1] - 1
     superclass = images.super_of_sub[likeliest_known] if task == "sub" else None
-    for name in scores_of(images, task, config):
+    for plain_name in scores_of(images, task, config):
+        name = _standardised(images, task, plain_name)
         score = acceptance(images, task, name, restrict_sub=restrict_sub)
         score = score.masked_fill(rejected_N, -torch.inf)
         tau = threshold.find(score, correct, known, images.kind)

@@ -45,6 +45,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"tau_sub_per_superclass": True},
     {"couple_novel": True, "restrict_sub": True},
     {"novelty_score": BEST, "known_rejection_sub": 0.1, "tau_sub_per_superclass": True},
+    {"novelty_score": "max_logit+rmds", "couple_novel": True},
 ]
 
 
