@@ -4,13 +4,35 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Self, TextIO
 
 INTERRUPTED = 130
 """Exit code of a search that somebody stopped."""
 ANSWER = "stopping after this step; again stops now"
 _SHOW_CURSOR = "\x1b[?25h"
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Have SIGTERM raise KeyboardInterrupt, as Ctrl-C does: a batch system ends a command by it.
+
+    Ray takes SIGTERM for itself while it starts, and leaves by SystemExit: that is one, too.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGTERM)
+    if is_main:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except SystemExit as left:
+        if left.code == signal.SIGTERM:
+            raise KeyboardInterrupt from left
+        raise
+    finally:
+        if is_main:
+            signal.signal(signal.SIGTERM, before)
 
 
 class Interrupts:

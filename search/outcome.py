@@ -3,6 +3,8 @@
 import json
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TextIO
 
 import pandas as pd
@@ -155,6 +157,17 @@ def summary(
         },
         "wall_s": round(wall_s, 1),
     }
+
+
+@contextmanager
+def resumable(options: Options, record: SearchRecord, folder: UPath) -> Iterator[None]:
+    """Have a KeyboardInterrupt say how to go on, where there is a search to go on with."""
+    try:
+        yield
+    except KeyboardInterrupt as stopped:
+        if (folder / RECORD_FILE).exists():
+            raise KeyboardInterrupt(resume_command(options, record)) from stopped
+        raise
 
 
 def resume_command(options: Options, record: SearchRecord) -> str:

@@ -1,5 +1,6 @@
 """python -m search.refit: the best configuration, every class, as a registered model."""
 
+import argparse
 import shlex
 import sys
 
@@ -10,6 +11,7 @@ from results.options import add_experiment, add_stores, check_stores
 from results.record import SearchRecord, load_record, run_folder
 from results.terminal import plain_console
 from search.champion import CHAMPION
+from search.interrupts import INTERRUPTED, terminable
 from search.registration import Registration
 from search.retrain import Choice, choose, refit_data, retrain, say_promise
 from trainable.data.dataset import Data
@@ -29,6 +31,15 @@ def main(argv: list[str] | None = None) -> int:
     add_experiment(parser.add_argument)
     parser.add_argument("--trial", type=int, metavar="N", help="its number (default: the best)")
     args = parser.parse_args(argv)
+    try:
+        with terminable():
+            return _refit(args)
+    except KeyboardInterrupt:
+        print("interrupted: repeat the command to go on", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _refit(args: argparse.Namespace) -> int:
     keep_freed_memory()
     console = plain_console()
     try:

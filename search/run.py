@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from results.options import add_experiment, add_stores, check_stores, place
+from search.interrupts import INTERRUPTED, terminable
 from search.shipped import shipped, space_file
 from trainable.config import parse_settings
 from trainable.errors import Parser, UserError, nearest, typed
@@ -21,19 +22,23 @@ def main(argv: list[str] | None = None) -> int:
     """Run a search; return the exit code: 0 done, 1 failed, 2 a mistake, 130 stopped."""
     args = _parser().parse_args(argv)
     try:
-        # Imported late: --help and mistakes in the arguments should not wait for Ray and MLflow.
-        options = _options(args)
-        _say_what_it_waits_for(options)
-        from search.plan import Options
-        from search.session import run_search
+        with terminable():
+            # Imported late: --help and mistakes should not wait for Ray and MLflow.
+            options = _options(args)
+            _say_what_it_waits_for(options)
+            from search.plan import Options
+            from search.session import run_search
 
-        return run_search(Options(**options))
+            return run_search(Options(**options))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("interrupted before the first trial: there is nothing to resume", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stopped:
+        nothing = "interrupted before the first trial: there is nothing to resume"
+        again = "interrupted: repeat the command to go on" if args.resume else nothing
+        is_told = stopped.args and not args.json
+        print(stopped if stopped.args else again, file=sys.stdout if is_told else sys.stderr)
+        return INTERRUPTED
 
 
 def called(

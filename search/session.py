@@ -30,6 +30,7 @@ from search.outcome import (
     finish,
     introduce,
     looked_at,
+    resumable,
     resume_command,
     shown_on,
     slots_line,
@@ -60,7 +61,10 @@ def run_search(options: Options) -> int:
     options = settled(options)
     planned_on = recorded(options)
     record, space, folder = plan(options, default_uri())
-    with folder_for_images(Path(record.cache) if record.cache else None) as cache:
+    with (
+        resumable(options, record, folder),
+        folder_for_images(Path(record.cache) if record.cache else None) as cache,
+    ):
         console.print("reading the images")
         data = load_data(record.data, record.novel, cache, note=console.print)
         record = check_data(record, data, options.resume, console.print)
@@ -132,9 +136,11 @@ def _run(
         raise
     tables = write_tables(folder, trials_frame(folder, record), record)
     console.print("waiting for MLflow to have everything")
-    if not tracker.close(status, tables, within_s=5 if interrupts.requested() else 60):
+    if not tracker.close(status, tables, is_hurried=interrupts.requested):
         resume = resume_command(search.options, record)
         console.print(f"MLflow has not got everything yet; this sends the rest: {resume}")
+        if interrupts.requested():
+            status = "KILLED"  # the same command sends it, and then exits 0
     return status, tracker.page
 
 

@@ -44,6 +44,7 @@ from trainable.urls import public
 RETRY_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 """Seconds between attempts while the server does not answer."""
 CLOSE_S = 60.0
+HURRY_S = 5.0
 """How long the end of a search waits for what is not sent yet."""
 _MODEL_FOLDER = "best"
 """Of a trial's artifacts: the model of its best epoch."""
@@ -225,20 +226,28 @@ class Tracker:
             self._pending[trial.number] = trial
             self._changed.notify()
 
-    def close(self, status: str, artifacts: list[UPath], *, within_s: float = CLOSE_S) -> bool:
+    def close(
+        self, status: str, artifacts: list[UPath], *, within_s: float = CLOSE_S,
+        is_hurried: Callable[[], bool] = lambda: False,
+    ) -> bool:  # fmt: skip
         """Send the rest and end the parent run; return whether everything arrived.
 
         Args:
             status: FINISHED, FAILED, or KILLED: then runs still RUNNING are KILLED, too.
             artifacts: Files for the parent run.
             within_s: How long to try, in seconds.
+            is_hurried: Whether somebody asked to stop by now: then `HURRY_S` are all there is.
         """
         with self._changed:
             self._end = _End(status, tuple(artifacts))
             self._is_closing = True
             self._changed.notify()
-        if self._thread.is_alive():
-            self._thread.join(within_s)
+        start_s = time.monotonic()
+        while self._thread.is_alive():
+            limit_s = min(within_s, HURRY_S) if is_hurried() else within_s
+            if (left_s := start_s + limit_s - time.monotonic()) <= 0:
+                break
+            self._thread.join(min(left_s, 0.1))
         self.abandon()
         return self._has_arrived
 

@@ -464,6 +464,8 @@ def test_interrupted_and_then_terminated_search_says_how_to_go_on_and_is_finishe
 
     resume = shlex.split(done.last_line)
     assert resume.pop(0) == "python"
+    over = run(folder, *resume, "--time-budget", "1s")  # over before the first of them goes on
+    assert (over.code, over.last_line) == (130, done.last_line), over
     done = run(folder, *resume)
     assert done.code == 0, done
     assert_mlflow_mirrors_the_study(folder, "tiny", 8)

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from search.interrupts import Interrupts
+from search.interrupts import Interrupts, terminable
 from tests.commands import ROOT, run
 
 
@@ -18,6 +18,17 @@ def test_first_signal_asks_and_the_handler_of_before_comes_back() -> None:
         os.kill(os.getpid(), signal.SIGINT)
         assert interrupts.requested()
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_sigterm_interrupts_as_ctrl_c_does_also_where_ray_took_it() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), terminable():
+        os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), terminable():
+        sys.exit(signal.SIGTERM)  # what Ray's handler does
+    with pytest.raises(SystemExit), terminable():
+        sys.exit(2)
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_first_signal_is_answered_at_once() -> None:

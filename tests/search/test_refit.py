@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -348,3 +349,11 @@ def test_refit_of_the_built_in_data_says_what_was_promised_and_what_its_test_sho
     assert f"unseen_super {written['metrics']['unseen_super']:.3f}" in found
     assert written["counts"]["images"] == len((data / "test_data.csv").read_text().splitlines()) - 1
     assert promise_of(Classifier.load(target).info) == promise
+
+
+def test_refit_that_is_terminated_says_how_to_go_on(
+    search: Search, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("search.refit.choose", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    assert main(["--name", search.folder.name, "--storage", str(search.folder.parent)]) == 130
+    assert capsys.readouterr().err == "interrupted: repeat the command to go on\n"

@@ -2,13 +2,16 @@
 
 import importlib
 import json
+import os
 import re
 import shlex
 import shutil
+import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -985,6 +988,48 @@ def test_command_that_is_repeated_with_a_changed_space_file_says_so(
         (folder / "asked.py").write_text(text)
         main(repeated)
         assert (line in capsys.readouterr().out.splitlines()) == is_said
+
+
+def terminated(*_: object, **__: object) -> Any:
+    """Stand for a step at which a batch system ends the command."""
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("step", ["load_data", "check_samples", "study_of", "ray"])
+def test_sigterm_before_the_first_trial_leaves_nothing_and_the_command_can_be_repeated(
+    capsys: pytest.CaptureFixture[str], folder: Path, monkeypatch: pytest.MonkeyPatch,
+    repeated: list[str], step: str,
+) -> None:  # fmt: skip
+    with monkeypatch.context() as patch:
+        if step == "ray":
+            patch.setattr("search.session._run", terminated_by_rays_handler)
+        else:
+            patch.setattr(f"search.session.{step}", terminated)
+        assert main(repeated) == 130
+    assert capsys.readouterr().err == "interrupted: repeat the command to go on\n"
+    assert not (folder / "runs").exists()
+    monkeypatch.setattr("search.session._run", one_more_trial)
+    assert main(repeated) == 130
+
+
+def terminated_by_rays_handler(*_: object) -> Any:
+    """Stand for a SIGTERM while Ray starts, when it has taken the signal for itself."""
+    sys.exit(signal.SIGTERM)
+
+
+@pytest.mark.parametrize("step", ["load_data", "finish"])
+def test_sigterm_to_a_search_that_has_trials_ends_with_the_command_that_resumes(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, repeated: list[str],
+    step: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("search.session._run", one_more_trial)
+    assert main(repeated) == 130
+    after_budget = capsys.readouterr().out.splitlines()[-1]
+    monkeypatch.setattr(f"search.session.{step}", terminated)
+    assert main(repeated) == 130
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == after_budget
+    assert last.startswith("python -m search.run --resume --name again")
 
 
 def test_command_that_is_repeated_starts_no_second_search_in_a_study_that_has_one(
