@@ -249,7 +249,7 @@ class Trainer:
             for superclass in () if self.fold_trainers else self.folds:
                 batch = batches[superclass]
                 if batch.place is not None and len(batch.place):
-                    seen = pooled[batch.place]
+                    seen = pooled.index_select(0, batch.place)  # faster than pooled[...]
                     logits = model.classify(seen, superclass)
                     of_folds = of_folds + self._loss(seen, logits, superclass, batch)
             yield loss, of_folds
@@ -299,7 +299,7 @@ class Trainer:
             )
         if batch.mixed is not None:
             wanted = batch.mixed.of(wanted)
-        return wanted if batch.place is None else wanted[batch.place]
+        return wanted if batch.place is None else wanted.index_select(0, batch.place)
 
     @torch.no_grad()
     def _average(self) -> None:

@@ -28,6 +28,10 @@ depend on which others were asked for with it."""
 RESIDENT_FRACTION = 0.25
 """Of a process's free memory on a GPU: images or features up to this size are kept there."""
 
+JOINED_BYTES = 2**27
+"""Stored features of a view up to this size are read into a process's memory: to pick a batch from
+several files takes several times as long."""
+
 PLAIN_VIEW = 0
 """The image as it is; views from 1 up are augmented."""
 
@@ -148,11 +152,13 @@ class FeatureInputs:
 
     def training(self, rows: torch.Tensor) -> torch.Tensor:
         """Return this epoch's features (N, ...)."""
+        if self._num_views == 1:
+            return self.plain(rows)
         return self._gather(rows, self._view_of_row[rows])
 
     def plain(self, rows: torch.Tensor) -> torch.Tensor:
         """Return the features of the images as they are (N, ...)."""
-        return self._gather(rows, torch.full_like(rows, PLAIN_VIEW))
+        return self._of_view(PLAIN_VIEW, rows).to(self._model.mean.device, non_blocking=True)
 
     def once(
         self, what: str, inputs: Sequence[torch.Tensor], compute: Callable[[], torch.Tensor]
@@ -202,8 +208,10 @@ def _resident(values: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def _resident_parts(parts: list[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
-    """Return `parts` joined on `device` where they take a small part of its free memory."""
-    if not _is_small(sum(part.nbytes for part in parts), device):
+    """Return `parts` joined on `device` where they take a small part of its memory."""
+    num_bytes = sum(part.nbytes for part in parts)
+    is_joined = num_bytes <= JOINED_BYTES if device.type == "cpu" else _is_small(num_bytes, device)
+    if not is_joined:
         return parts
     return [torch.cat([part.to(device) for part in parts])]
 
@@ -228,7 +236,7 @@ def _pick(values: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
 def _pick_from(parts: list[torch.Tensor], rows: torch.Tensor) -> torch.Tensor:
     """Return `torch.cat(parts)[rows]`."""
     if len(parts) == 1:
-        return _pick(parts[0], rows)
+        return parts[0].index_select(0, rows.to(parts[0].device, non_blocking=True))
     features = parts[0].new_empty(len(rows), *parts[0].shape[1:])
     size = len(parts[0])  # of all but the last
     order = rows.argsort(stable=True)

@@ -296,9 +296,11 @@ def test_features_do_not_depend_on_what_was_asked_with_them(
     assert torch.equal(*results)
 
 
+@pytest.mark.parametrize("joined_bytes", [0, inputs_module.JOINED_BYTES])
 def test_more_images_than_a_batch_or_a_file_takes_are_all_computed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, joined_bytes: int
 ) -> None:
+    monkeypatch.setattr(inputs_module, "JOINED_BYTES", joined_bytes)
     monkeypatch.setitem(inputs_module.FORWARD_BATCH, "cpu", 30)
     monkeypatch.setattr(feature_files, "ROWS_PER_FILE", 50)
     for rows in (ALL[110:], ALL):  # of the last file alone; then of all
@@ -308,6 +310,9 @@ def test_more_images_than_a_batch_or_a_file_takes_are_all_computed(
     assert model.rows == ALL[:110].tolist()
     assert len(list(tmp_path.rglob("*.npy"))) == 3
     torch.testing.assert_close(inputs.plain(ALL), expected_features(ALL))
+    assert len(inputs._cached[0]) == (1 if joined_bytes else 3)
+    mixed = ALL.flip(0)[::7].repeat(2)
+    torch.testing.assert_close(inputs.training(mixed), expected_features(mixed))
 
 
 def test_rows_asked_for_nothing_are_no_problem(tmp_path: Path) -> None:
