@@ -139,16 +139,9 @@ def choose_rule(
     images = outputs.choosing()
     super_threshold = super_threshold or Threshold.of(config, "super")
     sub_threshold = sub_threshold or Threshold.of(config, "sub")
-    nothing = torch.zeros(len(images.rows), dtype=torch.bool)
-    super_score, tau_super = max(
-        _choices(images, "super", config, super_threshold, nothing), key=lambda each: each[0]
-    )[1:]
-    rejected = nothing
-    if config.couple_novel:
-        rejected = ~(acceptance(images, "super", super_score) >= tau_super[0])
-    sub_score, tau_sub = max(
-        _choices(images, "sub", config, sub_threshold, rejected), key=lambda each: each[0]
-    )[1:]
+    super_score, tau_super = _best_choice(images, "super", config, super_threshold, None)
+    coupled = (super_score, tau_super[0]) if config.couple_novel else None
+    sub_score, tau_sub = _best_choice(images, "sub", config, sub_threshold, coupled)
     return Rule(
         super_score=super_score,
         sub_score=sub_score,
@@ -232,6 +225,39 @@ def _standardised(images: Outputs, task: Task, name: str) -> str:
 def available_scores(response: Response, task: Task) -> tuple[str, ...]:
     """Return the novelty scores that `response` has; of features those that were computed."""
     return tuple(name for name in SCORES if not response.score(task, name).isnan().any())
+
+
+def _best_choice(
+    images: Outputs,
+    task: Task,
+    config: TrialConfig,
+    threshold: Threshold,
+    coupled: tuple[str, float] | None,
+) -> tuple[str, tuple[float, ...]]:
+    """Return the score and taus of the highest harmonic mean.
+
+    Many rules differ in the other task alone, so what they have in common is found once.
+
+    Args:
+        images: Those that choose.
+        task: Whose rule.
+        config: Its scores and options.
+        threshold: How tau is found.
+        coupled: Score and tau of the superclass, where what it calls novel is novel here too.
+    """
+
+    def compute() -> tuple[str, tuple[float, ...]]:
+        rejected = torch.zeros(len(images.rows), dtype=torch.bool)
+        if coupled is not None:
+            score, tau = coupled
+            rejected = ~(acceptance(images, "super", score) >= tau)
+        choices = _choices(images, task, config, threshold, rejected)
+        return max(choices, key=lambda each: each[0])[1:]
+
+    # All of the config that `_choices` reads.
+    names = scores_of(images, task, config)
+    options = (config.restrict_sub, config.tau_sub_per_superclass) if task == "sub" else ()
+    return images.once(("choice", task, names, options, threshold, coupled), compute)
 
 
 def _choices(

@@ -54,6 +54,29 @@ def accepted_by(response: Outputs, rule_score: str, task: Any, restrict: bool) -
     return acceptance(response, task, rule_score, restrict_sub=restrict)
 
 
+@pytest.mark.parametrize(
+    "threshold", [Threshold(), Threshold(known_rejection=0.1), Threshold(tau=0.5)], ids=str
+)
+def test_rule_does_not_depend_on_what_was_asked_of_the_same_images_before(
+    threshold: Threshold,
+) -> None:
+    """What rules have in common is found once; nothing else may be."""
+    asked = make_outputs()
+    configs = [
+        TrialConfig(**{**options, **more})
+        for options in OPTIONS
+        for more in ({}, {"couple_novel": True}, {"restrict_sub": True})
+    ]
+    seen = set()
+    for config in configs:
+        for task in TASKS:
+            given = {f"{task}_threshold": threshold}
+            rule = choose_rule(asked, config, **given)
+            assert rule == choose_rule(make_outputs(), config, **given)
+            seen.add(rule)
+    assert len(seen) > len(OPTIONS)
+
+
 # --- Which images choose ----------------------------------------------------------------------
 
 
