@@ -95,7 +95,7 @@ def _run_alone(search: Asked, start_s: float) -> int:
             interrupts = Interrupts(resume, shown_on(options), search.console.print)
             with taken_back(study, new), interrupts:
                 record = with_repeats(record, folder, options)
-                retold = with_distributions(study, search.space.distributions)
+                retold = with_distributions(study, search.space.distributions, search.space.metrics)
                 record = replace(record, study_name=retold.study_name)
                 search.space.save(folder, record.space_file)
                 record.save(folder)

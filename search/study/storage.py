@@ -1,7 +1,8 @@
 """Studies in a database, by Optuna: created, opened, and told anew with other choices."""
 
 import itertools
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 
 import optuna
 from optuna.distributions import BaseDistribution, check_distribution_compatibility
@@ -42,12 +43,21 @@ def create_study(url: str, name: str, metrics: tuple[str, ...]) -> optuna.Study:
             ) from None
     except STORAGE_ERRORS as error:
         raise _unreadable(url, error) from error
-    return _stamped(study)
+    return _named(_stamped(study), metrics)
 
 
 def _stamped(study: optuna.Study) -> optuna.Study:
     for key, value in stamp().items():
         study.set_user_attr(key, value)
+    return study
+
+
+def _named(study: optuna.Study, metrics: Sequence[str]) -> optuna.Study:
+    """Return `study`, its objectives named for those who look at it, as optuna-dashboard does."""
+    if study.metric_names != [*metrics]:
+        with warnings.catch_warnings():  # since Optuna 3.2, and in 5 still called experimental
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study.set_metric_names([*metrics])
     return study
 
 
@@ -78,10 +88,10 @@ def delete_study(study: optuna.Study) -> bool:
 
 
 def with_distributions(
-    study: optuna.Study, distributions: Mapping[str, BaseDistribution]
+    study: optuna.Study, distributions: Mapping[str, BaseDistribution], metrics: Sequence[str]
 ) -> optuna.Study:
     """Return `study`, or a copy of it under a new name if its parameters' choices have changed or
-    an earlier version stored its trials in another form.
+    an earlier version stored its trials in another form. Its objectives bear their names.
 
     Optuna refuses a parameter whose choices differ from those of earlier trials, so a space with
     a new choice needs the earlier trials told anew: same numbers, states and values, with the
@@ -96,14 +106,14 @@ def with_distributions(
         for name, distribution in distributions.items()
         if name in trial.distributions
     ):
-        return study
+        return _named(study, metrics)
     storage = storage_of(study)
     taken = {summary.study_name for summary in optuna.get_all_study_summaries(storage)}
     base = study.study_name.partition("~")[0]
     name = next(each for n in itertools.count(2) if (each := f"{base}~{n}") not in taken)
     retold = optuna.create_study(storage=storage, study_name=name, directions=study.directions)
     retold.add_trials([_retold(trial, distributions, schema) for trial in trials])
-    return _stamped(retold)
+    return _named(_stamped(retold), metrics)
 
 
 def _is_compatible(old: BaseDistribution, new: BaseDistribution) -> bool:

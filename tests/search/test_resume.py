@@ -51,7 +51,7 @@ def study(url: str) -> optuna.Study:
 
 def test_wider_ranges_go_on_in_the_same_study(study: optuna.Study) -> None:
     wider = {"lr": FloatDistribution(0.01, 10.0)}
-    assert with_distributions(study, wider) is study
+    assert with_distributions(study, wider, ("score",)) is study
     assert 0.01 <= study.ask().suggest_float("lr", 0.01, 10.0) <= 10.0
 
 
@@ -59,7 +59,7 @@ def test_a_new_choice_keeps_every_trial_with_its_number_state_and_values(
     study: optuna.Study,
 ) -> None:
     more = {"head": CategoricalDistribution(["linear", "cosine", "mlp"])}
-    copy = with_distributions(study, more)
+    copy = with_distributions(study, more, ("score",))
     assert copy.study_name == "s~2"
     for old, new in zip(study.trials, copy.trials, strict=True):
         assert (new.number, new.state, new.values) == (old.number, old.state, old.values)
@@ -74,7 +74,7 @@ def test_a_removed_choice_is_forgotten_by_the_sampler_but_not_by_the_trial(
 ) -> None:
     chosen = study.trials[0].params["head"]
     other = "cosine" if chosen == "linear" else "linear"
-    copy = with_distributions(study, {"head": CategoricalDistribution([other, "mlp"])})
+    copy = with_distributions(study, {"head": CategoricalDistribution([other, "mlp"])}, ("score",))
     assert "head" not in copy.trials[0].params
     assert copy.trials[0].params["lr"] == study.trials[0].params["lr"]
     assert copy.trials[0].value == 0.5
@@ -83,7 +83,7 @@ def test_a_removed_choice_is_forgotten_by_the_sampler_but_not_by_the_trial(
 def test_a_copy_left_by_a_killed_resume_is_not_overwritten(study: optuna.Study, url: str) -> None:
     create_study(url, "s~2", ("score",))
     more = {"head": CategoricalDistribution(["linear", "cosine", "mlp"])}
-    assert with_distributions(study, more).study_name == "s~3"
+    assert with_distributions(study, more, ("score",)).study_name == "s~3"
 
 
 def test_a_start_that_was_killed_before_its_first_trial_can_start_again(url: str) -> None:

@@ -710,6 +710,19 @@ def test_study_without_trials_that_a_killed_start_left_is_taken(tmp_path: Path) 
         create_study(url, "asked", ("ce_sub",))
 
 
+def test_objectives_bear_their_names_also_in_a_study_of_before(tmp_path: Path) -> None:
+    """As optuna-dashboard shows them; a study of before has none until it is resumed."""
+    url, metrics = f"sqlite:///{tmp_path / 'study.db'}", ("score", "ce_sub")
+    assert create_study(url, "asked", metrics).metric_names == [*metrics]
+    assert optuna.load_study(storage=url, study_name="asked").metric_names == [*metrics]
+    before = optuna.create_study(storage=url, study_name="before", directions=["maximize"])
+    for key, value in stamp().items():
+        before.set_user_attr(key, value)
+    assert open_study(url, "before").metric_names is None, "to read it changes nothing"
+    assert with_distributions(open_study(url, "before"), {}, ("score",)).study_name == "before"
+    assert open_study(url, "before").metric_names == ["score"]
+
+
 def test_study_that_is_not_there_is_named(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'study.db'}"
     create_study(url, "asked", ("score",))
@@ -747,7 +760,7 @@ def test_resume_with_another_choice_keeps_every_trial(load: Loader, url: str | N
     text = TEXT.replace('["two_heads", "two_models"]', '["two_models"]')
     wider = load(text, num_trials=12)
     ran = [(t.datetime_start, t.datetime_complete) for t in memory.optuna.get_trials()]
-    study = with_distributions(memory.optuna, wider.distributions)
+    study = with_distributions(memory.optuna, wider.distributions, wider.metrics)
     assert study.study_name == "asked~2"
     assert [(t.datetime_start, t.datetime_complete) for t in study.get_trials()] == ran
     resumed_study = Study(study, wider, seed=0, observers=[])
@@ -765,7 +778,9 @@ def test_resume_with_a_wider_range_needs_no_copy(load: Loader) -> None:
     memory = Memory(load(num_trials=6), None)
     run_search(memory, slots=1, is_killed_often=False)
     wider = load(TEXT.replace("1e-5, 0.1", "1e-6, 1.0"))
-    assert with_distributions(memory.optuna, wider.distributions).study_name == "asked"
+    assert (
+        with_distributions(memory.optuna, wider.distributions, wider.metrics).study_name == "asked"
+    )
 
 
 def test_trial_left_running_is_handed_out_after_a_resume_with_another_choice(
@@ -776,7 +791,7 @@ def test_trial_left_running_is_handed_out_after_a_resume_with_another_choice(
     given = [study.next() for _ in range(4)]
     study.report(3, scored(1, 0.9))
     other = load(TEXT.replace('["two_heads", "two_models"]', '["two_models"]'), num_trials=6)
-    copy = with_distributions(memory.optuna, other.distributions)
+    copy = with_distributions(memory.optuna, other.distributions, other.metrics)
     again = Study(copy, other, seed=0, observers=[])
     handed_out = [again.next() for _ in range(4)]
     assert [trial.config for trial in handed_out if trial] == [t.config for t in given if t]
@@ -886,7 +901,7 @@ def test_repeats_keep_their_mark_when_a_new_choice_moves_the_study(
     memory.repeats = repeats_of(trials, [0], seeds=2)
     after = run_search(memory, slots=1, is_killed_often=False)
     more = load(TEXT.replace('["two_heads", "two_models"]', '["two_models"]'), num_trials=3)
-    retold = with_distributions(memory.optuna, more.distributions)
+    retold = with_distributions(memory.optuna, more.distributions, more.metrics)
     assert retold.study_name != "asked"
     again = Study(retold, more, seed=0, observers=[], repeats=memory.repeats)
     assert again.trials == after
@@ -925,7 +940,7 @@ def test_trial_that_a_new_choice_left_without_parameters_is_hidden_from_the_samp
     memory = Memory(load(text.format(3, ["adam"])), None)
     run_search(memory, slots=1, is_killed_often=False)
     later = load(text.format(30, ["adamw"]))
-    retold = with_distributions(memory.optuna, later.distributions)
+    retold = with_distributions(memory.optuna, later.distributions, later.metrics)
     assert [trial.params for trial in retold.get_trials()] == [{}] * 3
     trial = retold.ask()
     trial.suggest_categorical("optimizer", ["adamw"])
@@ -1082,10 +1097,10 @@ def test_study_without_a_schema_goes_on_as_a_copy_in_todays(load: Loader, tmp_pa
                 user_attrs={"config": config, "metrics": {"score": 0.5}},
             )
         )
-    new = with_distributions(open_study(url, "asked"), space.distributions)
+    new = with_distributions(open_study(url, "asked"), space.distributions, space.metrics)
     assert (new.study_name, new.user_attrs["schema"]) == ("asked~2", SCHEMA)
     assert "left_out" not in old.trials[0].user_attrs["config"], "the old one is as it was"
     trials = Study(new, space, seed=0, observers=[]).trials
     assert [trial.state for trial in trials.values()] == ["COMPLETE", "RUNNING"]
     assert [trial.config.left_out for trial in trials.values()] == ["none", "none"]
-    assert with_distributions(new, space.distributions) is new
+    assert with_distributions(new, space.distributions, space.metrics) is new
