@@ -218,7 +218,7 @@ def label_points(axes: Axes, places: Sequence[tuple[float, float]], labels: Sequ
 def laid_out(figure: Figure) -> Figure:
     """Return a figure whose layout is found once for all formats: it takes longer than drawing."""
     figure.draw_without_rendering()
-    figure.set_layout_engine("none")
+    figure.set_layout_engine(None)  # "none" leaves a placeholder, and each format is drawn twice
     return figure
 
 
