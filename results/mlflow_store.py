@@ -2,7 +2,8 @@
 
 import fcntl
 import os
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
@@ -19,6 +20,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Experiment
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
+from upath import UPath
 
 from results.record import absolute_url
 from trainable.errors import UserError, reason_of
@@ -149,3 +151,17 @@ def runs_page(uri: str, experiment_id: str, search_id: str) -> str:
     server = public(uri).rstrip("/") if uri.startswith("http") else "http://127.0.0.1:5000"
     query = quote(f"tags.search_id = '{search_id}'")
     return f"{server}/#/experiments/{experiment_id}/runs?searchFilter={query}"
+
+
+@contextmanager
+def local_copies(files: Sequence[UPath]) -> Iterator[list[Path]]:
+    """Give paths that MLflow can upload: the files, or copies of those in an object store."""
+    with tempfile.TemporaryDirectory() as scratch:
+        copies = []
+        for file in files:
+            if isinstance(file, Path):
+                copies.append(Path(file))
+            else:
+                copies.append(Path(scratch) / file.name)
+                copies[-1].write_bytes(file.read_bytes())
+        yield copies

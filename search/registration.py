@@ -14,11 +14,10 @@ from mlflow.types import ColSpec, Schema, TensorSpec
 from upath import UPath
 
 from results import model as pyfunc
-from results.mlflow_store import connect, experiment_id, explained
+from results.mlflow_store import connect, experiment_id, explained, local_copies
 from results.promise import intervals_of, range_text
 from results.record import SearchRecord
 from search.champion import CHAMPION, Verdict, champion_line, verdict
-from search.tracking import local_copies
 from trainable.classifier import (
     INFO_FILE,
     MODEL_FILE,

@@ -6,11 +6,9 @@ import json
 import logging
 import os
 import subprocess
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +27,7 @@ from mlflow.entities import (
 from upath import UPath
 
 from results.history import INTERVALS
-from results.mlflow_store import connect, experiment_id, explained, runs_page
+from results.mlflow_store import connect, experiment_id, explained, local_copies, runs_page
 from results.naming import acting_together
 from results.record import EXPERIMENT, KEEP_MODELS, SearchRecord, trial_folder
 from results.trial import Trial, TrialState
@@ -514,20 +512,6 @@ class Tracker:
             token = page.token
             if not token:
                 return runs
-
-
-@contextmanager
-def local_copies(files: Sequence[UPath]) -> Iterator[list[Path]]:
-    """Give paths that MLflow can upload: the files, or copies of those in an object store."""
-    with tempfile.TemporaryDirectory() as scratch:
-        copies = []
-        for file in files:
-            if isinstance(file, Path):
-                copies.append(Path(file))
-            else:
-                copies.append(Path(scratch) / file.name)
-                copies[-1].write_bytes(file.read_bytes())
-        yield copies
 
 
 def _params(trial: Trial) -> dict[str, Any]:
