@@ -3,7 +3,7 @@
 import json
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
@@ -17,6 +17,8 @@ from results.mlflow_store import default_uri
 from results.promise import intervals_of, nested_choice
 from results.ranking import best_trial
 from results.record import RECORD_FILE, SearchRecord, study_url
+from results.report.material import Search
+from results.report.sent import send
 from results.report.tables import print_tables
 from results.trial import TrialState
 from search.cluster.executor import Slots
@@ -50,6 +52,23 @@ def slots_line(slots: Slots) -> str:
     else:
         at_once = "one trial" if slots.concurrency == 1 else f"{slots.concurrency} trials"
     return f"{at_once} at a time, each with {slots.cpus_per_trial:g} CPU{gpus}"
+
+
+def draw_report(
+    record: SearchRecord, folder: UPath, note: Callable[[str], None], *, is_sent: bool
+) -> None:
+    """Draw the report of a search that is done, and have MLflow show it; `note` tells of both."""
+    from results.report.page import write_page  # late: a search needs nothing that draws before
+
+    note("drawing the report")
+    try:
+        files = write_page([Search(folder, record)])
+    except OSError as error:  # a full disk: all that it is drawn from is kept
+        note(f"{folder / 'report'}: cannot be written: {error.strerror or error}")
+        return
+    note(f"wrote {files[0]}")
+    if is_sent:
+        note(send(record, files))
 
 
 def finish(

@@ -27,6 +27,7 @@ from search.dry_run import describe
 from search.interrupts import Interrupts
 from search.log import SearchLog
 from search.outcome import (
+    draw_report,
     finish,
     introduce,
     looked_at,
@@ -136,11 +137,14 @@ def _run(
         raise
     tables = write_tables(folder, trials_frame(folder, record), record)
     console.print("waiting for MLflow to have everything")
-    if not tracker.close(status, tables, is_hurried=interrupts.requested):
+    has_all = tracker.close(status, tables, is_hurried=interrupts.requested)
+    if not has_all:
         resume = resume_command(search.options, record)
         console.print(f"MLflow has not got everything yet; this sends the rest: {resume}")
         if interrupts.requested():
             status = "KILLED"  # the same command sends it, and then exits 0
+    if status == "FINISHED" and not interrupts.requested():
+        draw_report(record, folder, console.print, is_sent=has_all)
     return status, tracker.page
 
 

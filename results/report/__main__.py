@@ -49,6 +49,9 @@ def main(argv: list[str] | None = None) -> int:
     console.print(
         f"beside it {len(files) - len(tables) - 1} files: PNG, SVG and CSV of all it shows"
     )
+    from results.report.sent import send  # as late as what draws, for the same reason
+
+    console.print(send(searches[0].record, files[len(tables) :]))
     return 0
 
 
