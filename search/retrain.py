@@ -24,12 +24,11 @@ from trainable.classifier import (
 from trainable.config import TrialConfig
 from trainable.data.built_in import TEST_CSV, synthetic_folder
 from trainable.data.dataset import Data, folder_for_images, load_data, same_data
-from trainable.data.splits import make_refit_pools
 from trainable.errors import UserError, typed
 from trainable.novelty.rule import Rule, for_num_classes
 from trainable.novelty.scores.sums import plain
 from trainable.novelty.thresholds import choose_rule
-from trainable.out_of_fold import Rejected, carried_over, pools_of_shares
+from trainable.out_of_fold import Rejected, carried_over, pools_of_refit
 from trainable.schema import CONFIG_STEPS, Step, schema_of, stamp, upgraded
 from trainable.train import Metrics, train
 
@@ -232,12 +231,17 @@ def _train(
     super_score, sub_score = _scores(rule)
     scores: dict[str, Any] = {"super_novelty_score": super_score, "sub_novelty_score": sub_score}
     config = replace(choice.config, **scores)
-    pools = make_refit_pools(data, config)
-    tenths, twentieths = pools_of_shares(data, config) if epochs else ([], [])
-    if tenths:
+    asked = pools_of_refit(data, config)
+    pools, shares = asked.whole, [*asked.tenths, *asked.twentieths]
+    if shares:
         note(
-            f"thresholds: by {len(tenths) + len(twentieths)} further heads for each frozen one, "
-            "each trained without a share of the known images and asked about it"
+            f"thresholds: by {len(shares)} further heads for each frozen one, each trained without "
+            "a share of the known images and asked about it"
+        )
+    elif len(pools.val):
+        note(
+            f"thresholds: by {len(pools.val):,} known images, a twentieth, which train nothing, as "
+            "what is tuned cannot be asked about images that it has seen"
         )
 
     def report(metrics: Metrics) -> None:
@@ -257,11 +261,11 @@ def _train(
         is_fast=record.is_fast,
         weights=Path(record.weights) if record.weights else None,
         stop_after=epochs,
-        shares=[*tenths, *twentieths],
+        shares=shares,
+        judge=False,
         note=note,
     )
-    num = len(tenths)
-    rule = carried_over(rule, choice.rejected, config, result.shares[:num], result.shares[num:])
+    rule = carried_over(rule, choice.rejected, config, asked, result)
     save_classifier(
         target,
         config,

@@ -5,7 +5,10 @@ frozen, further heads say where: each trains without a share of the known images
 refit and on the features that it reads anyway, and is asked about that share. They know less than
 the refit's heads, score a known image lower and reject more. So heads that miss a tenth and heads
 that miss a twentieth are asked about the same images: as many more as the first reject, so many
-fewer will whole ones reject than the second. What is tuned keeps the trial's thresholds.
+fewer will whole ones reject than the second.
+
+What is tuned would have to be trained once more for every share. Where it decides, a twentieth of
+the known images trains nothing instead, and the refit's own models are asked about it.
 """
 
 from collections.abc import Sequence
@@ -13,15 +16,20 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from trainable.config import Task, TrialConfig
+from trainable.config import TASKS, Task, TrialConfig
 from trainable.data.dataset import Data
 from trainable.data.splits import SEEN, Pools, make_refit_pools, turns_of
 from trainable.novelty.rule import Rule, acceptance, conformal_threshold, joined
 from trainable.novelty.thresholds import Outputs
 from trainable.rng import generator
+from trainable.train import TrialResult
 
 TWENTIETHS = 20
 """So many shares has every subclass."""
+
+KEPT_MIN = 100
+"""Fewer images say less of a threshold than it moves: the share of them that it rejects is known to
+.03 where it is .1."""
 
 TENTHS = tuple((each, each + 1) for each in range(0, TWENTIETHS, 4))
 """Of two twentieths each; every other one, which costs half."""
@@ -50,26 +58,60 @@ class Rejected:
         return cls(float(rejected.double().mean()), tuple(float(each) for each in shares))
 
 
+@dataclass(frozen=True)
+class RefitPools:
+    """Which images a refit trains on, and which it is asked about to find its thresholds."""
+
+    whole: Pools
+    """What it trains on; `val`: known images that it does not, and is asked about."""
+    tenths: tuple[Pools, ...] = ()
+    """Without tenths of every subclass, for further heads: their `val` is what they miss."""
+    twentieths: tuple[Pools, ...] = ()
+    """The same without their halves."""
+
+
 def carried_over(
     rule: Rule,
     rejected: Rejected,
     config: TrialConfig,
-    tenths: Sequence[Outputs],
-    twentieths: Sequence[Outputs],
+    asked: RefitPools,
+    result: TrialResult,
 ) -> Rule:
     """Return `rule` with thresholds that reject as many known images in a refit as in its trial.
 
     Args:
         rule: Of the trial.
         rejected: By it, in the trial.
-        config: What is refitted. Fixed thresholds, and those of a tuned branch, stay.
-        tenths: What the refit's further heads say of the images that they did not train on, see
-            `trainable.train.train`: of those that miss a tenth. None where all thresholds stay.
-        twentieths: The same of those that miss a twentieth, of the same images.
+        config: What is refitted. Fixed thresholds stay.
+        asked: What it was trained with.
+        result: What came of it.
     """
-    if not twentieths:
+    tasks = _free_tasks(config)
+    if result.outputs is not None:
+        return moved(rule, rejected, result.outputs, tasks)
+    num = len(asked.tenths)
+    if not num:
         return rule
-    tasks, known = _frozen_tasks(config), joined(twentieths)
+    return extrapolated(rule, rejected, tasks, result.shares[:num], result.shares[num:])
+
+
+def extrapolated(
+    rule: Rule,
+    rejected: Rejected,
+    tasks: Sequence[Task],
+    tenths: Sequence[Outputs],
+    twentieths: Sequence[Outputs],
+) -> Rule:
+    """Return `rule` with taus of `tasks` that reject as many known images by heads that miss none.
+
+    Args:
+        rule: Of the trial.
+        rejected: By it, in the trial.
+        tasks: Whose thresholds move.
+        tenths: What heads that miss a tenth of the known images say of those.
+        twentieths: The same of heads that miss a twentieth, of the same images.
+    """
+    known = joined(twentieths)
     by_twentieths = moved(rule, rejected, known, tasks)
     by_tenths = Rejected.by(by_twentieths, joined(tenths))
     # Heads that know less reject less by chance alone.
@@ -80,39 +122,32 @@ def carried_over(
     return moved(rule, target, known, tasks)
 
 
-def _frozen_tasks(config: TrialConfig) -> list[Task]:
-    """Return the tasks whose threshold can be found anew: of frozen branches, and not fixed.
+def _free_tasks(config: TrialConfig) -> list[Task]:
+    """Return the tasks whose threshold is not fixed."""
+    return [task for task in TASKS if getattr(config, f"tau_{task}") is None]
 
-    A subclass that follows from the superclass of a tuned branch is not among them.
+
+def _is_frozen(config: TrialConfig) -> bool:
+    """Return whether nothing tuned has a say in any threshold that is not fixed."""
+    tasks = {*_free_tasks(config)}
+    if "sub" in tasks and (config.couple_novel or config.restrict_sub):
+        tasks.add("super")
+    return all(
+        branch.fine_tune == "frozen" for branch in config.branches() if tasks & {*branch.tasks}
+    )
+
+
+def pools_of_refit(data: Data, config: TrialConfig) -> RefitPools:
+    """Return what a refit trains on, and which images say where its thresholds lie.
+
+    Where nothing tuned has a say, it trains on every known image, and further heads do without
+    shares. Else it does without a twentieth itself, unless that is fewer than `KEPT_MIN` images.
+    Copies of an image are in the same share. No image is asked about where no threshold is free.
     """
-    frozen = [
-        task
-        for branch in config.branches()
-        for task in branch.tasks
-        if branch.fine_tune == "frozen"
-    ]
-    if "super" not in frozen and (config.couple_novel or config.restrict_sub):
-        frozen = []
-    return [task for task in frozen if getattr(config, f"tau_{task}") is None]
-
-
-def pools_of_shares(data: Data, config: TrialConfig) -> tuple[list[Pools], list[Pools]]:
-    """Return the pools of a refit without tenths of every subclass, and without their halves.
-
-    What a pool misses is what its heads are asked about; copies of an image are in the same share.
-    None where no threshold can be found anew.
-    """
-    if not _frozen_tasks(config):
-        return [], []
     pools = make_refit_pools(data, config)
-    share = torch.full((len(data.images),), -1)
-    known = torch.arange(data.num_known)
-    for subclass in range(len(data.subclasses)):
-        rows = known[data.subclass[: data.num_known] == subclass]
-        order = torch.randperm(len(rows), generator=generator(config.seed, "share", subclass))
-        turns = turns_of(data, rows[order])
-        if turns.max() > 0:  # of a single image nothing could be learnt without it
-            share[rows[order]] = (turns + subclass) % TWENTIETHS
+    if not _free_tasks(config) or not config.epochs:
+        return RefitPools(pools)
+    share = _shares(data, config.seed)
 
     def without(*shares: int) -> list[Pools]:
         is_out = torch.isin(share, torch.tensor(shares))
@@ -127,10 +162,29 @@ def pools_of_shares(data: Data, config: TrialConfig) -> tuple[list[Pools], list[
         )
         return [each] if len(rows) else []
 
-    return (
-        [each for tenth in TENTHS for each in without(*tenth)],
-        [each for tenth in TENTHS for half in tenth for each in without(half)],
+    if not _is_frozen(config):
+        kept = [each for each in without(0) if len(each.val) >= KEPT_MIN]
+        return RefitPools(kept[0] if kept else pools)
+    return RefitPools(
+        pools,
+        tenths=tuple(each for tenth in TENTHS for each in without(*tenth)),
+        twentieths=tuple(each for tenth in TENTHS for half in tenth for each in without(half)),
     )
+
+
+def _shares(data: Data, seed: int) -> torch.Tensor:
+    """Return the share of every image, 0 to 19; -1 for borrowed ones, and where a subclass has one
+    image, without which nothing of it could be learnt.
+    """
+    share = torch.full((len(data.images),), -1)
+    known = torch.arange(data.num_known)
+    for subclass in range(len(data.subclasses)):
+        rows = known[data.subclass[: data.num_known] == subclass]
+        order = torch.randperm(len(rows), generator=generator(seed, "share", subclass))
+        turns = turns_of(data, rows[order])
+        if turns.max() > 0:
+            share[rows[order]] = (turns + subclass) % TWENTIETHS
+    return share
 
 
 def moved(rule: Rule, rejected: Rejected, known: Outputs, tasks: Sequence[Task]) -> Rule:

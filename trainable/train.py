@@ -60,6 +60,8 @@ class TrialResult:
     """Of each branch whose novelty score is of features."""
     shares: tuple[Outputs, ...] = ()
     """What heads that did not train on a share of the images say about it, see `train`."""
+    outputs: Outputs | None = None
+    """What the last models say of `pools.val`, where that judges no epoch, see `train`."""
 
 
 def train(
@@ -75,6 +77,7 @@ def train(
     stop_after: int | None = None,
     metric: str = "score",
     shares: Sequence[Pools] = (),
+    judge: bool = True,
     note: Callable[[str], None] = print,
     within: Callable[[float], None] = lambda epochs: None,
 ) -> TrialResult:
@@ -100,6 +103,8 @@ def train(
         shares: Pools like `pools` that leave images out: further heads on the same features train
             in step without those, and say at the end what they make of them, see
             `TrialResult.shares`.
+        judge: False: no epoch is judged, and the last one's models say at the end what they make
+            of `pools.val`, see `TrialResult.outputs`.
         note: Called with lines for a person.
         within: Called after every step with the epochs done so far: 2.25 is a quarter of the third.
 
@@ -120,6 +125,7 @@ def train(
         trainer.load_state(state)
         for before in history:
             report(before)
+    is_judged = judge and len(pools.val) > 0
     last_epoch = config.epochs if stop_after is None else stop_after
     first_epoch = int(history[-1]["epoch"]) + 1 if history else min(1, last_epoch)
     # Zero epochs still evaluate once: the untrained heads, as epoch 0.
@@ -128,14 +134,14 @@ def train(
         if epoch:
             metrics = trainer.train_epoch(epoch, part_of(within, epoch - 1, 1.0))
         metrics["novel_images_used"] = pools.novel_images_used
-        if len(pools.val):
+        if is_judged:
             outputs = trainer.outputs()
             if not all(each.is_finite() for each in (outputs, *outputs.folds)):
                 raise TrialError(f"the outputs are not finite after epoch {epoch}")
             metrics |= evaluate(outputs, config, metric)
         history.append(metrics)
         if folder is not None:
-            if len(pools.val) and _best(history, metric) is metrics:
+            if is_judged and _best(history, metric) is metrics:
                 rule = choose_rule(outputs, config)
                 save_classifier(
                     folder, config, data, pools, trainer.evaluated, metrics, rule, trainer.banks()
@@ -144,7 +150,7 @@ def train(
             save_checkpoint(folder, epoch, trainer.state() | {"history": history})
         report(metrics)
     result = _best(history, metric)
-    if folder is not None and len(pools.val) and config.epochs:
+    if folder is not None and is_judged and config.epochs:
         # The best model once more, with every score that could be chosen after the fact.
         load_weights(folder, trainer.evaluated)
         outputs = trainer.outputs(all_scores=True)
@@ -161,6 +167,7 @@ def train(
         branches=tuple(trainer.evaluated),
         banks=tuple(trainer.banks()),
         shares=trainer.outputs_of_shares() if shares else (),
+        outputs=trainer.outputs() if not judge and len(pools.val) else None,
     )
 
 

@@ -36,7 +36,6 @@ from trainable.data.splits import (
     SEEN,
     Pools,
     make_pools,
-    make_refit_pools,
 )
 from trainable.model.inputs import inputs_for
 from trainable.novelty.bank import all_of_features
@@ -44,7 +43,7 @@ from trainable.novelty.intervals import interval_of
 from trainable.novelty.metrics import judge
 from trainable.novelty.rule import Rule
 from trainable.novelty.thresholds import Outputs, choose_rule
-from trainable.out_of_fold import Rejected, carried_over, pools_of_shares
+from trainable.out_of_fold import Rejected, carried_over, pools_of_refit
 from trainable.rng import generator
 from trainable.train import TrialResult, train
 
@@ -269,16 +268,15 @@ def run_split(
         "super_novelty_score": rule.super_score, "sub_novelty_score": rule.sub_score,
     }  # fmt: skip
     config = replace(config, **scores)
-    pools = in_whole(make_refit_pools(split.searched, config), split)
     # By the images that the search has: the shares of all of them would train on the test.
-    tenths, twentieths = pools_of_shares(split.searched, config)
-    shares = [in_whole(each, split) for each in (*tenths, *twentieths)]
+    asked = pools_of_refit(split.searched, config)
+    pools = in_whole(asked.whole, split)
+    shares = [in_whole(each, split) for each in (*asked.tenths, *asked.twentieths)]
     result = train(
         config, split.data, _nothing, pools=pools, cache=cache,
-        stop_after=int(promised["epoch"]), shares=shares, note=_nothing,
+        stop_after=int(promised["epoch"]), shares=shares, judge=False, note=_nothing,
     )  # fmt: skip
-    num = len(tenths)
-    rule = carried_over(rule, rejected, config, result.shares[:num], result.shares[num:])
+    rule = carried_over(rule, rejected, config, asked, result)
     found = judge(answered(split, pools, result, pooled, judged=False), rule)
     yield from rows_of(number, configs.index(best[1]), "refit", promised, found)
 

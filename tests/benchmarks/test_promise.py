@@ -10,8 +10,8 @@ import torch
 
 from tests.benchmarks import promise
 from tests.trainable.factories import make_data
-from trainable.data.splits import make_pools, make_refit_pools
-from trainable.out_of_fold import pools_of_shares
+from trainable.data.splits import make_pools
+from trainable.out_of_fold import pools_of_refit
 
 
 @pytest.mark.parametrize("number", range(4))
@@ -35,8 +35,8 @@ def test_search_has_no_image_of_the_test_and_no_class_that_was_taken_away(number
     assert set(split.subclass[~novel].tolist()) == set(range(len(split.data.subclasses)))
     config = promise.configuration(0, rejection=False)
     searched = split.searched
-    tenths, twentieths = pools_of_shares(searched, config)
-    refits = make_refit_pools(searched, config), *tenths, *twentieths
+    asked = pools_of_refit(searched, config)
+    refits = asked.whole, *asked.tenths, *asked.twentieths
     for made in (make_pools(searched, config), *refits):
         pools = promise.in_whole(made, split)
         assert set(torch.cat([pools.train, pools.val]).tolist()) <= rows

@@ -9,12 +9,20 @@ import torch
 
 from tests.trainable.made_outputs import make_outputs
 from tests.trainable.tiny import silent, tiny_config
-from trainable.config import Task, TrialConfig
+from trainable.config import TASKS as BOTH
+from trainable.config import TrialConfig
 from trainable.data.dataset import Data
 from trainable.data.splits import SEEN, Pools, make_refit_pools
 from trainable.novelty.rule import by_image, decide, joined
 from trainable.novelty.thresholds import Outputs, choose_rule
-from trainable.out_of_fold import TENTHS, Rejected, carried_over, moved, pools_of_shares
+from trainable.out_of_fold import (
+    TENTHS,
+    Rejected,
+    carried_over,
+    extrapolated,
+    moved,
+    pools_of_refit,
+)  # fmt: skip
 from trainable.train import train
 from trainable.trainer import Trainer
 
@@ -80,22 +88,22 @@ def test_thresholds_count_in_what_heads_lose_with_each_share() -> None:
         ]
         return replace(whole, super_feature_scores=scores[0], sub_feature_scores=scores[1])
 
-    found = carried_over(rule, rejected, config, [losing(0.6)], [losing(0.3)])
-    plain = moved(rule, rejected, losing(0.3), ("super", "sub"))
+    found = extrapolated(rule, rejected, BOTH, [losing(0.6)], [losing(0.3)])
+    plain = moved(rule, rejected, losing(0.3), BOTH)
     assert Rejected.by(plain, whole).sub[0] < 0.85 * rejected.sub[0]
     assert Rejected.by(found, whole).super == pytest.approx(rejected.super, rel=0.1)
     assert Rejected.by(found, whole).sub[0] == pytest.approx(rejected.sub[0], rel=0.1)
 
 
 def all_shares(data: Data, config: TrialConfig) -> list[Pools]:
-    tenths, twentieths = pools_of_shares(data, config)
-    return [*tenths, *twentieths]
+    asked = pools_of_refit(data, config)
+    return [*asked.tenths, *asked.twentieths]
 
 
 def refitted(data: Data, weights: Path, config: TrialConfig, cache: Path | None = None) -> Any:
     return train(
-        config, data, silent, pools=make_refit_pools(data, config), weights=weights, cache=cache,
-        shares=all_shares(data, config), note=silent,
+        config, data, silent, pools=pools_of_refit(data, config).whole, weights=weights,
+        cache=cache, shares=all_shares(data, config), judge=False, note=silent,
     )  # fmt: skip
 
 
@@ -107,12 +115,13 @@ def test_images_are_scored_by_heads_that_were_not_trained_on_them(
         fine_tune="frozen", novel_images=0, lr=1e-2, architecture=architecture,
         novelty_score="knn", couple_novel=True,
     )  # fmt: skip
-    tenths, twentieths = pools_of_shares(tiny_data, config)
-    for tenth, first, second in zip(tenths, twentieths[::2], twentieths[1::2], strict=True):
+    pools = pools_of_refit(tiny_data, config)
+    halves = zip(pools.tenths, pools.twentieths[::2], pools.twentieths[1::2], strict=True)
+    for tenth, first, second in halves:
         assert sorted([*first.val.tolist(), *second.val.tolist()]) == tenth.val.tolist()
-    asked = torch.cat([each.val for each in tenths])
+    asked = torch.cat([each.val for each in pools.tenths])
     assert len(asked) == len(asked.unique()) == tiny_data.num_known / 2
-    num = len(tenths)
+    num = len(pools.tenths)
     result = refitted(tiny_data, tiny_weights, config)
     for known in (joined(result.shares[:num]), joined(result.shares[num:])):
         assert sorted(known.rows.tolist()) == sorted(asked.tolist())
@@ -121,13 +130,12 @@ def test_images_are_scored_by_heads_that_were_not_trained_on_them(
         assert (known.score("sub", "knn") < -1e-3).all()
     rule = choose_rule(replace(make_outputs(), super_of_sub=known.super_of_sub), config)
     rule, rejected = replace(rule, tau_sub=(0.3,) * 3), Rejected(0.1, (0.1,) * 3)
-    found = carried_over(rule, rejected, config, result.shares[:num], result.shares[num:])
-    tasks: tuple[Task, ...] = ("super", "sub")
-    by_tenths = Rejected.by(moved(rule, rejected, known, tasks), joined(result.shares[:num]))
+    found = carried_over(rule, rejected, config, pools, result)
+    by_tenths = Rejected.by(moved(rule, rejected, known, BOTH), joined(result.shares[:num]))
     more = Rejected(
         max(0.1, by_tenths.super), tuple(max(0.1, each) for each in by_tenths.sub)
     )  # fmt: skip
-    assert found == moved(rule, more, known, tasks)
+    assert found == moved(rule, more, known, BOTH)
     assert 0.0 < Rejected.by(found, known).super <= more.super
 
 
@@ -137,7 +145,8 @@ def test_copies_of_an_image_are_in_one_share(tiny_data: Data) -> None:
     data = replace(tiny_data, copies=(tuple(rows[0][:2]), tuple(rows[1])))
     asked = 0  # every other tenth is, so that not each seed asks about the copies
     for seed in range(8):
-        for shares in pools_of_shares(data, tiny_config(fine_tune="frozen", seed=seed)):
+        pools = pools_of_refit(data, tiny_config(fine_tune="frozen", seed=seed))
+        for shares in (pools.tenths, pools.twentieths):
             of_row = {row: place for place, each in enumerate(shares) for row in each.val.tolist()}
             assert of_row.get(rows[0][0]) == of_row.get(rows[0][1])
             asked += rows[0][0] in of_row
@@ -206,44 +215,68 @@ def test_heads_of_shares_leave_the_refit_as_it_is(tiny_data: Data, tiny_weights:
     assert alone.shares == ()
 
 
-@pytest.mark.parametrize("changes", [{}, {"fine_tune": "frozen", "tau_super": 0.9, "tau_sub": 0.8}])
-def test_thresholds_of_a_tuned_branch_and_fixed_ones_stay(
-    tiny_data: Data, changes: dict[str, Any]
-) -> None:
-    config = tiny_config(**changes)
-    assert all_shares(tiny_data, config) == []
-    rule = choose_rule(make_outputs(), TrialConfig())
-    assert carried_over(rule, Rejected(0.1, (0.1, 0.1)), config, (), ()) == rule
-
-
-def test_a_tuned_branch_beside_a_frozen_one_is_asked_nothing(
+def test_fixed_thresholds_stay_and_no_image_is_kept_for_them(
     tiny_data: Data, tiny_weights: Path
 ) -> None:
-    config = tiny_config(
-        architecture="two_models", super_fine_tune="frozen", sub_fine_tune="full",
-        novel_images=0, super_lr=1e-2, couple_novel=True,
-    )  # fmt: skip
-    rule = replace(choose_rule(make_outputs(), config), tau_sub=(0.3,) * 3)
-    frozen_sub: dict[str, Any] = {"sub_fine_tune": "frozen"}
-    configs = config, replace(config, **frozen_sub)
-    mixed, frozen = (refitted(tiny_data, tiny_weights, each).shares for each in configs)
-    num = len(TENTHS)
-    found = [
-        carried_over(rule, Rejected(0.1, (0.1,) * 3), each, shares[:num], shares[num:])
-        for each, shares in zip(configs, (mixed, frozen), strict=True)
-    ]
-    assert found[0].tau_super == found[1].tau_super != rule.tau_super
-    assert found[0].tau_sub == rule.tau_sub
-    for each, other in zip(mixed, frozen, strict=True):
-        assert torch.equal(each.super_logits, other.super_logits)
-        assert each.sub_logits.isnan().all()
-
-
-@pytest.mark.parametrize("option", ["couple_novel", "restrict_sub"])
-def test_a_subclass_that_follows_from_a_tuned_superclass_keeps_its_thresholds(
-    tiny_data: Data, option: str
-) -> None:
-    config = tiny_config(
-        architecture="two_models", super_fine_tune="full", sub_fine_tune="frozen", **{option: True}
-    )
+    config = tiny_config(tau_super=0.9, tau_sub=0.8)
     assert all_shares(tiny_data, config) == []
+    assert not len(pools_of_refit(tiny_data, config).whole.val)
+    rule = choose_rule(make_outputs(), TrialConfig())
+    pools, result = pools_of_refit(tiny_data, config), refitted(tiny_data, tiny_weights, config)
+    assert carried_over(rule, Rejected(0.1, (0.1, 0.1)), config, pools, result) == rule
+
+
+def many(data: Data, times: int) -> Data:
+    """Return the same known images so many times, each as another image, without borrowed ones."""
+    rows = torch.arange(data.num_known).repeat(times)
+    names = ("images", "superclass", "subclass", "borrowed_class")
+    tensors = {name: getattr(data, name)[rows] for name in names}
+    return replace(data, **tensors, copies=(), fingerprint=f"{times} times")
+
+
+TUNED: list[dict[str, Any]] = [
+    {"fine_tune": "full"},
+    {"fine_tune": "last_1"},
+    {"architecture": "two_models", "super_fine_tune": "frozen", "sub_fine_tune": "full"},
+    {"architecture": "two_models", "super_fine_tune": "full", "sub_fine_tune": "frozen",
+     "couple_novel": True, "tau_super": -9.0},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", TUNED)
+def test_a_tuned_refit_is_asked_about_images_that_it_did_not_train_on(
+    tiny_data: Data,
+    tiny_weights: Path,
+    changes: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("trainable.out_of_fold.KEPT_MIN", 24)
+    data = many(tiny_data, 5)
+    config = tiny_config(novel_images=0, novelty_score="knn", **changes)
+    pools = pools_of_refit(data, config)
+    assert pools.tenths == pools.twentieths == ()
+    assert len(pools.whole.val) == len(data.images) / 20
+    assert {*data.subclass[pools.whole.val].tolist()} == {*range(len(data.subclasses))}
+    together = torch.cat([pools.whole.train, pools.whole.val])
+    assert sorted(together.tolist()) == [*range(len(data.images))]
+    result = refitted(data, tiny_weights, config)
+    known = result.outputs
+    assert torch.equal(known.rows, pools.whole.val)
+    assert torch.equal(known.sub_target, data.subclass[known.rows])
+    rule = choose_rule(replace(make_outputs(), super_of_sub=known.super_of_sub), config)
+    rule, rejected = replace(rule, tau_sub=(9.0,) * 3), Rejected(0.1, (0.1,) * 3)
+    found = carried_over(rule, rejected, config, pools, result)
+    free = BOTH if config.tau_super is None else ("sub",)
+    assert found == moved(rule, rejected, known, free) != rule
+
+
+def test_few_images_are_all_trained_on_and_thresholds_stay(
+    tiny_data: Data, tiny_weights: Path
+) -> None:
+    """So few say less of a threshold than it moves."""
+    config = tiny_config(novel_images=0)
+    pools = pools_of_refit(tiny_data, config)
+    assert not len(pools.whole.val)
+    rule = choose_rule(make_outputs(), config)
+    result = refitted(tiny_data, tiny_weights, config)
+    assert carried_over(rule, Rejected(0.5, (0.5, 0.5)), config, pools, result) == rule
