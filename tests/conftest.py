@@ -8,7 +8,7 @@ import pytest
 from hypothesis import settings
 from mlflow import MlflowClient
 
-from trainable.data import synthetic
+from tests.made_data import drawn
 
 settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
@@ -17,9 +17,7 @@ settings.load_profile("any machine")
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny data set on the disk, with its pool of borrowed images in `novel_images`."""
-    folder = tmp_path_factory.mktemp("data") / "tiny"
-    synthetic.write(folder, images_per_subclass=4, novel_per_class=8, test_per_class=1)
-    return folder
+    return drawn(tmp_path_factory.mktemp("data") / "tiny")
 
 
 @pytest.fixture(scope="session")

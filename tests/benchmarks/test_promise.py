@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.benchmarks import promise
-from tests.trainable.factories import make_data
+from tests.made_data import make_data
 from trainable.data.splits import make_pools
 from trainable.out_of_fold import pools_of_refit
 

@@ -22,7 +22,6 @@ import sqlalchemy as sa
 from upath import UPath
 
 from results.history import trials_frame
-from results.record import SearchRecord
 from search.internals import engine_of
 from search.space.space import load_space
 from search.study.lock import only_driver
@@ -30,6 +29,7 @@ from search.study.storage import StudyError, create_study, open_study
 from search.study.study import Study
 from tests.commands import Command, Done, run
 from tests.faults.chaos import SPACE
+from tests.made_searches import record
 from tests.search import test_resume
 from trainable.epoch import Epoch
 
@@ -258,13 +258,9 @@ def test_a_search_is_read_though_the_first_connection_is_cut(
     postgres_url: str, tmp_path: Path
 ) -> None:
     create_study(postgres_url, "read", ("score",)).ask()
-    record = SearchRecord(
-        id="0123", name="read", num_trials=1, epochs=None, metrics=["score"], fixed={}, seed=0,
-        data="synthetic", novel="synthetic", data_fingerprint="abc", weights=None, cache=None,
-        study=postgres_url, study_name="read", tracking_uri="sqlite:///mlflow.db", version="0.2.0",
-    )  # fmt: skip
+    asked = record(study=postgres_url, study_name="read")
     readers: list[Callable[[], Sized]] = [
-        lambda: trials_frame(UPath(tmp_path), record),
+        lambda: trials_frame(UPath(tmp_path), asked),
         lambda: open_study(postgres_url, "read").trials,
     ]
     for read in readers:

@@ -11,7 +11,7 @@ from results.record import (
     RunError,
     study_url,
 )
-from tests.results.test_record import record
+from tests.made_searches import record
 from trainable.config import TrialConfig
 from trainable.novelty.metrics import METRICS
 from trainable.parts import HEADS

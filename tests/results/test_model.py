@@ -32,8 +32,8 @@ from results import model
 from results.model import OUTPUTS, requirements
 from results.predict import main as predict
 from search.registration import Registration
-from tests.results.test_record import record
-from tests.trainable.factories import make_data
+from tests.made_data import make_data
+from tests.made_searches import record
 from tests.trainable.test_classifier import save_by_hand
 from tests.trainable.tiny import tiny_config
 

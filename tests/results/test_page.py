@@ -10,9 +10,8 @@ from upath import UPath
 from results.record import SearchRecord
 from results.report.material import Search as Material
 from results.report.page import write_page
+from tests.made_searches import Search, add, leave_outputs
 from tests.results import browser
-from tests.results.test_report import Search
-from tests.results.test_report_pictures import add, leave_outputs
 from tests.trainable.made_outputs import make_outputs, with_folds
 
 pytestmark = [

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from results.predict import main
+from tests.made_data import picture
 
 MODEL = Path(__file__).parents[1] / "assets" / "v0_1" / "trials" / "00000"
 
@@ -16,15 +16,9 @@ MODEL = Path(__file__).parents[1] / "assets" / "v0_1" / "trials" / "00000"
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
     """Four images under four kinds of names."""
-    folder = tmp_path / "images"
-    folder.mkdir()
-    for i, (name, kind) in enumerate(
-        (("1.jpg", "JPEG"), ("2.avif", "AVIF"), ("3.jfif", "JPEG"), ("4.png", "PNG"))
-    ):
-        pixels = np.random.default_rng(i).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-        with (folder / name).open("wb") as file:
-            Image.fromarray(pixels).save(file, kind)
-    return folder
+    for i, name in enumerate(("1.jpg", "2.avif", "3.jfif", "4.png")):
+        picture(tmp_path / "images" / name, i, (32, 32))
+    return tmp_path / "images"
 
 
 def rows(file: Path) -> list[dict[str, str]]:

@@ -15,7 +15,7 @@ from results.promise import intervals_of, nested_choice, promise_of_trials, rate
 from results.report.tables import print_promise, print_tables
 from results.terminal import plain_console
 from search.outcome import summary
-from tests.results.test_report import Search
+from tests.made_searches import Search
 
 
 @pytest.fixture

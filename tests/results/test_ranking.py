@@ -24,7 +24,8 @@ from results.ranking import (
     whole,
 )
 from results.report import __main__ as report
-from tests.results.test_report import Search, row_of
+from tests.made_searches import Search
+from tests.results.test_report import row_of
 
 DIFFERENCES = st.lists(st.floats(-1, 1, allow_subnormal=False), min_size=2, max_size=12)
 

@@ -3,7 +3,6 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import pytest
 from upath import UPath
@@ -12,35 +11,13 @@ from results.record import (
     RECORD_FILE,
     Repeat,
     RunError,
-    SearchRecord,
     absolute_url,
     load_record,
     run_folder,
     study_url,
 )
+from tests.made_searches import record
 from trainable.schema import SCHEMA, SchemaError, version
-
-
-def record(**changes: Any) -> SearchRecord:
-    values: dict[str, Any] = {
-        "id": "0123",
-        "name": "asked",
-        "num_trials": 4,
-        "epochs": None,
-        "metrics": ["score"],
-        "fixed": {"image_size": 32},
-        "seed": 0,
-        "data": "synthetic",
-        "novel": "synthetic",
-        "data_fingerprint": "abc",
-        "weights": None,
-        "cache": "cache",
-        "study": None,
-        "study_name": "asked",
-        "tracking_uri": "sqlite:///mlflow.db",
-        "version": "0.1.0",
-    }
-    return SearchRecord(**(values | changes))
 
 
 def test_record_comes_back_as_it_was_saved(tmp_path: Path) -> None:

@@ -1,114 +1,19 @@
 """What a search found, as tables and pictures: also when it found little or nothing."""
 
-import io
 import re
 import warnings
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import optuna
 import pandas as pd
 import pytest
-from optuna.distributions import CategoricalDistribution, FloatDistribution
-from optuna.trial import TrialState, create_trial
 from PIL import Image
-from rich.console import Console
 from upath import UPath
 
-from results.history import trials_frame
-from results.record import SearchRecord, study_url
 from results.report import __main__ as report
-from results.report import material
-from results.report.tables import print_tables, write_tables
-from trainable.config import TrialConfig
-from trainable.novelty.metrics import METRICS
+from results.report.tables import write_tables
+from tests.made_searches import Search
 from trainable.user_parts import PARTS_FOLDER, UserParts
-
-SPACE = {
-    "lr": FloatDistribution(1e-4, 1e-1, log=True),
-    "architecture": CategoricalDistribution(["two_heads", "two_models"]),
-}
-
-
-class Search:
-    """A search on disk whose trials are told, not trained."""
-
-    def __init__(self, folder: Path, metrics: tuple[str, ...] = ("score",)) -> None:
-        self.folder = folder
-        self.record = SearchRecord(
-            id="0123", name="asked", num_trials=4, epochs=None, metrics=[*metrics], fixed={},
-            seed=0, data="synthetic", novel="synthetic", data_fingerprint="abc", weights=None,
-            cache="cache", study=None, study_name="asked", tracking_uri="sqlite:///mlflow.db",
-            version="0.1.0",
-        )  # fmt: skip
-        self.record.save(UPath(folder))
-        self.study = optuna.create_study(
-            storage=study_url(UPath(folder), self.record),
-            study_name="asked",
-            directions=[METRICS[name] for name in metrics],
-        )
-
-    def tell(
-        self,
-        state: str = "COMPLETE",
-        *,
-        baseline: bool = False,
-        architecture: str = "two_heads",
-        lr: float = 1e-3,
-        head: str = "linear",
-        seed: int = 0,
-        repeat_of: int | None = None,
-        epoch: int = 1,
-        tau: float = 0.5,
-        reason: str = "",
-        metrics: Mapping[str, float] | None = None,
-        **more: float,
-    ) -> None:
-        """Add a trial; a metric that is not given is 0.5."""
-        found: dict[str, Any] = dict.fromkeys(METRICS, 0.5) | (metrics or {}) | more
-        found |= {"epoch": epoch, "tau_super": tau, "tau_sub": 1 - tau}
-        has_params = not baseline and repeat_of is None
-        config = TrialConfig(architecture=architecture, lr=lr, seed=seed, head=head)
-        values = [found[name] for name in self.record.metrics]
-        self.study.add_trial(
-            create_trial(
-                state=TrialState[state],
-                values=values if state == "COMPLETE" else None,
-                params={"lr": lr, "architecture": architecture} if has_params else {},
-                distributions=SPACE if has_params else {},
-                user_attrs={
-                    "config": config.to_dict(),
-                    "baseline": baseline,
-                    **({} if repeat_of is None else {"repeat_of": repeat_of}),
-                    "reason": reason,
-                    "epoch_00001": found,
-                    "metrics": found if state in ("COMPLETE", "PRUNED") else {},
-                },
-            )
-        )
-
-    @property
-    def trials(self) -> pd.DataFrame:
-        return trials_frame(UPath(self.folder), self.record)
-
-    def read(self) -> material.Search:
-        """Return it as a report sees it."""
-        return material.Search(UPath(self.folder), self.record)
-
-    def write(self) -> list[str]:
-        """Write the report; return the names of its files."""
-        files = report.write_report([self.read()])
-        assert all(file.stat().st_size > 0 for file in files)
-        return [str(file.relative_to(UPath(self.folder))) for file in files]
-
-    def tables(self) -> str:
-        """Return the tables as printed, 200 columns wide."""
-        console = Console(file=io.StringIO(), width=200, highlight=False)
-        print_tables(console, self.trials, self.record)
-        assert isinstance(console.file, io.StringIO)
-        return console.file.getvalue()
 
 
 @pytest.fixture

@@ -1,8 +1,6 @@
 """What the pictures of a report say: computed from the figures, and true at the edges."""
 
-import datetime
-import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from optuna.trial import TrialState, create_trial
-from upath import UPath
 
 from results.history import frame_of
-from results.record import trial_folder
 from results.report import (
     anatomy,
     answer,
@@ -28,34 +23,19 @@ from results.report import (
     sheets,
     thresholds,
 )
-from tests.results.test_report import Search
+from tests.made_searches import Search, add, leave_outputs
 from tests.trainable.made_outputs import make_outputs, with_folds
-from trainable.classifier import INFO_FILE, KEYS, save_outputs
 from trainable.config import Task, TrialConfig
 from trainable.data.splits import LEFT_OUT
 from trainable.novelty.hierarchy import hierarchy_area
 from trainable.novelty.metrics import accuracies
 from trainable.novelty.rule import Rule, decide
 from trainable.novelty.thresholds import Answers, Outputs, PartRules, choose_rule
-from trainable.schema import stamp
 
 
 @pytest.fixture
 def search(tmp_path: Path) -> Search:
     return Search(tmp_path / "asked")
-
-
-def leave_outputs(search: Search, number: int, outputs: Outputs) -> None:
-    """Write what a trial leaves: outputs, and a classifier's JSON."""
-    folder = trial_folder(UPath(search.folder), number)
-    folder.mkdir(parents=True)
-    save_outputs(folder, outputs)
-    info = dict.fromkeys(KEYS) | stamp() | {
-        "rule": asdict(choose_rule(outputs, TrialConfig())),
-        "superclasses": ["bird", "<dog>"], "subclasses": ["a", "$b_{", "c$", "鳥"],
-        "subclass_of_output": [0, 1, 2, 3],
-    }  # fmt: skip
-    (folder / INFO_FILE).write_text(json.dumps(info))
 
 
 # --- Choices -------------------------------------------------------------------------------------
@@ -143,17 +123,6 @@ def test_a_trial_without_the_metric_is_in_no_picture_of_it(search: Search) -> No
 
 
 # --- Time ----------------------------------------------------------------------------------------
-
-
-def add(search: Search, start_s: float, end_s: float, score: float, *, hours: int = 0) -> None:
-    begin = datetime.datetime(2026, 1, 1) + datetime.timedelta(hours=hours)
-    frozen = create_trial(
-        state=TrialState.COMPLETE, value=score,
-        user_attrs={"config": TrialConfig().to_dict(), "metrics": {"score": score}, "host": "h"},
-    )  # fmt: skip
-    frozen.datetime_start = begin + datetime.timedelta(seconds=start_s)
-    frozen.datetime_complete = begin + datetime.timedelta(seconds=end_s)
-    search.study.add_trial(frozen)
 
 
 def test_slots_are_filled_and_a_pause_before_a_resume_is_no_time(search: Search) -> None:

@@ -11,7 +11,7 @@ from upath import UPath
 from results.mlflow_store import experiment_id
 from results.record import EXPERIMENT, SearchRecord
 from results.report.sent import FOLDER, send
-from tests.results.test_report import Search
+from tests.made_searches import Search
 from tests.search.test_tracking import Server
 
 

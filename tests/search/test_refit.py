@@ -24,8 +24,7 @@ from results.predict import main as predict
 from results.record import SearchRecord, load_record, study_url, trial_folder
 from search.refit import main
 from search.retrain import RefitError, chosen, common_rule, evaluate_built_in
-from tests.results.test_record import record
-from tests.results.test_report import Search
+from tests.made_searches import Search, record
 from tests.trainable.tiny import silent, tiny_config, write_weights
 from trainable.classifier import Classifier, save_classifier
 from trainable.data.dataset import load_data

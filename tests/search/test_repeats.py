@@ -5,19 +5,15 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from results.record import Repeat, SearchRecord
+from results.record import Repeat
 from search.repeats import RepeatError, planned
+from tests.made_searches import record
 from trainable.config import TrialConfig
 from trainable.errors import ConfigError
 
 
-def record(num_trials: int, repeats: list[Repeat] | None = None, metric: str = "score") -> Any:
-    return SearchRecord(
-        id="0123", name="asked", num_trials=num_trials, epochs=None, metrics=[metric], fixed={},
-        seed=0, data="synthetic", novel="synthetic", data_fingerprint="abc", weights=None,
-        cache="cache", study=None, study_name="asked", tracking_uri="sqlite:///mlflow.db",
-        version="0.1.0", repeats=repeats or [],
-    )  # fmt: skip
+def asked(num_trials: int, repeats: list[Repeat] | None = None, metric: str = "score") -> Any:
+    return record(num_trials=num_trials, repeats=repeats or [], metrics=[metric])
 
 
 def table(*rows: tuple[str, float, float, int]) -> pd.DataFrame:
@@ -48,13 +44,13 @@ def pairs(repeats: list[Repeat]) -> list[tuple[int, int]]:
 
 
 def test_best_complete_trials_get_the_seeds_after_their_own_seed_by_seed() -> None:
-    repeats = planned(table(*SEARCH), record(5), num_seeds=3, top=2)
+    repeats = planned(table(*SEARCH), asked(5), num_seeds=3, top=2)
     assert pairs(repeats) == [(2, 1), (4, 1), (2, 2), (4, 2)]
     assert [repeat.number for repeat in repeats] == [5, 6, 7, 8]
 
 
 def test_metric_to_minimise_ranks_the_lowest_first() -> None:
-    repeats = planned(table(*SEARCH), record(5, metric="ce_sub"), num_seeds=2, top=2)
+    repeats = planned(table(*SEARCH), asked(5, metric="ce_sub"), num_seeds=2, top=2)
     assert pairs(repeats) == [(0, 1), (4, 1)]
 
 
@@ -62,7 +58,7 @@ def test_metric_to_minimise_ranks_the_lowest_first() -> None:
 def test_top_all_takes_every_complete_trial_and_more_than_there_are_does_too(
     top: int | None,
 ) -> None:
-    repeats = planned(table(*SEARCH), record(5), num_seeds=2, top=top)
+    repeats = planned(table(*SEARCH), asked(5), num_seeds=2, top=top)
     assert pairs(repeats) == [(2, 1), (4, 1), (0, 1)]
 
 
@@ -72,42 +68,42 @@ def done(rows: list[tuple[str, float, float, int]], repeats: list[Repeat]) -> pd
 
 
 def test_same_plan_again_adds_nothing_whatever_the_repeats_found() -> None:
-    repeats = planned(table(*SEARCH), record(5), num_seeds=3, top=2)
+    repeats = planned(table(*SEARCH), asked(5), num_seeds=3, top=2)
     for trials in (table(*SEARCH), done(SEARCH, repeats[:2]), done(SEARCH, repeats)):
-        assert planned(trials, record(5, repeats), num_seeds=3, top=2) == repeats
+        assert planned(trials, asked(5, repeats), num_seeds=3, top=2) == repeats
 
 
 def test_more_seeds_or_configurations_add_what_is_missing() -> None:
-    repeats = planned(table(*SEARCH), record(5), num_seeds=2, top=2)
-    more = planned(done(SEARCH, repeats), record(5, repeats), num_seeds=3, top=3)
+    repeats = planned(table(*SEARCH), asked(5), num_seeds=2, top=2)
+    more = planned(done(SEARCH, repeats), asked(5, repeats), num_seeds=3, top=3)
     assert more[:2] == repeats
     assert pairs(more[2:]) == [(0, 1), (2, 2), (4, 2), (0, 2)]
     assert [repeat.number for repeat in more[2:]] == [7, 8, 9, 10]
 
 
 def test_fewer_seeds_or_configurations_take_nothing_back() -> None:
-    repeats = planned(table(*SEARCH), record(5), num_seeds=4, top=3)
-    fewer = planned(done(SEARCH, repeats), record(5, repeats), num_seeds=2, top=1)
+    repeats = planned(table(*SEARCH), asked(5), num_seeds=4, top=3)
+    fewer = planned(done(SEARCH, repeats), asked(5, repeats), num_seeds=2, top=1)
     assert fewer == repeats
 
 
 def test_repeats_that_were_not_started_yet_keep_their_numbers() -> None:
-    repeats = planned(table(*SEARCH), record(5), num_seeds=2, top=2)
-    more = planned(done(SEARCH, repeats[:1]), record(5, repeats), num_seeds=2, top=3)
+    repeats = planned(table(*SEARCH), asked(5), num_seeds=2, top=2)
+    more = planned(done(SEARCH, repeats[:1]), asked(5, repeats), num_seeds=2, top=3)
     assert [repeat.number for repeat in more] == [5, 6, 7]
 
 
 def test_search_extended_after_repeats_numbers_new_ones_after_all() -> None:
-    repeats = planned(table(*SEARCH), record(5), num_seeds=2, top=1)
+    repeats = planned(table(*SEARCH), asked(5), num_seeds=2, top=1)
     longer = pd.concat([done(SEARCH, repeats), table(("COMPLETE", 0.7, 0.9, 0))])
     longer["number"] = range(7)
-    more = planned(longer, record(6, repeats), num_seeds=2, top=2)
+    more = planned(longer, asked(6, repeats), num_seeds=2, top=2)
     assert more == [*repeats, Repeat(number=7, trial=6, seed=1)]
 
 
 def test_seeds_that_the_space_file_ran_itself_are_not_run_again() -> None:
     rows = [("COMPLETE", 0.5, lr, seed) for seed in (0, 1) for lr in (0.1, 0.2)]
-    repeats = planned(table(*rows), record(4), num_seeds=3, top=None)
+    repeats = planned(table(*rows), asked(4), num_seeds=3, top=None)
     assert pairs(repeats) == [(0, 2), (1, 2)]
 
 
@@ -117,21 +113,21 @@ def test_unfinished_search_is_refused_with_the_command_that_finishes_it() -> Non
         RepeatError,
         match=r"asked: 5 of 6 trials are finished.*python -m search\.run --resume --name asked$",
     ):
-        planned(trials, record(6), num_seeds=3, top=2)
+        planned(trials, asked(6), num_seeds=3, top=2)
 
 
 def test_unfinished_repeats_do_not_count_as_the_searchs_trials() -> None:
-    repeats = planned(table(*SEARCH), record(5), num_seeds=2, top=2)
+    repeats = planned(table(*SEARCH), asked(5), num_seeds=2, top=2)
     with pytest.raises(RepeatError, match="5 of 7 trials are finished"):
-        planned(done(SEARCH, repeats), record(7, repeats), num_seeds=3, top=2)
+        planned(done(SEARCH, repeats), asked(7, repeats), num_seeds=3, top=2)
 
 
 def test_search_without_a_complete_trial_is_refused() -> None:
     with pytest.raises(RepeatError, match="no trial is COMPLETE"):
-        planned(table(("FAIL", 0.1, 0.1, 0)), record(1), num_seeds=3, top=2)
+        planned(table(("FAIL", 0.1, 0.1, 0)), asked(1), num_seeds=3, top=2)
 
 
 def test_seed_beyond_what_a_configuration_takes_is_refused() -> None:
     trials = table(("COMPLETE", 0.1, 0.1, 2**31 - 1))
     with pytest.raises(ConfigError, match="seed"):
-        planned(trials, record(1), num_seeds=2, top=1)
+        planned(trials, asked(1), num_seeds=2, top=1)

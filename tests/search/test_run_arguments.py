@@ -27,7 +27,7 @@ from search.space.space import Space
 from search.study.storage import create_study
 from search.tracking import search_info
 from tests.commands import ROOT, run
-from tests.trainable.factories import make_data
+from tests.made_data import make_data
 from trainable.config import TrialConfig
 from trainable.data.dataset import load_data
 from trainable.data.splits import PROTOCOL

@@ -20,16 +20,10 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny data set in the course's layout, with `novel_images/` in it."""
-    return tiny.write_sources(tmp_path_factory.mktemp("tiny") / "data")
-
-
-@pytest.fixture(scope="session")
-def tiny_data(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Data:
+def tiny_data(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Data:
     """The tiny data set as training sees it: 64 px, 96 known images and 48 borrowed ones."""
     cache = tmp_path_factory.mktemp("cache")
-    return load_data(str(tiny_folder), str(tiny_folder / "novel_images"), cache)
+    return load_data(str(data), str(data / "novel_images"), cache)
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ from torch import nn
 from upath import UPath
 
 import trainable.train as module
-from tests.trainable.factories import make_data
+from tests.made_data import make_data
 from tests.trainable.tiny import BACKBONE, silent, tiny_config
 from trainable import config as config_module
 from trainable.batch import Mixup
@@ -934,11 +934,11 @@ def test_trial_can_be_given_more_epochs(tmp_path: Path, run: Run, schedule: str)
 
 
 @pytest.fixture
-def command(tiny_folder: Path, tiny_weights: Path, tmp_path: Path) -> Callable[..., int]:
+def command(data: Path, tiny_weights: Path, tmp_path: Path) -> Callable[..., int]:
     """Runs the command with the tiny data and the given settings."""
 
     def call(*settings: str, weights: Path = tiny_weights, use_cache: bool = True) -> int:
-        argv = ["--data", str(tiny_folder), "--novel", str(tiny_folder / "novel_images")]
+        argv = ["--data", str(data), "--novel", str(data / "novel_images")]
         argv += ["--cache", str(tmp_path / "cache")] if use_cache else ["--no-cache"]
         argv += ["--weights", str(weights)]
         argv += ["--folder", str(tmp_path / "trial")]

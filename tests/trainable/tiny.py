@@ -1,4 +1,4 @@
-"""A real data set, a real backbone and its weights, all small enough to train in milliseconds."""
+"""A real backbone and its weights, small enough to train in milliseconds."""
 
 import os
 from pathlib import Path
@@ -9,20 +9,11 @@ import torch
 from torch import nn
 
 from trainable.config import Branch, TrialConfig
-from trainable.data import synthetic
-from trainable.data.dataset import Data
 from trainable.model.augment import STRONG_OPERATIONS, Augmentation, FlipRotate
 from trainable.model.backbones import Backbone
 
 BACKBONE = "test_resnet"
 """Of timm: five stages, 470,000 parameters, batch norm."""
-NUM_NUMBERED = 144
-
-
-def write_sources(folder: Path) -> Path:
-    """Write the drawn data set: 96 known images, 48 borrowed ones of 6 classes."""
-    synthetic.write(folder, images_per_subclass=4, novel_per_class=8, test_per_class=1)
-    return folder
 
 
 def write_weights(file: Path, seed: int = 0) -> Path:
@@ -82,26 +73,6 @@ def tiny_backbone(seed: int = 0) -> Backbone:
         )
     one = 1 / 255
     return Backbone(stages=stages, num_features=6, mean=(0.0, 0.0, 0.0), std=(one, one, one))
-
-
-def numbered_data(fingerprint: str = "numbered") -> Data:
-    """Return images of one shade each, the number of their row, of 2 superclasses."""
-    shade = torch.arange(NUM_NUMBERED, dtype=torch.uint8)
-    label = torch.arange(NUM_NUMBERED) % 2
-    return Data(
-        images=shade[:, None, None, None].expand(-1, 8, 8, 3).contiguous(),
-        superclass=label,
-        subclass=label,
-        borrowed_class=torch.full_like(label, -1),
-        native_side=torch.full_like(label, 8),
-        superclasses=("even", "odd"),
-        subclasses=("an even one", "an odd one"),
-        borrowed_classes=(),
-        super_of_sub=(0, 1),
-        fingerprint=fingerprint,
-        source="numbered",
-        novel_source="numbered",
-    )
 
 
 def fixed_augmentation(

@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 from torchvision.datasets import CIFAR100
 
+from tests.made_data import SIZE, course, picture, pool, tree, write_csv, zipped
 from trainable.data import sources, synthetic
 from trainable.data.dataset import (
     STORED_SIZE_MAX,
@@ -35,61 +36,6 @@ from trainable.errors import DataError
 
 PROJECT = Path(__file__).parents[3]
 REAL = PROJECT.parent / "shared" / "data"
-SUBCLASSES = [("bird", "robin"), ("dog", "boxer"), ("bird", "wren")]  # in the mapping's order
-SIZE = 8
-
-
-def picture(path: Path, seed: int = 0, size: tuple[int, int] = (SIZE, SIZE)) -> Path:
-    """Write an image of noise: lossless where the suffix is, so that pixels can be compared."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path)
-    return path
-
-
-def write_csv(path: Path, *rows: tuple[object, ...]) -> None:
-    with path.open("w", newline="") as file:
-        csv.writer(file).writerows(rows)
-
-
-def course(folder: Path) -> Path:
-    """Six known images in 2 superclasses and 3 subclasses, three test images."""
-    rows = [("image", "superclass_index", "subclass_index", "description")]
-    for i in range(6):
-        picture(folder / "train_images" / f"{i}.png", i)
-        rows.append((f"{i}.png", str(i % 3 % 2), str(i % 3), "a photograph, of\nan animal"))
-    for i in (10, 2, 1):
-        picture(folder / "test_images" / f"{i}.png", i)
-    write_csv(folder / "train_data.csv", *rows)
-    superclasses = (("index", "class"), (0, "bird"), (1, "dog"), (2, "novel"))
-    subclasses = (("index", "class"), *((i, sub) for i, (_, sub) in enumerate(SUBCLASSES)))
-    write_csv(folder / "superclass_mapping.csv", *superclasses)
-    write_csv(folder / "subclass_mapping.csv", *subclasses, (3, "novel"))
-    return folder
-
-
-def tree(folder: Path) -> Path:
-    """The images of `course` as superclass/subclass/NAME.png."""
-    for i in range(6):
-        picture(folder / "/".join(SUBCLASSES[i % 3]) / f"{i}.png", i)
-    return folder
-
-
-def pool(folder: Path) -> Path:
-    for i, name in enumerate(("ship", "car", "ship", "car")):
-        picture(folder / name / f"{i}.png", 100 + i, (SIZE // 2, SIZE // 2))
-    return folder
-
-
-def zipped(folder: Path, top: str = "") -> Path:
-    """Zip a folder, its entries under `top`, with the clutter that desktops add."""
-    path = folder.with_name(folder.name + top.replace("/", "_") + ".zip")
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for file in sorted(folder.rglob("*"), reverse=True):
-            archive.write(file, top + file.relative_to(folder).as_posix())
-        archive.writestr("__MACOSX/bird/robin/0.png", b"no image")
-        archive.writestr(f"{top}bird/robin/._0.png", b"no image")
-    return path
 
 
 def patch_central(path: Path, offset: int, value: bytes) -> Path:

@@ -1,32 +1,21 @@
 """A source says of each image what it shows, the same from every container, or it is refused."""
 
-import csv
 import os
 import shutil
 import struct
 import unicodedata
 import zipfile
 import zlib
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from tests.made_data import SIZE, course, picture
 from trainable.data.dataset import Data, load_data
 from trainable.errors import DataError
-
-SIZE = 8
-
-
-def picture(path: Path, seed: int) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path)
-    return path
 
 
 class Case:
@@ -55,23 +44,10 @@ def case(tmp_path: Path) -> Case:
     return Case(tmp_path)
 
 
-def course(folder: Path, classes: tuple[str, str] = ("robin", "boxer")) -> Path:
+def tables(folder: Path, second: str = "boxer") -> Path:
     """Two classes of two images as the course's tables."""
-    for i in range(4):
-        picture(folder / "train_images" / f"{i}.png", 40 + i)
-    rows = [
-        ("image", "superclass_index", "subclass_index"),
-        *((f"{i}.png", 0, i % 2) for i in range(4)),
-    ]
-    tables: dict[str, Iterable[Iterable[object]]] = {
-        "train_data": rows,
-        "superclass_mapping": [("index", "class"), (0, "animal")],
-        "subclass_mapping": [("index", "class"), *enumerate(classes)],
-    }  # fmt: skip
-    for name, table in tables.items():
-        with (folder / f"{name}.csv").open("w", newline="") as file:
-            csv.writer(file).writerows(table)
-    return folder
+    classes = [("animal", "robin"), ("animal", second)]
+    return course(folder / "course", classes, images=4, tests=(), is_plain=True, seed=40)
 
 
 # --- Classes that would vanish -----------------------------------------------------------------
@@ -112,7 +88,7 @@ def test_what_is_left_out_is_counted(case: Case) -> None:
     case.load()
     assert case.noted("known: left out, as no images: 2 .txt, 1 .db (such as bird/robin/Thumbs.db)")
     assert case.noted("pool: left out, as no images: 1 .heic")
-    known = course(case.folder / "course")
+    known = tables(case.folder)
     picture(known / "train_images" / "9.png", 99)
     case.load(known)
     assert case.noted(
@@ -369,7 +345,7 @@ def test_names_in_other_scripts_and_signs_that_print_alike_are_refused(
 
 def test_class_names_of_the_tables_are_held_to_the_same(case: Case) -> None:
     with pytest.raises(DataError, match="got 'robin' and 'Robin'; rename one"):
-        case.load(course(case.folder / "course", ("robin", "Robin")))
+        case.load(tables(case.folder, "Robin"))
 
 
 @pytest.mark.parametrize("name", ["Novel", "NOVEL "])
@@ -418,7 +394,7 @@ def test_numbered_classes_are_in_natural_order_with_a_word(case: Case) -> None:
 def test_tables_may_be_as_a_spreadsheet_writes_them(
     case: Case, delimiter: str, line_end: str, mark: str
 ) -> None:
-    known = course(case.folder / "course")
+    known = tables(case.folder)
     expected = case.load(known)
     for table in known.glob("*.csv"):
         text = table.read_text().replace("\r\n", "\n").replace(",", f"{delimiter} ")
@@ -429,7 +405,7 @@ def test_tables_may_be_as_a_spreadsheet_writes_them(
 
 
 def test_an_image_with_two_rows_is_named_with_both_lines(case: Case) -> None:
-    known = course(case.folder / "course")
+    known = tables(case.folder)
     with (known / "train_data.csv").open("a") as file:
         file.write("1.png,0,0\n")
     with pytest.raises(

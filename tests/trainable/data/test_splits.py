@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.trainable.factories import make_data
+from tests.made_data import make_data
 from trainable.config import TrialConfig
 from trainable.data.dataset import Data
 from trainable.data.splits import (

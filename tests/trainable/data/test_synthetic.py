@@ -15,7 +15,7 @@ from PIL import Image
 
 from spaces import full_ablation, paper
 from tests.commands import run
-from tests.trainable.factories import make_data
+from tests.made_data import make_data
 from trainable.config import TrialConfig
 from trainable.data import synthetic
 from trainable.data.splits import make_pools

@@ -15,11 +15,10 @@ import torch
 from torch import nn
 
 from tests.disks import small_file_system
+from tests.made_data import NUM_NUMBERED, numbered_data
 from tests.processes import other_processes
 from tests.trainable.tiny import (
     BACKBONE,
-    NUM_NUMBERED,
-    numbered_data,
     silent,
     tiny_backbone,
     tiny_branch,
