@@ -7,6 +7,7 @@ from pathlib import Path
 from results.record import SearchRecord
 from search.plan import PROTOCOL_KEYS, SearchError, incomparable
 from search.space.space import NEEDS, Space
+from trainable.config import TrialConfig
 from trainable.data.dataset import Data, same_data
 from trainable.data.splits import PSEUDO_NOVEL, SECOND, make_pools
 from trainable.model import backbones
@@ -35,7 +36,7 @@ def check_samples(
     ):
         backbone = backbones.build(name, size, weights, fine_tune=fine_tune)
         backbones.boundary(fine_tune, len(backbone.stages))
-    most = max(space.samples, key=lambda config: config.novel_images)
+    most = max(space.samples, key=TrialConfig.most_novel_images)
     if shortage := novel_shortage(most, make_pools(data, most)):
         note(shortage)
     for line in left_out_lines(space.samples, data):

@@ -4,7 +4,7 @@ import json
 import math
 import typing
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Self
 
 from trainable.errors import ConfigError, nearest
@@ -82,6 +82,7 @@ class TrialConfig:
     novel_images: int = key(
         5000,
         "Borrowed images in training. A smaller pool is used whole.",
+        scope="branch",
         limits=(0, math.inf),
     )
     lr: float = key(1e-4, "Learning rate of what is trained.", scope="branch", limits=(1e-8, 10.0))
@@ -92,7 +93,10 @@ class TrialConfig:
         limits=(1e-8, 10.0),
     )
     weight_decay: float = key(
-        1e-4, "Adam: L2 term in the gradient. AdamW: decoupled decay.", limits=(0.0, 10.0)
+        1e-4,
+        "Adam: L2 term in the gradient. AdamW: decoupled decay.",
+        scope="branch",
+        limits=(0.0, 10.0),
     )
     batch_size: int = key(64, "Images per optimizer step.", limits=(2, 65536))
     epochs: int = key(
@@ -110,12 +114,14 @@ class TrialConfig:
     label_smoothing: float = key(
         0.0,
         "Share of the target spread over all outputs (Szegedy et al., CVPR 2016).",
+        scope="head",
         limits=(0.0, 0.5),
     )
     mixup: float = key(
         0.0,
         """Beta parameter of mixup (Zhang et al., ICLR 2018); 0: off. A branch with a frozen part
         mixes its features (manifold mixup, Verma et al., ICML 2019).""",
+        scope="branch",
         limits=(0.0, 10.0),
     )
     outlier_exposure: float = key(
@@ -128,6 +134,7 @@ class TrialConfig:
         0.0,
         """Decay per step of the moving average of the weights that is evaluated and kept (Polyak
         and Juditsky, 1992); 0: the weights themselves.""",
+        scope="branch",
         limits=(0.0, 0.9999),
     )
     compile: bool = key(
@@ -201,18 +208,23 @@ class TrialConfig:
         0.10, "Fraction of each seen subclass held out for validation.", limits=(0.001, 0.5)
     )
     augment: str = key(
-        "flip_rotate", "How training images are changed at random.", choices=lambda: AUGMENTS
+        "flip_rotate",
+        "How training images are changed at random.",
+        scope="branch",
+        choices=lambda: AUGMENTS,
     )
     match_resolution: float = key(
         0.0,
         """Probability that a known training image is scaled down to a borrowed one's size and up
         again, so that being coarse is not what novel means.""",
+        scope="branch",
         limits=(0.0, 1.0),
     )
     feature_views: int = key(
         2,
         """Views per image whose frozen features are cached: the image as it is, and augmented ones;
         each epoch draws one of them.""",
+        scope="branch",
         limits=(1, 32),
     )
     seed: int = key(
@@ -267,10 +279,10 @@ class TrialConfig:
                     f"`{self._set_as(task, 'novelty_score')}` is a sum of different scores, or "
                     f"{BEST} alone, but got {score!r}: drop {part}"
                 )
-        if score != BEST and needs_borrowed(score) and self.novel_images == 0:
+        if score != BEST and needs_borrowed(score) and self.of(task, "novel_images") == 0:
             raise ConfigError(
                 f"`{self._set_as(task, 'novelty_score')}` {score} needs borrowed images, but "
-                "novel_images is 0: take another score, or borrow some"
+                f"{self._set_as(task, 'novel_images')} is 0: take another score, or borrow some"
             )
         tau, rejection = getattr(self, f"tau_{task}"), getattr(self, f"known_rejection_{task}")
         if tau is not None and not math.isfinite(tau):
@@ -320,6 +332,14 @@ class TrialConfig:
         override = f"{task}_{key}"
         return key if getattr(self, override) is None else override
 
+    def for_branch(self, branch: Branch) -> Self:
+        """Return the configuration with a branch's own values in place of those for both."""
+        return replace(self, **{key: self.of(branch.tasks[0], key) for key in BRANCH_KEYS})
+
+    def most_novel_images(self) -> int:
+        """Return how many borrowed images are asked for: a branch with fewer has the first ones."""
+        return max(int(self.of(task, "novel_images")) for task in TASKS)
+
     def branches(self) -> tuple[Branch, ...]:
         """Return what is trained: one branch with both tasks, or one branch for each."""
         return tuple(self._branch(tasks) for tasks in TASKS_OF_BRANCHES[self.architecture])
@@ -334,7 +354,8 @@ class TrialConfig:
             parts += [f"{task} {text}" for task, text in branches.items()]
         if self.keys_of_loss():
             parts.append(f"α {self.alpha:.2g} T {self.temperature:.2g}")
-        parts.append(f"{self.novel_images} novel")
+        borrowed = dict.fromkeys(self.of(task, "novel_images") for task in TASKS)
+        parts.append(f"{' and '.join(map(str, borrowed))} novel")
         return ", ".join(parts)
 
     def _branch(self, tasks: tuple[Task, ...]) -> Branch:

@@ -247,10 +247,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def novel_shortage(config: TrialConfig, pools: Pools) -> str:
     """Return a line that says so where the novel pool is smaller than asked, else nothing."""
-    if pools.novel_images_used >= config.novel_images:
+    asked = config.most_novel_images()
+    if pools.novel_images_used >= asked:
         return ""
     return (
-        f"novel_images: {config.novel_images:,} asked, the pool has {pools.novel_images_used:,} "
+        f"novel_images: {asked:,} asked, the pool has {pools.novel_images_used:,} "
         "for training; it is used whole"
     )
 

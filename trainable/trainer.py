@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +16,7 @@ import torch
 from trainable.batch import Batch, Mixup
 from trainable.config import BEST, TASKS, Task, TrialConfig
 from trainable.data.dataset import Data
-from trainable.data.splits import Pools, make_folds, true_classes
+from trainable.data.splits import Pools, make_folds, rows_of_branch, true_classes
 from trainable.errors import TrialError, WeightsError, chosen
 from trainable.model.branch import BranchModel
 from trainable.model.inputs import FORWARD_BATCH, FeatureInputs, inputs_for
@@ -70,17 +71,17 @@ class Trainer:
             .to(self.device)
             for branch in config.branches()
         ]
+        self.configs = [config.for_branch(branch) for branch in config.branches()]
+        """What holds for each branch."""
+        self.rows = [rows_of_branch(pools, each.novel_images) for each in self.configs]
+        """Which images each branch trains on."""
         self.inputs = [
             inputs_for(
-                model, data, config, train_rows=pools.train, val_rows=pools.val,
-                cache=cache, note=note,
+                model, data, own, train_rows=rows, val_rows=pools.val, cache=cache, note=note
             )
-            for model in self.branches
-        ]  # fmt: skip
-        # At least two images each: batch norm could not take one.
-        self.steps_per_epoch = max(
-            1, min(math.ceil(len(pools.train) / config.batch_size), len(pools.train) // 2)
-        )
+            for model, own, rows in zip(self.branches, self.configs, self.rows, strict=True)
+        ]
+        self.steps_per_epoch = max(map(self._num_steps_of, self.rows))
         self.folds = dict(enumerate(shares)) or make_folds(pools, config)
         """Pools of the folds in which a superclass is left out, by its number; or the shares."""
         self.fold_trainers = {}
@@ -94,18 +95,20 @@ class Trainer:
                     else:
                         model.add_fold(superclass, _num_classes(fold), config.seed)
                 model.folds.to(self.device)
-        self.evaluated = self.branches
+        self.evaluated = [
+            model.with_own_weights() if own.ema else model
+            for model, own in zip(self.branches, self.configs, strict=True)
+        ]
         """The models that are judged and kept: the trained ones, or their moving averages."""
-        if config.ema:
-            self.evaluated = [model.with_own_weights() for model in self.branches]
         if config.compile:
             for model in dict.fromkeys([*self.branches, *self.evaluated]):
                 model.tuned.compile()  # in place: names in its state stay
-        self._num_steps = 0
+        self._num_steps = [0] * len(self.branches)
         self._frozen_banks: dict[tuple[int, int | None], FeatureBank] = {}
         self._frozen_scores: dict[tuple[str, int, int | None], torch.Tensor] = {}
-        self.optimizer = self._optimizer()
-        self.schedule = self._schedule()
+        self.optimizers = [*map(self._optimizer, self.branches, self.configs)]
+        """Of each branch, which has no step where it has no images left in an epoch."""
+        self.schedules = [*map(self._schedule, self.optimizers, self.rows)]
         self.super_of_sub = {
             superclass: torch.tensor(each.super_of_sub, device=self.device)
             for superclass, each in self._all_pools().items()
@@ -138,30 +141,39 @@ class Trainer:
             for superclass, fold in self.folds.items()
         }  # fmt: skip
 
-    def _optimizer(self) -> torch.optim.Optimizer:
-        groups: list[dict[str, Any]] = []
-        for model in self.branches:
-            groups.append({"params": [*model.tuned.parameters()], "lr": model.branch.lr})
-            heads = [*model.heads.parameters(), *model.folds.parameters()]
-            groups.append({"params": heads, "lr": model.branch.head_lr})
-        make = chosen(_OPTIMIZERS, "optimizer", self.config.optimizer)
+    def _num_steps_of(self, rows: torch.Tensor) -> int:
+        """Return how many steps an epoch over `rows` has."""
+        # At least two images each: batch norm could not take one.
+        return max(1, min(math.ceil(len(rows) / self.config.batch_size), len(rows) // 2))
+
+    def _optimizer(self, model: BranchModel, config: TrialConfig) -> torch.optim.Optimizer:
+        groups: list[dict[str, Any]] = [
+            {"params": [*model.tuned.parameters()], "lr": model.branch.lr},
+            {
+                "params": [*model.heads.parameters(), *model.folds.parameters()],
+                "lr": model.branch.head_lr,
+            },
+        ]
+        make = chosen(_OPTIMIZERS, "optimizer", config.optimizer)
         return make(
             [group for group in groups if group["params"]],
-            weight_decay=self.config.weight_decay,
+            weight_decay=config.weight_decay,
             fused=True,
         )
 
-    def _schedule(self) -> torch.optim.lr_scheduler.LRScheduler:
-        total_steps = max(1, self.steps_per_epoch * self.config.epochs)
-        peaks = [group["lr"] for group in self.optimizer.param_groups]
+    def _schedule(
+        self, optimizer: torch.optim.Optimizer, rows: torch.Tensor
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        total_steps = max(1, self._num_steps_of(rows) * self.config.epochs)
+        peaks = [group["lr"] for group in optimizer.param_groups]
         schedules = torch.optim.lr_scheduler
         makers: dict[str, Callable[[], torch.optim.lr_scheduler.LRScheduler]] = {
-            "constant": lambda: schedules.ConstantLR(self.optimizer, factor=1.0),
+            "constant": lambda: schedules.ConstantLR(optimizer, factor=1.0),
             "one_cycle": lambda: schedules.OneCycleLR(
-                self.optimizer, max_lr=peaks, total_steps=total_steps
+                optimizer, max_lr=peaks, total_steps=total_steps
             ),
             "cosine": lambda: schedules.LambdaLR(
-                self.optimizer, lambda step: (1 + math.cos(math.pi * step / total_steps)) / 2
+                optimizer, lambda step: (1 + math.cos(math.pi * step / total_steps)) / 2
             ),
         }
         return chosen(makers, "schedule", self.config.schedule)()
@@ -169,7 +181,9 @@ class Trainer:
     def train_epoch(
         self, epoch: int, within: Callable[[float], None] = lambda share: None
     ) -> Metrics:
-        """Pass once over the training pool in a new order; return the epoch's training figures.
+        """Pass once over the training images in a new order; return the epoch's training figures.
+
+        Of branches with pools of their own each takes its own steps, as it would alone.
 
         Args:
             epoch: From 1.
@@ -179,26 +193,23 @@ class Trainer:
             TrialError: The mean loss is not finite.
         """
         start_s = time.perf_counter()
-        order = torch.randperm(
-            len(self.pools.train), generator=generator(self.config.seed, "order", epoch)
-        )
+        batches = self._epoch_batches(epoch)
         for model, inputs in zip(self.branches, self.inputs, strict=True):
             model.train()
             inputs.start_epoch(epoch)
         total_loss = torch.zeros((), device=self.device)
-        # Near-equal batches: no last one of a single image, which batch norm could not take.
-        batches = self.pools.train[order].tensor_split(self.steps_per_epoch)
         num_passes = 1 + len(self.fold_trainers)
-        for step, rows in enumerate(batches):
-            self.optimizer.zero_grad(set_to_none=True)
-            for loss, of_folds in self._losses(rows, epoch, step):
+        for step, rows_of in enumerate(itertools.zip_longest(*batches)):
+            for number, loss, of_folds in self._losses(rows_of, epoch, step):
+                self.optimizers[number].zero_grad(set_to_none=True)
                 # At once: two branches' activations would be twice the memory.
                 (loss + of_folds).backward()
-                total_loss += loss.detach() * len(rows)
-            self.optimizer.step()
-            self.schedule.step()
-            self._average()
-            within((step + 1) / len(batches) / num_passes)
+                weight = len(rows_of[number]) * len(self.pools.train) / len(self.rows[number])
+                total_loss += loss.detach() * weight
+                self.optimizers[number].step()
+                self.schedules[number].step()
+                self._average(number)
+            within((step + 1) / self.steps_per_epoch / num_passes)
         train_loss = float(total_loss) / len(self.pools.train)
         for number, trainer in enumerate(self.fold_trainers.values(), 1):
             trainer.train_epoch(epoch, part_of(within, number / num_passes, 1 / num_passes))
@@ -215,21 +226,48 @@ class Trainer:
             metrics["peak_bytes"] = torch.cuda.max_memory_reserved(self.device)
         return metrics
 
+    def _epoch_batches(self, epoch: int) -> list[Sequence[torch.Tensor]]:
+        """Return the batches of each branch: the same ones where the images are the same."""
+        found: dict[int, Sequence[torch.Tensor]] = {}
+        for rows in self.rows:
+            if len(rows) not in found:
+                drawn = generator(self.config.seed, "order", epoch)
+                order = torch.randperm(len(rows), generator=drawn)
+                # Near-equal batches: no last one of a single image, which batch norm could not
+                # take.
+                found[len(rows)] = rows[order].tensor_split(self._num_steps_of(rows))
+        return [found[len(rows)] for rows in self.rows]
+
+    def _targets(
+        self, rows: torch.Tensor, mixup: float, epoch: int, step: int
+    ) -> dict[int | None, Batch]:
+        """Return what is wanted of a batch, by the trial and by each fold."""
+        mixed = Mixup.draw(len(rows), mixup, self.config.seed, epoch, step) if mixup else None
+        # A fold that is trained from the start makes its own.
+        asked = {None: self.pools} if self.fold_trainers else self._all_pools()
+        return {each: Batch.of(rows, pools, mixed, self.device) for each, pools in asked.items()}
+
     def _losses(
-        self, rows: torch.Tensor, epoch: int, step: int
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Give each branch's loss, and the sum of those of its folds' heads.
+        self, rows_of: Sequence[torch.Tensor | None], epoch: int, step: int
+    ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+        """Give the number of each branch, its loss, and the sum of those of its folds' heads.
 
         A fold's heads are trained in step with the others, on the rows that show nothing of what
         the fold leaves out; they pass nothing back to the features.
+
+        Args:
+            rows_of: The batch of each branch; null: it has none left.
+            epoch: From 1.
+            step: From 0.
         """
-        mixed = None
-        if self.config.mixup:
-            mixed = Mixup.draw(len(rows), self.config.mixup, self.config.seed, epoch, step)
-        # A fold that is trained from the start makes its own.
-        asked = {None: self.pools} if self.fold_trainers else self._all_pools()
-        batches = {each: Batch.of(rows, pools, mixed, self.device) for each, pools in asked.items()}
-        for model, inputs in zip(self.branches, self.inputs, strict=True):
+        made: dict[tuple[int, float], dict[int | None, Batch]] = {}
+        for number, (model, inputs) in enumerate(zip(self.branches, self.inputs, strict=True)):
+            if (rows := rows_of[number]) is None:
+                continue
+            which = len(self.rows[number]), self.configs[number].mixup
+            if which not in made:
+                made[which] = self._targets(rows, which[1], epoch, step)
+            batches, mixed = made[which], made[which][None].mixed
             # Layers that draw (dropout) have no generator of their own.
             purpose = (self.config.seed, "layers", epoch, step, *model.branch.tasks)
             _seed_layers(generator(*purpose).initial_seed(), self.device)
@@ -252,7 +290,7 @@ class Trainer:
                     seen = pooled.index_select(0, batch.place)  # faster than pooled[...]
                     logits = model.classify(seen, superclass)
                     of_folds = of_folds + self._loss(seen, logits, superclass, batch)
-            yield loss, of_folds
+            yield number, loss, of_folds
 
     def _loss(
         self,
@@ -290,11 +328,12 @@ class Trainer:
         """Return the targets of `task`: class indices, or (N, C) where an option softens them."""
         exposure = self.config.outlier_exposure if task == "sub" else 0.0
         wanted = batch.target[task]
-        if self.config.label_smoothing or exposure or batch.mixed is not None:
+        smoothing = self.config.of(task, "label_smoothing")
+        if smoothing or exposure or batch.mixed is not None:
             wanted = soft_targets(
                 wanted,
                 num_classes,
-                label_smoothing=self.config.label_smoothing,
+                label_smoothing=smoothing,
                 outlier_exposure=exposure,
             )
         if batch.mixed is not None:
@@ -302,19 +341,20 @@ class Trainer:
         return wanted if batch.place is None else wanted.index_select(0, batch.place)
 
     @torch.no_grad()
-    def _average(self) -> None:
-        """Move the averaged weights towards the trained ones; faster in the first steps."""
-        if self.evaluated is self.branches:
+    def _average(self, number: int) -> None:
+        """Move a branch's averaged weights towards the trained ones; faster in the first steps."""
+        averaged, model = self.evaluated[number], self.branches[number]
+        if averaged is model:
             return
-        self._num_steps += 1
-        decay = min(self.config.ema, (1 + self._num_steps) / (10 + self._num_steps))
-        for averaged, model in zip(self.evaluated, self.branches, strict=True):
-            state = model.trained_state()
-            for name, average in averaged.trained_state().items():
-                if average.is_floating_point():
-                    average.lerp_(state[name], 1 - decay)
-                else:
-                    average.copy_(state[name])
+        self._num_steps[number] += 1
+        num_steps = self._num_steps[number]
+        decay = min(self.configs[number].ema, (1 + num_steps) / (10 + num_steps))
+        state = model.trained_state()
+        for name, average in averaged.trained_state().items():
+            if average.is_floating_point():
+                average.lerp_(state[name], 1 - decay)
+            else:
+                average.copy_(state[name])
 
     @torch.inference_mode()
     def outputs(self, *, all_scores: bool = False) -> Outputs:
@@ -358,7 +398,7 @@ class Trainer:
         """Return what a branch makes of the images that `outputs` asks about."""
         model, bank_ND = self.evaluated[number], None
         if not model.is_frozen and (all_scores or self._bank_scores(model)):
-            bank_ND = self._pooled_of_bank(number, self._bank_rows()[0])
+            bank_ND = self._pooled_of_bank(number, self._bank_rows(number)[0])
         return _Features(self._pooled_all(number, self.pools.val), bank_ND)
 
     def _said(
@@ -439,7 +479,7 @@ class Trainer:
             if (name, number, fold) not in self._frozen_scores:
                 self._frozen_scores[name, number, fold] = inputs.once(
                     formula(name),
-                    (*self._bank_rows(fold), rows),
+                    (*self._bank_rows(number, fold), rows),
                     functools.partial(compute, name),
                 )
         return {name: self._frozen_scores[name, number, fold] for name in names}
@@ -457,11 +497,11 @@ class Trainer:
         """
         if (number, fold) in self._frozen_banks:
             return self._frozen_banks[number, fold]
-        rows, target = self._bank_rows(fold)
+        rows, target = self._bank_rows(number, fold)
         if whole_ND is None:
             features_ND = self._pooled_of_bank(number, rows)
         else:
-            features_ND = whole_ND[torch.isin(self._bank_rows()[0], rows).to(self.device)]
+            features_ND = whole_ND[torch.isin(self._bank_rows(number)[0], rows).to(self.device)]
         bank = FeatureBank.fit(features_ND, target.to(self.device))
         if self.evaluated[number].is_frozen:
             self._frozen_banks[number, fold] = bank
@@ -484,12 +524,13 @@ class Trainer:
         batches = rows.split(FORWARD_BATCH[self.device.type])
         return torch.cat([self._pooled(model, inputs.plain(batch)) for batch in batches])
 
-    def _bank_rows(self, fold: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the training images of a bank, and their subclass output, -1 for borrowed ones.
+    def _bank_rows(self, number: int, fold: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the training images of a branch's bank, and their subclass output, -1 for borrowed
+        ones.
 
         Those of a fold are the trial's without what it leaves out.
         """
-        train, novel = self.pools.train, len(self.pools.subclasses)
+        train, novel = self.rows[number], len(self.pools.subclasses)
         is_known = self.pools.sub_target[train] < novel
         parts = []
         for rows, most in (
@@ -514,12 +555,13 @@ class Trainer:
         return {
             "frozen": [model.frozen_fingerprint for model in self.branches],
             "branches": [model.trained_state() for model in self.branches],
-            "averaged": [model.trained_state() for model in self.evaluated]
-            if self.config.ema
-            else [],
+            "averaged": [
+                {} if averaged is model else averaged.trained_state()
+                for averaged, model in zip(self.evaluated, self.branches, strict=True)
+            ],
             "num_steps": self._num_steps,
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
+            "optimizers": [each.state_dict() for each in self.optimizers],
+            "schedules": [each.state_dict() for each in self.schedules],
             "folds": {each: trainer.state() for each, trainer in self.fold_trainers.items()},
         }
 
@@ -536,18 +578,18 @@ class Trainer:
             )
         for model, saved in zip(self.branches, state["branches"], strict=True):
             model.load_trained_state(saved)
-        if self.config.ema:
-            for model, saved in zip(self.evaluated, state["averaged"], strict=True):
+        for model, saved in zip(self.evaluated, state["averaged"], strict=True):
+            if saved:
                 model.load_trained_state(saved)
         for superclass, trainer in self.fold_trainers.items():
             trainer.load_state(state["folds"][superclass])
         self._num_steps = state["num_steps"]
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         # How long the schedule is follows from the config, which may have more epochs by now.
         length = ("total_steps", "_schedule_phases")
-        self.schedule.load_state_dict(
-            {key: value for key, value in state["schedule"].items() if key not in length}
-        )
+        for schedule, saved in zip(self.schedules, state["schedules"], strict=True):
+            schedule.load_state_dict({key: saved[key] for key in saved if key not in length})
 
 
 def part_of(within: Callable[[float], None], start: float, size: float) -> Callable[[float], None]:

@@ -365,7 +365,7 @@ def _flops_per_image(trainer: Trainer) -> float:
     """Return the floating-point operations of a forward and backward pass per image."""
     rows = trainer.pools.train[: trainer.config.batch_size]
     with FlopCounterMode(display=False) as counter:
-        for loss, of_folds in trainer._losses(rows, 1, 0):
+        for _, loss, of_folds in trainer._losses([rows] * len(trainer.branches), 1, 0):
             (loss + of_folds).backward()
     return float(counter.get_total_flops()) / len(rows)
 

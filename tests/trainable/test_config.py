@@ -231,6 +231,15 @@ def test_distance_to_borrowed_images_without_any_is_refused(key: str) -> None:
     TrialConfig(**{key: "best", "novel_images": 0})
 
 
+def test_distance_to_borrowed_images_is_of_the_branch_that_has_some() -> None:
+    own = {"architecture": "two_models", "novel_images": 0, "super_novel_images": 9}
+    TrialConfig(super_novelty_score="knn_difference", **own)
+    with pytest.raises(ConfigError, match=r"knn_difference needs .* but novel_images is 0"):
+        TrialConfig(sub_novelty_score="knn_difference", **own)
+    with pytest.raises(ConfigError, match="but super_novel_images is 0"):
+        TrialConfig(novelty_score="knn_difference", architecture="two_models", super_novel_images=0)
+
+
 @pytest.mark.parametrize("value", [-3.5, 0.0, 0.99, 40.0])
 def test_tau_of_any_size_is_allowed_as_scores_differ_in_scale(value: float) -> None:
     assert TrialConfig(tau_super=value, tau_sub=value).tau_sub == value
@@ -281,6 +290,14 @@ OVERRIDES = {
     "head_lr": 0.02,
     "head": "cosine",
     "novelty_score": "energy",
+    "novel_images": 7,
+    "weight_decay": 0.5,
+    "label_smoothing": 0.2,
+    "mixup": 0.3,
+    "ema": 0.9,
+    "augment": "none",
+    "match_resolution": 0.4,
+    "feature_views": 5,
 }
 
 

@@ -182,6 +182,62 @@ def test_two_models_with_dropout_train_as_each_does_alone(
     assert_trained_together_as_alone(tiny_config(architecture="two_models"), trainer)
 
 
+OWN_OPTIONS: tuple[dict[str, Any], dict[str, Any]] = (
+    {"novel_images": 5, "weight_decay": 0.1, "mixup": 0.4, "label_smoothing": 0.2, "ema": 0.6},
+    {
+        "novel_images": 40, "weight_decay": 0.0, "mixup": 0.0, "label_smoothing": 0.0, "ema": 0.0,
+        "augment": "strong", "match_resolution": 0.5, "feature_views": 3,
+    },
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("schedule", ["one_cycle", "cosine"])
+def test_branch_with_own_options_is_what_it_is_where_both_have_them(
+    trainer: Make, schedule: str
+) -> None:
+    """Its images, order, steps and draws are none of the other branch's business."""
+    shared = {
+        "architecture": "two_models", "sub_fine_tune": "frozen", "super_fine_tune": "last_1",
+        "schedule": schedule, "batch_size": 16, "epochs": 2, "novelty_score": "knn_difference",
+    }  # fmt: skip
+    own = {
+        f"{task}_{key}": value
+        for task, options in zip(("super", "sub"), OWN_OPTIONS, strict=True)
+        for key, value in options.items()
+    }
+    each = trainer(tiny_config(**shared, **own))
+    assert [len(rows) for rows in each.rows] == [len(each.pools.train) - 27, len(each.pools.train)]
+    for epoch in (1, 2):
+        each.train_epoch(epoch)
+    said = each.outputs()
+    for number, (task, options) in enumerate(zip(("super", "sub"), OWN_OPTIONS, strict=True)):
+        alike = trainer(tiny_config(**shared, **options))
+        for epoch in (1, 2):
+            alike.train_epoch(epoch)
+        state = state_of(alike.evaluated[number])
+        assert differing(state_of(each.evaluated[number]), state) == set()
+        expected = alike.outputs()
+        for name in (f"{task}_logits", f"{task}_feature_scores"):
+            found, wanted = getattr(said, name), getattr(expected, name)
+            assert str(found) == str(wanted), name
+
+
+@pytest.mark.parametrize("task", ["super", "sub"])
+def test_every_own_option_of_a_branch_acts(trainer: Make, task: str) -> None:
+    """Alone, on what that branch learns."""
+    number = ("super", "sub").index(task)
+    shared = {"architecture": "two_models", "batch_size": 16, "fine_tune": "last_1"}
+    plain = trainer(tiny_config(**shared, novel_images=20))
+    plain.train_epoch(1)
+    before = [state_of(model) for model in plain.evaluated]
+    for key, value in (OWN_OPTIONS[1] | OWN_OPTIONS[0]).items():
+        each = trainer(tiny_config(**shared, novel_images=20, **{f"{task}_{key}": value}))
+        each.train_epoch(1)
+        after = [state_of(model) for model in each.evaluated]
+        assert differing(before[number], after[number]), key
+        assert not differing(before[1 - number], after[1 - number]), key
+
+
 def test_both_heads_of_one_model_learn_from_the_interaction(trainer: Make) -> None:
     states = []
     for alpha in (0.0, 1.0):
@@ -210,13 +266,13 @@ def test_interaction_leaves_out_what_outlier_exposure_softens(
     is_borrowed = each.pools.sub_target[each.pools.train] == len(each.pools.subclasses)
     known, borrowed = each.pools.train[~is_borrowed], each.pools.train[is_borrowed]
     rows = torch.cat([known[:6], borrowed[:3]])
-    list(each._losses(rows, 1, 0))
+    list(each._losses([rows], 1, 0))
     expected = torch.arange(9) < 6
     if mixup:
         partner = Mixup.draw(9, mixup, each.config.seed, 1, 0).partner_N
         expected &= expected[partner]
     assert torch.equal(kept[0], expected)
-    ((loss, _),) = each._losses(borrowed[:4], 1, 1)
+    ((_, loss, _),) = each._losses([borrowed[:4]], 1, 1)
     loss.backward()  # a batch without any other image
     assert loss.isfinite()
     gradients = [p.grad for p in each.branches[0].heads.parameters() if p.grad is not None]
@@ -322,7 +378,7 @@ def learning_rates(trainer: Trainer, num_epochs: int) -> list[list[float]]:
     def note(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         used.append([group["lr"] for group in optimizer.param_groups])
 
-    hook = trainer.optimizer.register_step_pre_hook(note)
+    hook = trainer.optimizers[0].register_step_pre_hook(note)
     for epoch in range(1, num_epochs + 1):
         trainer.train_epoch(epoch)
     hook.remove()
@@ -440,7 +496,7 @@ def test_average_follows_the_weights_that_it_leaves_alone(trainer: Make) -> None
             is_count = key.endswith("num_batches_tracked")
             expected[key] = new.copy() if is_count else decay * expected[key] + (1 - decay) * new
 
-    averaging.optimizer.register_step_post_hook(follow)
+    averaging.optimizers[0].register_step_post_hook(follow)
     for epoch in (1, 2):
         alone.train_epoch(epoch)
         averaging.train_epoch(epoch)
@@ -536,7 +592,7 @@ def test_a_tuned_branch_passes_each_image_once_for_all_folds(
     for model in dict.fromkeys(ours.evaluated):
         model.tuned.register_forward_hook(lambda _, given, __: passed.append(len(given[0])))
     outputs = ours.outputs(all_scores=True)
-    num_of_bank = 32 * math.ceil(len(ours._bank_rows()[0]) / 32)
+    num_of_bank = 32 * math.ceil(len(ours._bank_rows(0)[0]) / 32)
     assert sum(passed) == (len(ours.pools.val) + num_of_bank) * len(ours.evaluated)
     assert len(outputs.folds) == 3
     last = len(ours.evaluated) - 1
@@ -841,7 +897,8 @@ def test_interrupted_trial_ends_as_an_uninterrupted_one(
 def test_interrupted_trial_with_every_option_ends_as_an_uninterrupted_one(
     tmp_path: Path, run: Run, fine_tune: str
 ) -> None:
-    config = tiny_config(fine_tune=fine_tune, **EVERY_OPTION)
+    own = {"architecture": "two_models", "super_novel_images": 5, "super_ema": 0.0}
+    config = tiny_config(fine_tune=fine_tune, **EVERY_OPTION, **own)
     expected, expected_history = run(config, folder=tmp_path / "a", cache=tmp_path / "cache")
     run(config, folder=tmp_path / "b", cache=tmp_path / "cache", stop_after=1)
     result, reports = run(config, folder=tmp_path / "b", cache=tmp_path / "cache")

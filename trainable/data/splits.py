@@ -108,13 +108,19 @@ def make_pools(data: Data, config: TrialConfig) -> Pools:
 def make_refit_pools(data: Data, config: TrialConfig) -> Pools:
     """Return pools that train on every known image and hold nothing out."""
     borrowed = torch.arange(data.num_known, len(data.images))
-    train_novel = _shuffled(borrowed, config.seed, "novel")[: config.novel_images]
+    train_novel = _shuffled(borrowed, config.seed, "novel")[: config.most_novel_images()]
     train = torch.cat([torch.arange(data.num_known), train_novel])
     empty = torch.empty(0, dtype=torch.int64)
     return _pools(
         data, (), train, len(train_novel),
         val=empty, val_kind=empty, val_in_part_a=empty.bool(),
     )  # fmt: skip
+
+
+def rows_of_branch(pools: Pools, novel_images: int) -> torch.Tensor:
+    """Return the training rows of a branch with so many borrowed images: the first ones."""
+    is_borrowed = pools.sub_target[pools.train] == len(pools.subclasses)
+    return pools.train[~is_borrowed | (is_borrowed.cumsum(0) <= novel_images)]
 
 
 def leave_out(pools: Pools, superclass: int) -> Pools:
@@ -256,7 +262,7 @@ def _novel_pools(data: Data, config: TrialConfig) -> tuple[torch.Tensor, torch.T
         count = max(2, round(NOVEL_VAL_CLASS_FRACTION * len(rows)))
         rows, count = _copies_together(data, rows, count)
         train, val = rows[count:], rows[:count]
-    return train[: config.novel_images], val[:NOVEL_VAL_IMAGES_MAX]
+    return train[: config.most_novel_images()], val[:NOVEL_VAL_IMAGES_MAX]
 
 
 def _part_of_classes(

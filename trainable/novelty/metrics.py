@@ -363,7 +363,7 @@ def score_table(outputs: Outputs, config: TrialConfig) -> Iterator[dict[str, Any
         if task == "sub":
             options = [(couple, restrict) for couple in (False, True) for restrict in (False, True)]
         for name in dict.fromkeys((*available_scores(outputs, task), *_own_sum(config, task))):
-            if needs_borrowed(name) and config.novel_images == 0:
+            if needs_borrowed(name) and config.of(task, "novel_images") == 0:
                 continue  # no config may ask for it
             curves = _curves_of_score(outputs, task, replace(config, **_scored_by(task, name)))
             for threshold in thresholds:
