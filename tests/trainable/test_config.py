@@ -405,17 +405,20 @@ SHARED: dict[str, st.SearchStrategy[Any]] = {
     "image_size": st.integers(32, 224),
     "lr": st.floats(1e-8, 10),
     "head_lr": st.none() | st.floats(1e-8, 10),
+    **choice("augment", *AUGMENTS),
+    **{key: st.floats(0, 0.5) for key in ("label_smoothing", "mixup", "ema", "match_resolution")},
+    "weight_decay": st.floats(0, 10),
+    "novel_images": st.integers(1, 10**6),
+    "feature_views": st.integers(1, 32),
 }
 OTHERS: dict[str, st.SearchStrategy[Any]] = {
     **choice("optimizer", *OPTIMIZERS),
     **choice("schedule", *SCHEDULES),
-    **choice("augment", *AUGMENTS),
     **{key: st.none() | st.floats(-50, 50) for key in ("tau_super", "tau_sub")},
     "alpha": st.floats(0, 1000),
     "temperature": st.floats(0.01, 1000),
     "couple_novel": st.booleans(),
     "compile": st.booleans(),
-    "novel_images": st.integers(1, 10**6),
     "seed": st.integers(0, 2**31 - 1),
 }
 
