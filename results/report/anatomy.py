@@ -17,7 +17,7 @@ def pictures(search: Search) -> list[Picture]:
     if best is None or search.best is None:
         return []
     found = [
-        thresholds(best), roc(best, search), precision(best, search), reliability(best, search),
+        thresholds(best), roc(best), precision(best), reliability(best),
         hierarchy(search), confusion(best), *sheets(best, search),
     ]  # fmt: skip
     return [picture for picture in found if picture is not None]

@@ -1,5 +1,6 @@
 """What the best trial answers to each class."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -73,8 +74,12 @@ def _counts(
 
 def confusion(best: Best) -> Picture:
     """Show at both levels what was taken for what."""
-    frames = confusion_frames(best)
-    figures = tuple(_matrix(frame, LEVELS[task], best.number) for task, frame in frames.items())
+    return confusion_of(confusion_frames(best), best.who)
+
+
+def confusion_of(frames: Mapping[Task, pd.DataFrame], who: str) -> Picture:
+    """Show counts of what each class (rows) was answered (columns), by level."""
+    figures = tuple(_matrix(frame, LEVELS[task], who) for task, frame in frames.items())
     told = []
     for frame in frames.values():
         top = _most_confused(frame)
@@ -87,7 +92,7 @@ def confusion(best: Best) -> Picture:
     )  # fmt: skip
     return Picture(
         name="confusion",
-        title=f"What was taken for what at both levels, trial {best.number}",
+        title=f"What was taken for what at both levels, {who}",
         caption="Most often taken for one wrong class: " + "; ".join(told) + "."
         if told else "No image was taken for another class.",
         table=table[table["images"] > 0],
@@ -112,14 +117,14 @@ def _most_confused(frame: pd.DataFrame) -> tuple[str, str, float, int] | None:
     return str(top[0]), str(top[1]), float(share), int(frame.loc[[top[0]]].to_numpy().sum())
 
 
-def _matrix(frame: pd.DataFrame, level: str, trial: int) -> Figure:
+def _matrix(frame: pd.DataFrame, level: str, who: str) -> Figure:
     num_rows, num_columns = frame.shape
     shares = frame.div(frame.sum(axis=1), axis=0).to_numpy()
     is_small = max(frame.shape) <= 12
     cell = 0.42 if is_small else max(0.085, min(0.2, 8.0 / max(frame.shape)))
     margin = 1.5 if max(frame.shape) <= LABELLED_MAX else 0.8
     figure, axes = panel(
-        f"{level.capitalize()}: what each class (row) was answered, trial {trial}",
+        f"{level.capitalize()}: what each class (row) was answered, {who}",
         cell * num_rows + margin + 0.9, max(WIDTH, cell * num_columns + margin + 0.8),
     )  # fmt: skip
     axes.grid(visible=False)
@@ -183,19 +188,28 @@ def subclass_frame(best: Best) -> pd.DataFrame:
     }:
         if 0 <= each < len(best.subclasses) - 1:
             superclass[f"{best.subclasses[each]}, held out"] = best.superclasses[target]
+    return subclass_rows(frame.drop("borrowed", errors="ignore"), superclass)
+
+
+def subclass_rows(frame: pd.DataFrame, superclass: Mapping[str, str]) -> pd.DataFrame:
+    """Return the rows of `subclass_frame`.
+
+    Args:
+        frame: Images of each subclass (rows) by answer (columns). A name that ends in ", held out"
+            and "novel" are right where they are called novel.
+        superclass: Of each row's name, where it is known.
+    """
     rows = []
     for name, counts in frame.iterrows():
         images, name = int(counts.sum()), str(name)
-        if name == "borrowed":
-            continue
-        is_held_out = name.endswith(", held out")
+        is_held_out = name.endswith(", held out") or name == "novel"
         wrong = counts.drop([each for each in (name, "novel") if each in counts.index])
         rejected = counts["novel"] / images
         rows.append(
             {
                 "subclass": name.removesuffix(", held out"),
                 "superclass": superclass.get(name, ""),
-                "kind": "held out" if is_held_out else "seen",
+                "kind": "seen" if not is_held_out else "" if name == "novel" else "held out",
                 "images": images,
                 "right": rejected if is_held_out else counts[name] / images,
                 "rejected": rejected,

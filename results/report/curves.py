@@ -1,5 +1,6 @@
 """The best trial without a threshold: how well its scores separate, and whether they are right."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from results.report.drawing import (
     legend_below,
     panel,
 )
-from results.report.material import Best, Search
+from results.report.material import Judged, Search
 from results.report.thresholds import groups_of
 from trainable.classifier import OUTPUTS_FILE, load_outputs, load_rule
 from trainable.config import TASKS
@@ -29,10 +30,11 @@ from trainable.errors import UserError
 from trainable.novelty.hierarchy import both_right, hierarchy_curve
 from trainable.novelty.separation import ECE_BINS
 
+_OTHER_PART = ", judged by the part of the images that did not choose the score"
 _GRID = np.linspace(0, 1, 201)
 
 
-def roc(best: Best, search: Search) -> Picture | None:
+def roc(judged: Judged, remark: str = _OTHER_PART) -> Picture | None:
     """Show novel images found against known ones rejected, over all thresholds."""
 
     def curve(known: Floats, novel: Floats) -> tuple[Floats, Floats]:
@@ -42,12 +44,12 @@ def roc(best: Best, search: Search) -> Picture | None:
         return np.searchsorted(known, taus) / len(known), np.searchsorted(novel, taus) / len(novel)
 
     return _curves(
-        best, search, "roc", curve, "ROC of telling novel images", "auroc",
+        judged, remark, "roc", curve, "ROC of telling novel images", "auroc",
         ("known images called novel", "novel images called novel"), "area under the ROC curve",
     )  # fmt: skip
 
 
-def precision(best: Best, search: Search) -> Picture | None:
+def precision(judged: Judged, remark: str = _OTHER_PART) -> Picture | None:
     """Show how many of those called novel are, against how many of the novel are found."""
 
     def curve(known: Floats, novel: Floats) -> tuple[Floats, Floats]:
@@ -57,22 +59,22 @@ def precision(best: Best, search: Search) -> Picture | None:
         return found / len(novel), found / np.maximum(found + wrong, 1)
 
     return _curves(
-        best, search, "precision", curve, "precision and recall of novel", "aupr",
+        judged, remark, "precision", curve, "precision and recall of novel", "aupr",
         ("novel images called novel (recall)", "of those called novel, novel (precision)"),
         "average precision",
     )  # fmt: skip
 
 
 def _curves(
-    best: Best, search: Search, name: str, curve: Any, what: str, metric: str,
+    judged: Judged, remark: str, name: str, curve: Any, what: str, metric: str,
     labels: tuple[str, str], metric_said: str,
 ) -> Picture | None:  # fmt: skip
     figures, tables, told = [], [], []
     for task in TASKS:
-        score = best.rule.super_score if task == "super" else best.rule.sub_score
+        score = judged.rule.super_score if task == "super" else judged.rule.sub_score
         known_by_outputs: dict[int, Floats] = {}
         of_label: dict[str, list[tuple[Floats, Floats]]] = {}
-        for each in groups_of(best.outputs, task):
+        for each in groups_of(judged.of(task), task, judged.near, judged.far):
             if each.is_known:
                 continue
             scores = each.outputs.score(task, score).numpy()
@@ -84,7 +86,7 @@ def _curves(
                 )
         if not of_label:
             continue
-        figure, axes = panel(f"{LEVELS[task].capitalize()}: {what}, trial {best.number}", 4.3)
+        figure, axes = panel(f"{LEVELS[task].capitalize()}: {what}, {judged.who}", 4.3)
         for (label, found), dash in zip(of_label.items(), ("-", "--", ":"), strict=False):
             for x, y in found if len(found) > 1 else ():
                 axes.plot(x, y, color=NOVEL, lw=0.5, alpha=0.5)
@@ -103,22 +105,20 @@ def _curves(
         as_percent(axes.yaxis, labels[1])
         legend_below(axes)
         figures.append(figure)
-        assert search.best is not None
-        value = search.best[f"{metric}_{task}"]
-        if not pd.isna(value):
-            told.append(f"{100 * float(value):.1f}% for the {LEVELS[task]}")
+        value = judged.metrics.get(f"{metric}_{task}", math.nan)
+        if not math.isnan(value):
+            told.append(f"{100 * value:.1f}% for the {LEVELS[task]}")
     if not figures:
         return None
     hard = ""
-    if name == "roc" and len(told) == 2 and search.best is not None:
-        gap = float(search.best["auroc_super"]) - float(search.best["auroc_sub"])
+    if name == "roc" and len(told) == 2:
+        gap = judged.metrics["auroc_super"] - judged.metrics["auroc_sub"]
         harder = "subclasses" if gap > 0 else "superclasses"
         hard = f" Novel {harder} are the harder ones to tell, by {abs(100 * gap):.1f} points."
     return Picture(
         name=name,
-        title=f"{what[0].upper()}{what[1:]}, trial {best.number}",
-        caption=f"The {metric_said} is {' and '.join(told) or 'not known'}, judged by the part of "
-        f"the images that did not choose the score.{hard}",
+        title=f"{what[0].upper()}{what[1:]}, {judged.who}",
+        caption=f"The {metric_said} is {' and '.join(told) or 'not known'}{remark}.{hard}",
         table=pd.concat(tables),
         figures=tuple(figures),
     )
@@ -180,11 +180,13 @@ def hierarchy(search: Search) -> Picture | None:
     )
 
 
-def reliability(best: Best, search: Search) -> Picture | None:
+def reliability(judged: Judged) -> Picture | None:
     """Show how often an answer of each confidence is right."""
-    outputs = best.outputs.choosing()
     figures, tables, told = [], [], []
     for task in TASKS:
+        outputs = judged.of(task).choosing()
+        if not len(outputs.kind):
+            continue
         logits = outputs.logits(task).double()
         confidence, answer = (each.numpy() for each in logits.softmax(1).max(1))
         right = answer == outputs.target(task).numpy()
@@ -194,7 +196,7 @@ def reliability(best: Best, search: Search) -> Picture | None:
         sums = (np.bincount(bins, each, ECE_BINS)[held] for each in (confidence, right))
         x, y = (each / counts[held] for each in sums)
         figure, axes = panel(f"{LEVELS[task].capitalize()}: how often right, by confidence, "
-                             f"trial {best.number}", 4.3)  # fmt: skip
+                             f"{judged.who}", 4.3)  # fmt: skip
         axes.plot([0, 1], [0, 1], color=FAINT, lw=1.2, label="calibrated")
         axes.plot(x, y, color=BEST, lw=1.2, zorder=2)
         sizes = 12 + 150 * counts[held] / counts.max()
@@ -212,16 +214,15 @@ def reliability(best: Best, search: Search) -> Picture | None:
             )
         )
         gap = 100 * float(confidence.mean() - right.mean())
-        assert search.best is not None
-        ece = search.best[f"ece_{task}"]
-        error = "" if pd.isna(ece) else f", calibration error {100 * float(ece):.1f} points"
+        ece = judged.metrics.get(f"ece_{task}", math.nan)
+        error = "" if math.isnan(ece) else f", calibration error {100 * ece:.1f} points"
         too = "too sure" if gap > 0 else "not sure enough"
         told.append(
             f"For the {LEVELS[task]} it is {too} by {abs(gap):.1f} points on average{error}."
         )
     return Picture(
         name="reliability",
-        title=f"How often an answer is right, by its confidence, trial {best.number}",
+        title=f"How often an answer is right, by its confidence, {judged.who}",
         caption=" ".join(told) + " Confidence is the largest softmax probability, novel included.",
         table=pd.concat(tables),
         figures=tuple(figures),

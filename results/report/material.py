@@ -1,11 +1,13 @@
 """What a report is made of: a search's trials, epochs and times, and its best trial's outputs."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from upath import UPath
 
 from results.history import frame_of, read_study, searched
@@ -13,38 +15,59 @@ from results.naming import Names
 from results.ranking import Repeated, best_trial, completed, ranking_metric, repeated, sign
 from results.record import SearchRecord, trial_folder
 from trainable.classifier import INFO_FILE, OUTPUTS_FILE, load_outputs, load_rule, read_info
-from trainable.config import TrialConfig
+from trainable.config import Task, TrialConfig
 from trainable.data.dataset import Data, find_data
 from trainable.errors import UserError
+from trainable.novelty.metrics import METRICS
 from trainable.novelty.rule import Rule
 from trainable.novelty.thresholds import Answers, Outputs, PartRules
 from trainable.user_parts import current_parts
 
 
 @dataclass(frozen=True, kw_only=True)
-class Best:
-    """The best trial: what it says of the validation images, and the rule that it is kept with."""
+class Judged:
+    """A model: what it says of images whose classes are known, and the rule that it says it by."""
 
-    number: int
-    config: TrialConfig
+    who: str
+    """Which model, as titles say it."""
     outputs: Outputs
-    """Of all validation images, those of a second hold-out too."""
+    answers: Answers
     rule: Rule
     superclasses: tuple[str, ...]
     """Names, novel last."""
     subclasses: tuple[str, ...]
     """Names of all subclasses, novel last."""
     subclass_of_output: tuple[int, ...]
+    metrics: Mapping[str, float]
+    """As they were judged, by name; NaN or left out where there was nothing to judge."""
+    near: str
+    """Images of novel subclasses of known superclasses."""
+    far: str
+    """Images of novel superclasses."""
+    has_subclass: torch.Tensor | None = None
+    """bool (N,); null: all have."""
 
-    @cached_property
-    def answers(self) -> Answers:
-        """Each part's answers, by the rule that was chosen on the other: as its metrics are."""
-        return PartRules.choose(self.outputs, self.config).answers(self.outputs)
+    def of(self, task: Task) -> Outputs:
+        """Return the outputs to the images that say something of `task`."""
+        if task == "super" or self.has_subclass is None:
+            return self.outputs
+        return self.outputs.where(self.has_subclass)
 
     @property
     def outputs_names(self) -> tuple[str, ...]:
         """Names of the subclass head's outputs, novel last."""
         return (*(self.subclasses[each] for each in self.subclass_of_output), "novel")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Best(Judged):
+    """The best trial, on all validation images, those of a second hold-out too.
+
+    Each part of them is answered by the rule that was chosen on the other, as its metrics are.
+    """
+
+    number: int
+    config: TrialConfig
 
     def shows(self, place: int, data: Data | None) -> str:
         """Return what an image shows, as far as it is known: a class, or what it was borrowed as.
@@ -170,10 +193,16 @@ class Search:
             info, rule, outputs = read_info(folder), load_rule(folder), load_outputs(folder)
         except UserError:
             return None
+        config = self.best["config"]
         return Best(
+            who=f"trial {number}",
             number=number,
-            config=self.best["config"],
+            config=config,
             outputs=outputs,
+            answers=PartRules.choose(outputs, config).answers(outputs),
+            metrics={name: float(self.best[name]) for name in METRICS if name in self.best},
+            near="held-out subclasses",
+            far="borrowed",
             rule=rule,
             superclasses=(*info["superclasses"], "novel"),
             subclasses=(*info["subclasses"], "novel"),

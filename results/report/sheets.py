@@ -1,8 +1,10 @@
 """Images that the best trial answers wrongly, by how sure it was."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from results.report.drawing import (
@@ -24,12 +26,28 @@ SHEET = (4, 3)
 def sheets(best: Best, search: Search) -> list[Picture | None]:
     """Show the surest wrong answers to known images, and the surest known answers to novel ones."""
     frame = wrong_frame(best, search)
+    if search.data is None:
+        return []
+    images = search.data.images
+    return sheets_of(frame, lambda row: images[row].numpy())
+
+
+def sheets_of(
+    frame: pd.DataFrame, image_of: Callable[[Any], npt.NDArray[np.uint8]]
+) -> list[Picture | None]:
+    """Show the surest of `wrong_frame`; `image_of` gives the image of a row, (S, S, 3)."""
     mistakes = frame[~frame["is_novel"]]
     missed = frame[frame["is_novel"]]
     return [
-        _sheet(mistakes, "mistakes", "Known images answered most surely wrong", search),
-        _sheet(missed, "missed", "Novel images called known most surely", search),
+        _sheet(mistakes, "mistakes", "Known images answered most surely wrong", image_of),
+        _sheet(missed, "missed", "Novel images called known most surely", image_of),
     ]
+
+
+def on_sheets(frame: pd.DataFrame) -> set[Any]:
+    """Return which rows of `wrong_frame` are shown as images."""
+    groups = (frame[~frame["is_novel"]], frame[frame["is_novel"]])
+    return {row for group in groups for row in _shown(group)["row"]}
 
 
 def wrong_frame(best: Best, search: Search) -> pd.DataFrame:
@@ -90,16 +108,22 @@ def _names_without(best: Best, left_out: int, task: Task) -> tuple[str, ...]:
     return tuple(name for i, name in enumerate(best.outputs_names) if supers[i] != left_out)
 
 
-def _sheet(frame: pd.DataFrame, name: str, title: str, search: Search) -> Picture | None:
-    if search.data is None or not len(frame):
+def _shown(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.drop_duplicates("row").head(SHEET[0] * SHEET[1])
+
+
+def _sheet(
+    frame: pd.DataFrame, name: str, title: str, image_of: Callable[[Any], npt.NDArray[np.uint8]]
+) -> Picture | None:
+    if not len(frame):
         return None
-    num_rows, num_columns = SHEET
-    shown = frame.drop_duplicates("row").head(num_rows * num_columns)
+    num_columns = SHEET[1]
+    shown = _shown(frame)
     used = -(-len(shown) // num_columns)
     figure, axes = panel(title, 0.5 + 1.75 * used)
     axes.remove()
     for place, row in enumerate(rows_of(shown)):
-        image = search.data.images[row.row].numpy()
+        image = image_of(row.row)
         cell = figure.add_subplot(used, num_columns, place + 1)
         cell.imshow(image)
         cell.set(xticks=[], yticks=[])

@@ -19,7 +19,7 @@ from results.report.drawing import (
     legend_below,
     panel,
 )
-from results.report.material import Best
+from results.report.material import Judged
 from trainable.config import TASKS, Task
 from trainable.data.splits import LEFT_OUT, NOVEL_SUPER, PSEUDO_NOVEL, SECOND, SEEN
 from trainable.novelty.rule import Rule, acceptance
@@ -29,6 +29,11 @@ from trainable.novelty.thresholds import Outputs
 TAUS = 121
 """Places of a slider."""
 BINS = 36
+_CHOSEN_BY = (
+    "These rates are of the images that chose the threshold, so they flatter; a left-out "
+    "superclass is judged by a model that never saw it, at the threshold that rejects as many "
+    "known images."
+)
 
 
 @dataclass(frozen=True)
@@ -42,27 +47,36 @@ class Group:
     """bool (N,)."""
 
 
-def groups_of(outputs: Outputs, task: Task) -> list[Group]:
-    """Return the known and the novel groups of `task`, those of the folds after the others."""
+def groups_of(
+    outputs: Outputs, task: Task, near: str = "held-out subclasses", far: str = "borrowed"
+) -> list[Group]:
+    """Return the known and the novel groups of `task`, those of the folds after the others.
+
+    Args:
+        outputs: To images of them.
+        task: The level.
+        near: What images of novel subclasses are called.
+        far: What those of novel superclasses are.
+    """
     kind = outputs.kind
     if task == "super":
         found = [
             Group("seen subclasses", True, outputs, kind == SEEN),
-            Group("held-out subclasses", True, outputs, kind == PSEUDO_NOVEL),
+            Group(near, True, outputs, kind == PSEUDO_NOVEL),
         ]
-        far = [Group("left out", False, fold, fold.kind == LEFT_OUT) for fold in outputs.folds]
+        of_folds = [Group("left out", False, fold, fold.kind == LEFT_OUT) for fold in outputs.folds]
     else:
         found = [
             Group("seen subclasses", True, outputs, kind == SEEN),
-            Group("held-out subclasses", False, outputs, kind == PSEUDO_NOVEL),
+            Group(near, False, outputs, kind == PSEUDO_NOVEL),
         ]
-        far = [
+        of_folds = [
             Group("left out", False, fold, fold.kind == LEFT_OUT)
             for fold in outputs.folds
             if "sub" in fold.exact
         ]
-    far = far or [Group("borrowed", False, outputs, kind == NOVEL_SUPER)]
-    return [each for each in (*found, *far) if each.among.any()]
+    of_folds = of_folds or [Group(far, False, outputs, kind == NOVEL_SUPER)]
+    return [each for each in (*found, *of_folds) if each.among.any()]
 
 
 def accepted(outputs: Outputs, task: Task, rule: Rule, tau_super: float) -> torch.Tensor:
@@ -148,17 +162,22 @@ def _matching(outputs: Outputs, fold: Outputs, rule: Rule) -> float:
     return float(_quantiles(theirs, _below(ours, np.array([rule.tau_super])))[0])
 
 
-def thresholds(best: Best) -> Picture | None:
-    """Show the scores of known and of novel images, the threshold, and what others would give."""
+def thresholds(judged: Judged, remark: str = _CHOSEN_BY) -> Picture | None:
+    """Show the scores of known and of novel images, the threshold, and what others would give.
+
+    Args:
+        judged: Whose.
+        remark: What the images are to the threshold, as a sentence of the caption.
+    """
     figures: list[Figure] = []
     tables, told = [], []
     sliders: dict[int, dict[str, Any]] = {}
     for task in TASKS:
-        taus, rates = sweep(best.outputs, task, best.rule)
+        taus, rates = sweep(judged.of(task), task, judged.rule)
         if "unseen called novel" not in rates:
             continue
-        figure, box = _histogram(best, task, taus)
-        own = best.rule.tau_super if task == "super" else float(np.mean(best.rule.tau_sub))
+        figure, box = _histogram(judged, task, taus)
+        own = judged.rule.tau_super if task == "super" else float(np.mean(judged.rule.tau_sub))
         start = int(np.abs(taus - own).argmin())
         sliders[len(figures)] = {
             **box, "label": f"τ of the {LEVELS[task]}", "start": start,
@@ -170,14 +189,12 @@ def thresholds(best: Best) -> Picture | None:
         told.append(_tau_caption(rates, start, task))
     if not figures:
         return None
-    several = len(set(best.rule.tau_sub)) > 1
+    several = len(set(judged.rule.tau_sub)) > 1
     return Picture(
         name="thresholds",
-        title=f"Scores of known and novel images by trial {best.number}, with its thresholds",
+        title=f"Scores of known and novel images by {judged.who}, with its thresholds",
         caption=" ".join(told)
-        + " Thresholds cost no training. These rates are of the images that chose the threshold, "
-        "so they flatter; a left-out superclass is judged by a model that never saw it, at the "
-        "threshold that rejects as many known images."
+        + f" Thresholds cost no training. {remark}"
         + (" Each superclass has its own threshold here; the slider sets one for all." if several
            else ""),
         table=pd.concat(tables),
@@ -186,13 +203,13 @@ def thresholds(best: Best) -> Picture | None:
     )  # fmt: skip
 
 
-def _histogram(best: Best, task: Task, taus: Floats) -> tuple[Figure, dict[str, float]]:
-    name = best.rule.super_score if task == "super" else best.rule.sub_score
+def _histogram(judged: Judged, task: Task, taus: Floats) -> tuple[Figure, dict[str, float]]:
+    name = judged.rule.super_score if task == "super" else judged.rule.sub_score
     figure, axes = panel(
-        f"{LEVELS[task].capitalize()}: scores of known and novel images, trial {best.number}"
+        f"{LEVELS[task].capitalize()}: scores of known and novel images, {judged.who}"
     )
     pooled: dict[tuple[bool, str], list[torch.Tensor]] = {}
-    for each in groups_of(best.outputs, task):
+    for each in groups_of(judged.of(task), task, judged.near, judged.far):
         label = "known" if each.is_known else f"novel: {each.label}"
         scores = each.outputs.score(task, name)[each.among]
         pooled.setdefault((each.is_known, label), []).append(scores)
@@ -207,7 +224,7 @@ def _histogram(best: Best, task: Task, taus: Floats) -> tuple[Figure, dict[str, 
         dash = "-" if is_known else next(dashes)
         axes.stairs(shares, edges, color=colour, lw=1.3, ls=dash, label=label)
         axes.stairs(shares, edges, color=colour, fill=True, alpha=0.18, lw=0)
-    own = (best.rule.tau_super,) if task == "super" else best.rule.tau_sub
+    own = (judged.rule.tau_super,) if task == "super" else judged.rule.tau_sub
     for place, tau in enumerate(dict.fromkeys(own)):
         shown = min(max(tau, edges[0]), edges[-1])
         axes.axvline(shown, color=INK, ls="--", lw=1.1, label="its τ" if place == 0 else None)
