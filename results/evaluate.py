@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from upath import UPath
 
-from results.evaluation import Evaluation, evaluate, frequent
+from results.evaluation import Evaluation, evaluate, frequent, held_out
 from results.labels import Labels, matched, read_labels
 from results.options import place
 from results.predict import (
@@ -62,6 +62,13 @@ def main(argv: list[str] | None = None) -> int:
         found = evaluate_images(classifier, args.images, args.labels, console.print, broken)
         promise, told = comparable(promise_of(classifier.info), found.counts)
         files = write(out, found, promise)
+        from results.report.evaluated import Asked, write_evaluation_page  # late: matplotlib
+
+        asked = Asked(
+            model=args.model, images=args.images, labels=str(args.labels),
+            stored_size=classifier.stored_size, told=told,
+        )  # fmt: skip
+        page = write_evaluation_page(out, asked, found, compared(found, promise))
         skipped = None if broken is None else write_skipped(out / "skipped.csv", broken)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -72,6 +79,7 @@ def main(argv: list[str] | None = None) -> int:
     print_tables(console, found, promise)
     if told:
         console.print(f"\n{told}", markup=False)
+    console.print(f"wrote {page[0]}: what is beside it are PNG, SVG and CSV of all it shows")
     console.print(f"wrote {out}: {', '.join(file.name for file in files)}")
     if skipped:
         console.print(skipped)
@@ -213,8 +221,9 @@ def print_tables(console: Console, found: Evaluation, promise: Mapping[str, floa
         )  # fmt: skip
     console.print(table, soft_wrap=False)
     for level, confusion in found.confusion.items():
+        most = frequent(confusion, SHOWN, held_out(found.judged))
         _print_rows(
-            console, f"Most frequent confusions, {level}", frequent(confusion, SHOWN),
+            console, f"Most frequent confusions, {level}", most,
             {"share": "{:.2f}", "images": "{:,}"},
         )  # fmt: skip
     surest = found.wrong.head(SHOWN)[["image", "truth", "answer", "margin"]]

@@ -1,7 +1,7 @@
 """What labelled images say of a model: metrics with intervals, confusions, worst answers."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +10,10 @@ import pandas as pd
 import torch
 
 from results.labels import UNLABELLED, Labels
+from results.report.material import Judged
 from trainable.classifier import Classifier
 from trainable.config import TASKS, Task
+from trainable.data.layouts import NOVEL_CLASS
 from trainable.data.splits import NOVEL_SUPER, PSEUDO_NOVEL, SEEN
 from trainable.novelty.intervals import Interval, percentiles, rate_intervals, resamples
 from trainable.novelty.metrics import METRICS, judge, judgements
@@ -37,6 +39,8 @@ class Evaluation:
     """By level: images of each class (rows, what they show) by answer (columns)."""
     wrong: pd.DataFrame
     """A row for each wrong answer, the surest first: image, level, truth, answer, score, margin."""
+    judged: Judged
+    """What pictures of it are drawn from."""
 
 
 def evaluate(response: Response, classifier: Classifier, labels: Labels) -> Evaluation:
@@ -56,7 +60,20 @@ def evaluate(response: Response, classifier: Classifier, labels: Labels) -> Eval
         intervals=_intervals(outputs, classifier.rule, has_subclass, metrics),
         counts=_counts(outputs, has_subclass),
         confusion=confusions(answers, classifier, labels),
-        wrong=_wrong(response, answers, classifier, labels),
+        wrong=_wrong(response, answers, classifier, labels, outputs.sub_target),
+        judged=Judged(
+            who="this model",
+            outputs=outputs,
+            answers=Answers(*answers),
+            rule=classifier.rule,
+            superclasses=classifier.superclasses,
+            subclasses=classifier.subclasses,
+            subclass_of_output=tuple(classifier.info["subclass_of_output"]),
+            metrics=metrics,
+            near="novel subclasses",
+            far="novel superclasses",
+            has_subclass=has_subclass,
+        ),
     )
 
 
@@ -170,8 +187,11 @@ def _wrong(
     answers: tuple[torch.Tensor, torch.Tensor],
     classifier: Classifier,
     labels: Labels,
+    sub_target: torch.Tensor,
 ) -> pd.DataFrame:
     """Return the wrong answers, the surest first.
+
+    It is right to call novel what the model was trained without, though its name is known.
 
     The margin says how far the score lies on its answer's side of the threshold, in standard
     deviations of the score over all images; it is negative where the argmax, or a novel superclass,
@@ -189,7 +209,10 @@ def _wrong(
         spread = score.std(correction=0).clamp_min(1e-12)
         above = (score - tau[task]) / spread
         margin = torch.where(answer == len(names) - 1, -above, above)
-        places = ((truth != UNLABELLED) & (answer != truth)).nonzero()[:, 0]
+        is_wrong = (truth != UNLABELLED) & (answer != truth)
+        if task == "sub":
+            is_wrong &= answers[1] != sub_target
+        places = is_wrong.nonzero()[:, 0]
         tables.append(
             pd.DataFrame(
                 {
@@ -205,8 +228,19 @@ def _wrong(
     return pd.concat(tables).sort_values("margin", ascending=False, kind="stable")
 
 
-def frequent(confusion: pd.DataFrame, most: int) -> pd.DataFrame:
-    """Return the most frequent wrong answers: truth, answer, images, share of what shows it."""
+def held_out(judged: Judged) -> set[str]:
+    """Return the subclasses that the model was trained without, though it has their names."""
+    return {*judged.subclasses} - {*judged.outputs_names}
+
+
+def frequent(confusion: pd.DataFrame, most: int, unknown: Collection[str] = ()) -> pd.DataFrame:
+    """Return the most frequent wrong answers: truth, answer, images, share of what shows it.
+
+    Args:
+        confusion: Images by what they show and by answer.
+        most: Rows.
+        unknown: What it is right to call novel, beside what is.
+    """
     counts = confusion.to_numpy()
     totals = counts.sum(1)
     rows: list[dict[str, Any]] = [
@@ -218,6 +252,7 @@ def frequent(confusion: pd.DataFrame, most: int) -> pd.DataFrame:
         }
         for truth, answer in np.argwhere(counts)
         if truth != answer
+        and not (confusion.columns[answer] == NOVEL_CLASS and confusion.index[truth] in unknown)
     ]
     table = pd.DataFrame(rows, columns=["truth", "answer", "images", "share"])
     return table.sort_values("images", ascending=False, kind="stable").head(most)

@@ -328,12 +328,6 @@ def facts(search: Search) -> list[tuple[str, str]]:
     wall = f"{float(times['end_s'].max()) / 60:.1f} minutes" if len(times) else "none"
     busy = float((times["end_s"] - times["start_s"]).sum()) / 3600 if len(times) else 0.0
     trained = float(epochs["epoch_s"].sum()) / 3600
-    versions = []
-    for package in PACKAGES:
-        try:
-            versions.append(f"{package} {metadata.version(package)}")
-        except metadata.PackageNotFoundError:
-            continue
     return [
         ("the same search again", shlex.join(command)),
         ("trials", states),
@@ -341,7 +335,7 @@ def facts(search: Search) -> list[tuple[str, str]]:
         ("data fingerprint", record.data_fingerprint),
         ("protocol", str(record.protocol)),
         ("searched by", f"noveltune {record.version}"),
-        ("reported by", ", ".join(versions)),
+        ("reported by", versions()),
         ("machines", ", ".join(hosts) or "not recorded"),
         ("devices", ", ".join(devices) or "not recorded"),
         ("wall clock", f"{wall} with a trial running"),
@@ -349,6 +343,17 @@ def facts(search: Search) -> list[tuple[str, str]]:
         ("study", public(record.study) if record.study else str(search.folder / "study.db")),
         ("MLflow", public(record.tracking_uri)),
     ]  # fmt: skip
+
+
+def versions() -> str:
+    """Return what draws a page, each with its version."""
+    found = []
+    for package in PACKAGES:
+        try:
+            found.append(f"{package} {metadata.version(package)}")
+        except metadata.PackageNotFoundError:
+            continue
+    return ", ".join(found)
 
 
 def protocol_note(search: Search) -> str:

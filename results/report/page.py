@@ -35,7 +35,7 @@ class Section:
         return not (self.lines or self.tables or self.pictures or self.facts)
 
 
-class _Writer:
+class Writer:
     """Writes what the page shows beside it, and keeps what the page needs of it."""
 
     def __init__(self, folder: UPath) -> None:
@@ -43,11 +43,13 @@ class _Writer:
         self.files: list[UPath] = []
 
     def write(self, name: str, content: bytes) -> str:
+        """Write a file; return its name."""
         write_atomically(self.folder / name, content)
         self.files.append(self.folder / name)
         return name
 
     def picture(self, picture: Picture) -> dict[str, Any]:
+        """Write a picture as PNG and SVG, and what it shows as CSV; return what the page needs."""
         panels, files = [], []
         for place, figure in enumerate(picture.figures):
             drawing.laid_out(figure)
@@ -73,6 +75,14 @@ class _Writer:
     def table(
         self, name: str, frame: pd.DataFrame, shown: dict[str, Any], **more: bytes
     ) -> dict[str, Any]:
+        """Write a table as CSV and in the forms of `more`; return what the page needs of it.
+
+        Args:
+            name: Of its files, without ending.
+            frame: What is in it.
+            shown: Its cells as the page shows them.
+            more: Contents by ending.
+        """
         files = [self.write(f"{name}.csv", _csv(frame))]
         files += [self.write(f"{name}.{ending}", content) for ending, content in more.items()]
         return {"name": name, "files": files, "note": "", "groups": [], "text": [], **shown}
@@ -81,24 +91,43 @@ class _Writer:
 def write_page(searches: Sequence[Search]) -> list[UPath]:
     """Write the page of the first search, the others beside it; return the files."""
     search = searches[0]
-    writer = _Writer(search.folder / "report")
+    writer = Writer(search.folder / "report")
     with drawing.style():
-        sections = [each for each in _sections(searches, writer) if not each.is_empty]
+        sections = _sections(searches, writer)
+    name = search.record.name
+    return write_sections(
+        writer, sections, name=name, title=f"{name}: what the search found",
+        sentences=answer.sentences(search), warnings=answer.differences(searches),
+    )  # fmt: skip
+
+
+def write_sections(
+    writer: Writer, sections: Sequence[Section], *, name: str, title: str,
+    sentences: Sequence[str], warnings: Sequence[str],
+) -> list[UPath]:  # fmt: skip
+    """Write a page of what a writer wrote beside it; return all of its files, the page first.
+
+    Args:
+        writer: Has written what the sections show.
+        sections: In their order.
+        name: Heading of the page.
+        title: Of its window.
+        sentences: The answer, which stands first.
+        warnings: What to be careful about.
+    """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("results.report", "."), autoescape=True,
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     text = environment.get_template("page.html").render(
-        name=search.record.name,
-        sentences=answer.sentences(search),
-        warnings=answer.differences(searches),
-        sections=sections,
-    )
-    page = search.folder / "report" / PAGE
+        name=name, title=title, sentences=sentences, warnings=warnings,
+        sections=[each for each in sections if not each.is_empty],
+    )  # fmt: skip
+    page = writer.folder / PAGE
     before = _shown_by(page)
     write_atomically(page, text.encode())
-    for name in before - {file.name for file in writer.files}:
-        (page.parent / name).unlink(missing_ok=True)  # it would be taken for this page's
+    for each in before - {file.name for file in writer.files}:
+        (page.parent / each).unlink(missing_ok=True)  # it would be taken for this page's
     return [page, *writer.files]
 
 
@@ -109,7 +138,7 @@ def _shown_by(page: UPath) -> set[str]:
     return {name for each in shown for name in re.findall(r'<a href="([\w.-]+)">', each)}
 
 
-def _sections(searches: Sequence[Search], writer: _Writer) -> list[Section]:
+def _sections(searches: Sequence[Search], writer: Writer) -> list[Section]:
     """Return the parts of the page in the order in which they answer."""
     search = searches[0]
     drawn = {each.name: each for each in (*overview.pictures(search), *anatomy.pictures(search))}
@@ -140,7 +169,7 @@ def _sections(searches: Sequence[Search], writer: _Writer) -> list[Section]:
     return [*sections, Section("run", "What was run", facts=answer.facts(search))]
 
 
-def _main(search: Search, writer: _Writer) -> Section:
+def _main(search: Search, writer: Writer) -> Section:
     section = Section("table", "The main table")
     rows = answer.main_rows(search)
     if not rows:
@@ -168,7 +197,7 @@ def _main(search: Search, writer: _Writer) -> Section:
     return section
 
 
-def _side_by_side(searches: Sequence[Search], writer: _Writer) -> Section:
+def _side_by_side(searches: Sequence[Search], writer: Writer) -> Section:
     section = Section("side-by-side", "Side by side")
     if len(searches) < 2:
         return section
@@ -197,9 +226,18 @@ def _side_by_side(searches: Sequence[Search], writer: _Writer) -> Section:
     return section
 
 
-def _subclasses(search: Search, writer: _Writer) -> dict[str, Any]:
+def _subclasses(search: Search, writer: Writer) -> dict[str, Any]:
     assert search.anatomy is not None
     frame = confusion.subclass_frame(search.anatomy)
+    note = (
+        "Percent of the images of each subclass, the worst first. A held-out subclass is right "
+        "where it is called novel. Confused with: the most frequent wrong known subclass."
+    )
+    return subclass_table(writer, frame, note)
+
+
+def subclass_table(writer: Writer, frame: pd.DataFrame, note: str) -> dict[str, Any]:
+    """Write `confusion.subclass_frame`; return what the page needs of it."""
     rows = [
         {
             "cells": [
@@ -213,10 +251,6 @@ def _subclasses(search: Search, writer: _Writer) -> dict[str, Any]:
         for row in frame.to_dict("records")
     ]  # fmt: skip
     heads = ["subclass", "superclass", "", "images", "right", "called novel", "confused with"]
-    note = (
-        "Percent of the images of each subclass, the worst first. A held-out subclass is right "
-        "where it is called novel. Confused with: the most frequent wrong known subclass."
-    )
     return writer.table(
         "subclasses", frame, {"heads": heads, "rows": rows, "text": [0, 1, 2, 6], "note": note}
     )

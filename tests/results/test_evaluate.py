@@ -1,6 +1,7 @@
 """Does an evaluation say what a model's answers are worth, and leave nothing out?"""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +12,12 @@ import pytest
 import torch
 from upath import UPath
 
-from results.evaluate import main, promise_lines, promise_of
+from results.evaluate import compared, main, promise_lines, promise_of
 from results.evaluation import Evaluation, evaluate, frequent
+from results.evaluation import held_out as held_out_of
 from results.labels import UNLABELLED, Labels
 from results.promise import comparable
+from results.report.evaluated import sentences
 from tests.trainable.made_outputs import make_outputs
 from tests.trainable.tiny import silent, tiny_config, write_weights
 from trainable.classifier import Classifier
@@ -40,6 +43,15 @@ def classifier() -> Classifier:
         "rule": {**vars(RULE), "tau_sub": list(RULE.tau_sub)},
     }  # fmt: skip
     return Classifier(info, (), ())
+
+
+def bounds(low: float, high: float) -> dict[str, float]:
+    """Return a promise of two rates with these intervals."""
+    ends = {"low": low, "high": high}
+    names = ("score", "seen_sub")
+    return dict.fromkeys(names, (low + high) / 2) | {
+        f"interval.{name}.{end}": value for name in names for end, value in ends.items()
+    }
 
 
 def labels_of(outputs: Outputs) -> Labels:
@@ -207,6 +219,44 @@ def test_confusions_and_wrong_answers_agree_with_the_metrics(classifier: Classif
     )
 
 
+def test_it_is_no_mistake_to_call_novel_what_the_model_was_trained_without(
+    classifier: Classifier,
+) -> None:
+    outputs = make_outputs(9, num=400)
+    labels = labels_of(outputs)
+    held_out = outputs.kind == PSEUDO_NOVEL
+    named = replace(labels, subclass=labels.subclass.masked_fill(held_out, 2))  # c, by its name
+    found, before = evaluated(classifier, outputs, named), evaluated(classifier, outputs, labels)
+    assert found.confusion["subclass"].loc[["c"], ["novel"]].to_numpy().sum() > 0
+    of_c = found.wrong[found.wrong["truth"] == "c"]
+    assert len(of_c) > 0
+    assert "novel" not in set(of_c["answer"])
+    assert len(found.wrong) == len(before.wrong)
+    rows = frequent(found.confusion["subclass"], 99, held_out_of(found.judged))
+    assert rows[(rows["truth"] == "c") & (rows["answer"] == "novel")].empty
+
+
+@pytest.mark.parametrize(
+    ("promise", "said"),
+    [
+        ({}, "carries no promise of a search"),
+        ({"score": 0.5}, "no intervals for these images"),
+        (bounds(0.0, 1.0), "All 2 main rates lie within"),
+        (bounds(0.98, 1.0), "0 of 2 main rates lie within"),
+    ],
+)
+def test_page_says_what_became_of_the_promise(
+    classifier: Classifier, promise: dict[str, float], said: str
+) -> None:
+    found = evaluated(classifier, make_outputs(9, num=400))
+    worth, kept, sure = sentences(found, compared(found, promise))
+    assert worth.startswith(
+        f"On 400 labelled images this model has a score of {100 * found.metrics['score']:.1f}%"
+    )
+    assert said in kept
+    assert sure.startswith("How sure: ")
+
+
 def test_promise_and_what_was_found_are_two_lines(classifier: Classifier) -> None:
     found = evaluated(classifier, make_outputs(5, num=600))
     promise = {
@@ -240,7 +290,8 @@ def test_command_writes_every_figure_beside_the_promise(
     trial: tuple[Path, Path], data: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setenv("COLUMNS", "80")
+    for name, value in {"COLUMNS": "80", "TTY_COMPATIBLE": "1", "TERM": "dumb"}.items():
+        monkeypatch.setenv(name, value)  # a terminal; a pipe has lines as wide as it takes
     model, weights = trial
     arguments = ["--model", str(model), "--weights", str(weights), "--images", str(data)]
     assert main([*arguments, "--labels", str(data / "test_data.csv"), "--json"]) == 0
@@ -265,6 +316,13 @@ def test_command_writes_every_figure_beside_the_promise(
     assert result["counts"]["novel_of_unknown_class"] == 0
     confusion = pd.read_csv(out / "confusion_subclass.csv", index_col="truth")
     assert confusion.to_numpy().sum() == len(labels)
+    assert any(line.startswith(f"wrote {out / 'index.html'}: ") for line in shown)
+    page = (out / "index.html").read_text()
+    links = re.findall(r'<a href="([\w.-]+)">', page)
+    assert {name.rpartition(".")[2] for name in links} == {"png", "svg", "csv"}
+    assert [name for name in links if not (out / name).exists()] == []
+    assert {"promise.csv", "metrics.csv", "confusion.csv", "subclasses.csv"} <= {*links}
+    assert {"thresholds.svg", "roc.png", "precision.png", "mistakes.png"} <= {*links}
     assert set(pd.read_csv(out / "wrong.csv")["image"]) <= set(labels["image"])
 
 

@@ -5,7 +5,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ from trainable.data.made_once import make_once
 from trainable.data.overlap import sort_out_copies, without_known_classes
 from trainable.data.pixels import (
     check_whole,
+    decode,
     decode_blocks,
     find_images,
     is_one_colour,
@@ -206,12 +207,7 @@ def image_blocks(
     with open_source(source) as opened:
         for remark in opened.remarks:
             note(remark)
-        root = course_root(opened)
-        names = find_images(opened, note, "" if root is None else root + TEST_IMAGES)
-        if not names:
-            where = "its test_images/" if root is not None else "it"
-            raise DataError(f"{source}: there must be images to predict, {where} holds none")
-        common = common_folder(names)
+        names, common = _to_predict(opened, source, note)
         unread: dict[str, str] = {}
         done = 0
         for block in decode_blocks(opened, names, size, unread):
@@ -223,6 +219,33 @@ def image_blocks(
                 [of_block[place].removeprefix(common) for place in whole],
                 torch.from_numpy(block.pixels[whole]),
             )
+
+
+def _to_predict(opened: Source, source: str, note: Callable[[str], None]) -> tuple[list[str], str]:
+    """Return the images of `image_blocks`, and the folder that holds all of them."""
+    root = course_root(opened)
+    names = find_images(opened, note, "" if root is None else root + TEST_IMAGES)
+    if not names:
+        where = "its test_images/" if root is not None else "it"
+        raise DataError(f"{source}: there must be images to predict, {where} holds none")
+    return names, common_folder(names)
+
+
+def images_named(source: str, wanted: Collection[str], size: int) -> dict[str, torch.Tensor]:
+    """Return some of the images of `image_blocks` by name, uint8 (size, size, 3).
+
+    Raises:
+        DataError: As there.
+    """
+    if not wanted:
+        return {}
+    with open_source(source) as opened:
+        names, common = _to_predict(opened, source, lambda _: None)
+        wanted_names = [name for name in names if name.removeprefix(common) in wanted]
+        return {
+            name.removeprefix(common): torch.tensor(decode(opened, name, size)[0])
+            for name in wanted_names
+        }
 
 
 def load_images(
