@@ -7,8 +7,8 @@ from typing import Any
 
 from rich.console import Console
 
-HEARD_WIDTH = 160
-"""Columns of a table for whoever has no terminal: a file or a pipe."""
+WIDEST = 100_000
+"""Columns for whoever has no terminal, a file or a pipe: a row of a table is a line there."""
 _AS_IT_IS: dict[str, Any] = {
     "highlight": False, "markup": False, "emoji": False, "soft_wrap": True,
 }  # fmt: skip
@@ -19,7 +19,7 @@ _CONTROL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f]"
 class HeardConsole(Console):
     """A console that also tells what it prints, as plain text, to one who listens.
 
-    That one hears it in full width, and also where the console is quiet.
+    That one hears it in full width, as a pipe does, and also where the console is quiet.
     """
 
     listener: Callable[[str], None] | None = None
@@ -27,14 +27,23 @@ class HeardConsole(Console):
     def print(self, *objects: Any, **options: Any) -> None:
         """Print, and tell."""
         objects = tuple(without_control(o) if isinstance(o, str) else o for o in objects)
-        super().print(*objects, **options)
+        if self.is_terminal or self.is_jupyter:
+            super().print(*objects, **options)
+        else:
+            super().print(_in_full_width(*objects, **options), end="")
         if self.listener is not None:
-            file = io.StringIO()
-            plain = Console(
-                file=file, width=HEARD_WIDTH, color_system=None, force_jupyter=False, **_AS_IT_IS
-            )  # fmt: skip
-            plain.print(*objects, **options)
-            self.listener(file.getvalue())
+            self.listener(_in_full_width(*objects, **options))
+
+
+def _in_full_width(*objects: Any, **options: Any) -> str:
+    """Return what would be printed, in lines as wide as it takes."""
+    file = io.StringIO()
+    plain = Console(
+        file=file, width=WIDEST, color_system=None, force_terminal=False, force_jupyter=False,
+        **_AS_IT_IS,
+    )  # fmt: skip
+    plain.print(*objects, **options)
+    return "".join(f"{line.rstrip()}\n" for line in file.getvalue().splitlines())
 
 
 def plain_console(*, listener: Callable[[str], None] | None = None, **options: Any) -> HeardConsole:

@@ -21,7 +21,7 @@ from upath import UPath
 from results.history import trials_frame
 from results.naming import Names
 from results.record import SearchRecord
-from results.terminal import HEARD_WIDTH, counted, duration
+from results.terminal import counted, duration
 from results.trial import TrialState
 from search.cluster.connect import Cluster, connected, this_machine
 from search.cluster.executor import Slots, make_slots
@@ -108,7 +108,7 @@ def _describe_space(
         table = _table("parameter", "kind", "range or choices", "only with")
         for name, distribution in distributions.items():
             table.add_row(name, _kind(distribution), described(distribution), when[name])
-        _print(console, table)
+        console.print(table, soft_wrap=False)
     for name, value in space.fixed.items():
         console.print(f"{name}: fixed to {value}")
 
@@ -142,7 +142,7 @@ def _describe_variants(console: Console, space: Space, configs: Sequence[TrialCo
             f"{about:.0f}",
             ", ".join(unused),
         )
-    _print(console, table)
+    console.print(table, soft_wrap=False)
     for config in (configs or baselines)[:SAMPLES]:
         console.print(f"sample: {names.name(config)}")
 
@@ -242,12 +242,3 @@ def _table(*columns: str) -> Table:
         table.add_column(column, no_wrap=True)
     table.add_column(columns[-1], overflow="fold")
     return table
-
-
-def _print(console: Console, table: Table) -> None:
-    """Print a table in whole rows where no terminal limits them."""
-    before = console.width
-    if not console.is_terminal:
-        console.width = HEARD_WIDTH
-    console.print(table, soft_wrap=False)
-    console.width = before

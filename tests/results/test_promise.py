@@ -81,7 +81,9 @@ def test_tables_and_json_say_how_sure_the_best_is_and_what_choosing_added(search
 
 def test_promise_is_printed_in_whole_words_within_the_terminal(search: Search) -> None:
     file = io.StringIO()
-    print_tables(plain_console(file=file, width=80), search.trials, search.record)
+    print_tables(
+        plain_console(file=file, width=80, force_terminal=True), search.trials, search.record
+    )
     best, *promise = file.getvalue().rpartition("Best: ")[2].splitlines()
     assert max(map(len, (best, *promise))) <= 80
     assert [line[:2] for line in promise if "nested choice" in line or "judges)" in line] == [

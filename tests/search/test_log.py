@@ -1,10 +1,12 @@
 """search.log has what a search said, and stops nothing."""
 
+import io
 import re
 import threading
 from pathlib import Path
 
 import pytest
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 from upath import UPath
@@ -150,3 +152,27 @@ def test_a_notebook_shows_nothing_twice(monkeypatch: pytest.MonkeyPatch) -> None
     plain_console(listener=heard.append).print("once")
     plain_console(listener=heard.append, quiet=True).print("only heard")
     assert (shown, heard) == (["once\n"], ["once\n", "only heard\n"])
+
+
+def test_a_row_of_a_table_is_one_line_in_a_pipe_and_wraps_on_a_terminal() -> None:
+    table = Table(title="Best", title_justify="left", box=None)
+    table.add_column("trial")
+    table.add_column("configuration", overflow="fold")
+    table.add_row("00015", "two_models, frozen, " * 20)
+    shown = {}
+    for is_terminal in (False, True):
+        file, heard = io.StringIO(), list[str]()
+        console = plain_console(
+            file=file, width=80, force_terminal=is_terminal, color_system=None,
+            listener=heard.append,
+        )  # fmt: skip
+        console.print(table, soft_wrap=False)
+        console.print(Padding("and more " * 20, (0, 0, 0, 2), expand=False), soft_wrap=False)
+        shown[is_terminal] = file.getvalue()
+        assert "".join(heard) == shown[False], "the log is as wide as a pipe"
+    title, head, row, line = shown[False].splitlines()
+    assert (title, head.split()) == ("Best", ["trial", "configuration"])
+    assert row.endswith("00015  " + ("two_models, frozen, " * 20).rstrip())
+    assert line == "  " + ("and more " * 20).rstrip()
+    assert all(len(each) <= 80 for each in shown[True].splitlines())
+    assert len(shown[True].splitlines()) > 9
