@@ -4,6 +4,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -42,6 +43,29 @@ class Storage(optuna.storages.RDBStorage):
         else:
             options["pool_pre_ping"] = True
         patiently(lambda: super(Storage, self).__init__(url, engine_kwargs=options), OPEN_RETRY_S)
+
+    def at_once(self, write: Callable[[bool], T]) -> T:
+        """Return what `write` returns, with all that it writes in one transaction: all or nothing.
+
+        Args:
+            write: Called again where the connection was cut; it is told whether it was called
+                before, and whether that arrived is unknown then.
+        """
+        is_again = False
+
+        def once() -> T:
+            nonlocal is_again
+            was_called, is_again = is_again, True
+            with self.engine.begin() as connection, _hurriedly():
+                # Optuna's calls end their transactions; of a session that joins one, none ends it.
+                self.scoped_session.remove()
+                self.scoped_session(bind=connection)
+                try:
+                    return write(was_called)
+                finally:
+                    self.scoped_session.remove()
+
+        return patiently(once)
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Any = None) -> bool:
         """Set the state; a try whose answer was lost may have done it."""
@@ -101,6 +125,16 @@ def patiently(call: Callable[[], T], waits_s: Sequence[float] = RETRY_S) -> T:
                 if wait_s is None:
                     raise
                 time.sleep(wait_s)
+    finally:
+        _patience.waits = outer
+
+
+@contextmanager
+def _hurriedly() -> Iterator[None]:
+    """Have no patience within: what was written before would be lost with the connection."""
+    outer, _patience.waits = _patience.waits, iter(())
+    try:
+        yield
     finally:
         _patience.waits = outer
 

@@ -1,14 +1,15 @@
 """What to try next: TPE, made anew for each trial, over what there is to learn from."""
 
 import warnings
-from collections.abc import Collection
+from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.trial import TrialState
 
-from search.internals import all_trials
+from search.internals import num_good
+from search.study.learnt import Learnt, Rows
 from trainable.rng import generator
 
 
@@ -16,10 +17,10 @@ class _Sampler(optuna.samplers.TPESampler):
     """TPE that draws each parameter from a stream of its own, whatever was drawn before it.
 
     A trial whose driver was killed between two suggestions thus gets the others as it would have.
-    It sees the study as `_Learnable` shows it.
+    Of the study it sees what `Learnt` holds.
     """
 
-    def __init__(self, *purpose: str | int, hidden: Collection[int]) -> None:
+    def __init__(self, *purpose: str | int, learnt: Learnt) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             warnings.filterwarnings("ignore", "`warn_independent_sampling`", FutureWarning)
@@ -32,13 +33,14 @@ class _Sampler(optuna.samplers.TPESampler):
                 constant_liar=True,
                 warn_independent_sampling=False,
             )
-        self._purpose, self._hidden = purpose, hidden
-        self._seen: _Learnable | None = None
+        self._purpose, self._learnt = purpose, learnt
+        self._halves: tuple[Rows, Rows] | None = None
 
     def infer_relative_search_space(
         self, study: optuna.Study, trial: optuna.trial.FrozenTrial
     ) -> dict[str, BaseDistribution]:
-        return super().infer_relative_search_space(self._view(study), trial)
+        view: Any = _Showing(study, self._learnt.examples())
+        return super().infer_relative_search_space(view, trial)
 
     def sample_relative(
         self,
@@ -46,7 +48,8 @@ class _Sampler(optuna.samplers.TPESampler):
         trial: optuna.trial.FrozenTrial,
         search_space: dict[str, BaseDistribution],
     ) -> dict[str, Any]:
-        return super().sample_relative(self._view(study), trial, search_space)
+        view: Any = _Showing(study, self._learnt.finished.values())
+        return super().sample_relative(view, trial, search_space)
 
     def sample_independent(
         self,
@@ -55,50 +58,61 @@ class _Sampler(optuna.samplers.TPESampler):
         param_name: str,
         param_distribution: BaseDistribution,
     ) -> Any:
-        fresh = _Sampler(*self._purpose, param_name, hidden=self._hidden)
+        fresh = _Sampler(*self._purpose, param_name, learnt=self._learnt)
+        view: Any = _Showing(study, self._learnt.finished.values())
         return super(_Sampler, fresh).sample_independent(
-            self._view(study), trial, param_name, param_distribution
+            view, trial, param_name, param_distribution
         )
 
-    def _view(self, study: optuna.Study) -> optuna.Study:
-        if self._seen is None:
-            self._seen = _Learnable(study, self._hidden)
-        return self._seen  # type: ignore[return-value]
+    # What follows does as Optuna's own does, from columns instead of trials: see `Learnt`.
+
+    def _sample(
+        self,
+        study: optuna.Study,
+        trial: optuna.trial.FrozenTrial,
+        search_space: dict[str, BaseDistribution],
+    ) -> dict[str, Any]:
+        if self._halves is None:
+            num_below = num_good(study, len(self._learnt.finished))
+            self._halves = self._learnt.split(trial.number, num_below)
+        below, above = (
+            self._build_parzen_estimator(study, search_space, rows, handle_below=is_below)  # type: ignore[arg-type]
+            for rows, is_below in zip(self._halves, (True, False), strict=True)
+        )
+        samples = below.sample(self._rng.rng, self._n_ei_candidates)
+        best = self._compare(samples, self._compute_acquisition_func(samples, below, above))
+        return {name: each.to_external_repr(best[name]) for name, each in search_space.items()}
+
+    def _get_internal_repr(
+        self,
+        trials: Any,
+        search_space: dict[str, BaseDistribution],
+        study: optuna.Study,
+    ) -> dict[str, np.ndarray]:
+        return self._learnt.observations(trials, search_space)
 
 
-class _Learnable:
-    """A study as it is at the first look, with the trials alone that a sampler can learn from.
+class _Showing:
+    """A study that shows the trials given."""
 
-    Left out are those in `hidden`, and those without parameters: baselines outside the space, and
-    what a resume with other choices left without any. TPE ranks all trials before it drops those
-    that lack a parameter, so these would stand for its good ones, and count as random starts.
-    """
-
-    def __init__(self, study: optuna.Study, hidden: Collection[int]) -> None:
-        self._study = study
-        self._trials = [
-            trial for trial in all_trials(study) if trial.params and trial.number not in hidden
-        ]
+    def __init__(self, study: optuna.Study, trials: Iterable[optuna.trial.FrozenTrial]) -> None:
+        self._study, self._trials = study, [*trials]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._study, name)
 
-    def _get_trials(
-        self, deepcopy: bool = True, states: Collection[TrialState] | None = None, **_: Any
-    ) -> list[optuna.trial.FrozenTrial]:
-        return [trial for trial in self._trials if states is None or trial.state in states]
+    def _get_trials(self, *_: Any, **__: Any) -> list[optuna.trial.FrozenTrial]:
+        return self._trials
 
 
-def make_sampler(
-    seed: int, place: int, *, hidden: Collection[int] = ()
-) -> optuna.samplers.BaseSampler:
+def make_sampler(seed: int, place: int, learnt: Learnt) -> optuna.samplers.BaseSampler:
     """Return the sampler for one trial: multivariate TPE, which follows conditional spaces.
 
-    One for each trial: it looks at the study once.
+    One for each trial: it looks once at what there is to learn from.
 
     Args:
         seed: Of the search.
         place: Of the trial among those that the search asks for.
-        hidden: Numbers of trials that it must not learn from, beside those without parameters.
+        learnt: What there is to learn from.
     """
-    return _Sampler("sampler", seed, place, hidden=hidden)
+    return _Sampler("sampler", seed, place, learnt=learnt)

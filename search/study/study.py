@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import optuna
 from optuna.study import StudyDirection
@@ -11,9 +12,10 @@ from optuna.study import StudyDirection
 from results.database import patiently
 from results.record import Repeat
 from results.trial import Trial, TrialState, from_optuna, to_attributes
-from search.internals import live
+from search.internals import ask, at_once, live, stored
 from search.space.file import SpaceError
 from search.space.space import Space
+from search.study.learnt import Learnt
 from search.study.pruning import decide, is_rung, record_rungs, rung_epoch, rungs_of
 from search.study.sampler import make_sampler
 from trainable.config import TrialConfig
@@ -21,7 +23,7 @@ from trainable.epoch import Epoch, best_epoch
 from trainable.schema import schema_of
 
 _PASSED = "passed_epoch"
-
+T = TypeVar("T")
 
 Observer = Callable[[Trial], None]
 
@@ -59,16 +61,24 @@ class Study:
         self._repeats = {repeat.number: repeat for repeat in repeats}
         self._live: dict[int, optuna.Trial] = {}
         schema = schema_of(study.user_attrs, f"the study {study.study_name}")
+        frozen = self._read()
         self.trials: dict[int, Trial] = {
-            frozen.number: from_optuna(frozen, schema)
-            for frozen in study.get_trials(deepcopy=False)
-            if "config" in frozen.user_attrs or frozen.state == optuna.trial.TrialState.FAIL
+            each.number: from_optuna(each, schema)
+            for each in frozen
+            if "config" in each.user_attrs or each.state == optuna.trial.TrialState.FAIL
         }
-        self._to_resume = [
-            frozen.number
-            for frozen in study.get_trials(deepcopy=False)
-            if frozen.state == optuna.trial.TrialState.RUNNING
-        ]
+        self._to_resume = [*self._unfinished]
+
+    def _read(self) -> list[optuna.trial.FrozenTrial]:
+        """Return the trials that were asked for, and take note of what later events need of them:
+        those that run, what there is to learn from, and the values at rungs.
+        """
+        trials = self._study.get_trials(deepcopy=False, states=_ASKED)
+        self._num_asked = len(trials)
+        self._unfinished = {each.number: each for each in trials if not each.state.is_finished()}
+        self._learnt = Learnt(self._study, trials, hidden=self._repeats)
+        self._rungs = {each.number: reached for each in trials if (reached := rungs_of(each))}
+        return trials
 
     @property
     def num_finished(self) -> int:
@@ -106,28 +116,50 @@ class Study:
         elif only_resumed:
             return None
         else:
-            number = len(self._study.get_trials(deepcopy=False, states=_ASKED))
+            number = self._num_asked
             if number not in self._repeats:
                 if self._place(number) >= self._space.num_trials:
                     return None
                 patiently(lambda: self._enqueue_baseline(self._place(number)))
-        trial = patiently(lambda: self._asked(number))
-        self._live[number] = trial
+        self._live[number] = self._asked(number)
         if number not in self.trials:
-            try:
-                self._publish(self._configured(number, trial))
-            except SpaceError as error:
-                self._publish(_running(number, None))
-                self.fail(number, str(error))
+            self._configure(number)
         return self.trials[number]
+
+    def _configure(self, number: int) -> None:
+        """Give a trial its configuration; one that the space gives none is a FAIL."""
+
+        def configure(trial: optuna.Trial) -> Trial | SpaceError:
+            try:
+                return self._configured(number, trial)
+            except SpaceError as error:
+                return error  # what was suggested stays
+
+        configured = self._write(number, configure)
+        self._take_in(number)
+        if isinstance(configured, Trial):
+            self._publish(configured)
+        else:
+            self._publish(_running(number, None))
+            self.fail(number, str(configured))
 
     def _asked(self, number: int) -> optuna.Trial:
         """Ask for trial `number`, or take it if it is there: also by a try that was cut off."""
         self._study.sampler = self._sampler(number)
-        trials = self._study.get_trials(deepcopy=False, states=_ASKED)
-        if len(trials) > number:
-            return live(self._study, trials[number])
-        return self._study.ask()
+        is_again = False
+
+        def once() -> optuna.Trial:
+            nonlocal is_again
+            if is_again:
+                self._read()
+            is_again = True
+            if number in self._unfinished:
+                return live(self._study, self._unfinished[number])
+            return ask(self._study)
+
+        trial = patiently(once)
+        self._num_asked = max(self._num_asked, number + 1)
+        return trial
 
     def _place(self, number: int) -> int:
         """Return how many trials the search asked for before this one.
@@ -138,7 +170,7 @@ class Study:
         return number - sum(repeat < number for repeat in self._repeats)
 
     def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
-        return make_sampler(self._seed, self._place(number), hidden=self._repeats)
+        return make_sampler(self._seed, self._place(number), self._learnt)
 
     def _enqueue_baseline(self, place: int) -> None:
         """Have the next ask take a baseline's parameters, if the space can give it."""
@@ -179,11 +211,30 @@ class Study:
             if key not in stored or stored[key] != value:
                 live.set_user_attr(key, value)
 
+    def _write(self, number: int, write: Callable[[optuna.Trial], T]) -> T:
+        """Return what `write` returns, all that it writes of a trial at once."""
+
+        def once(is_again: bool) -> T:
+            if is_again:  # it must not believe that what was lost is there
+                self._live[number] = live(self._study, self._unfinished[number])
+            return write(self._live[number])
+
+        return at_once(self._study, once)
+
+    def _take_in(self, number: int) -> None:
+        """Take note of a trial that was asked for, or that has ended."""
+        frozen = stored(self._study, self._live[number])
+        self._unfinished[number] = frozen
+        if frozen.state.is_finished():
+            del self._unfinished[number]
+        self._learnt.put(frozen)
+
     def start(self, number: int, host: str, device: str) -> None:
         """Record where the trial runs."""
         self._check()
-        started = replace(self.trials[number], host=host, device=device)
-        self._store(self._live[number], self.trials[number], started)
+        before = self.trials[number]
+        started = replace(before, host=host, device=device)
+        self._write(number, lambda trial: self._store(trial, before, started))
         self._publish(started)
 
     def report(self, number: int, epoch: Epoch) -> bool:
@@ -192,23 +243,27 @@ class Study:
         An epoch that is already recorded (a resumed trial repeats them) is not recorded twice.
         """
         self._check()
-        trial = self.trials[number]
-        config = trial.config
-        assert config is not None
-        if epoch.number > len(trial.epochs):
-            self._report_to_optuna(self._live[number], epoch)
-            # This write makes the epoch a recorded one, so it comes last.
-            longer = replace(trial, epochs=(*trial.epochs, epoch))
-            self._store(self._live[number], trial, longer)
-            trial = longer
+        before = self.trials[number]
+        trial = before
+        if epoch.number > len(before.epochs):
+            trial = replace(before, epochs=(*before.epochs, epoch))
+        is_behind = self._write(number, lambda live: self._record(live, before, trial, epoch))
+        if trial is not before:
             self._publish(trial)
-        is_last = epoch.number >= config.epochs
+        if is_behind:
+            best = best_epoch(trial.epochs, self._space.metrics[0])
+            self._tell(replace(trial, state=TrialState.PRUNED, best=best))
+        return is_behind
+
+    def _record(self, live: optuna.Trial, before: Trial, trial: Trial, epoch: Epoch) -> bool:
+        """Write an epoch and what is decided after it; return whether the trial is behind."""
+        assert trial.config is not None
+        if trial is not before:
+            self._report_to_optuna(live, epoch)
+            self._store(live, before, trial)  # this makes the epoch a recorded one: it comes last
+        is_last = epoch.number >= trial.config.epochs
         is_known = epoch.number < len(trial.epochs)
-        if is_known or is_last or not self._should_prune(trial, epoch.number):
-            return False
-        best = best_epoch(trial.epochs, self._space.metrics[0])
-        self._tell(replace(trial, state=TrialState.PRUNED, best=best))
-        return True
+        return not is_known and not is_last and self._should_prune(live, trial, epoch.number)
 
     def _report_to_optuna(self, live: optuna.Trial, epoch: Epoch) -> None:
         name = self._space.metrics[0]
@@ -238,7 +293,15 @@ class Study:
         if self.trials[trial.number].is_finished:
             return  # a worker that died after its last report was run again
         self._check()
-        live = self._live.pop(trial.number)
+        number = trial.number
+        self._write(number, lambda live: self._end(live, trial))
+        self._take_in(number)
+        del self._live[number]
+        self._publish(trial)
+
+    def _end(self, live: optuna.Trial, trial: Trial) -> None:
+        if stored(self._study, live).state.is_finished():
+            return  # a try whose answer was lost
         self._store(live, self.trials[trial.number], trial)
         if not trial.reason and "reason" in live.user_attrs:  # a killed driver left one
             live.set_user_attr("reason", "")
@@ -246,30 +309,30 @@ class Study:
         if trial.state is TrialState.COMPLETE:
             values = [trial.metrics[name] for name in self._space.metrics]
         self._study.tell(live, values, state=optuna.trial.TrialState[trial.state])
-        self._publish(trial)
 
-    def _should_prune(self, trial: Trial, epoch: int) -> bool:
+    def _should_prune(self, live: optuna.Trial, trial: Trial, epoch: int) -> bool:
         if not self._is_single or trial.repeat_of is not None:
             return False
         assert trial.config is not None
-        num_epochs, live = trial.config.epochs, self._live[trial.number]
+        num_epochs = trial.config.epochs
         if not is_rung(epoch, num_epochs) or live.user_attrs.get(_PASSED, 0) >= epoch:
             return False
-        trials = self._study.get_trials(deepcopy=False)
-        value = trials[trial.number].intermediate_values.get(epoch)
+        frozen = stored(self._study, live)
+        value = frozen.intermediate_values.get(epoch)
         if value is not None:
             # A driver killed between this rung's record and what follows from it left a rung that
             # this epoch has still to decide: without it the same decision is taken again.
-            before = rungs_of(trials[trial.number])
+            before = rungs_of(frozen)
             decision = decide(
                 epoch,
                 value,
                 {k: v for k, v in before.items() if rung_epoch(k, num_epochs) < epoch},
-                [rungs_of(each) for each in trials if each.number != trial.number],
+                [rungs for number, rungs in self._rungs.items() if number != trial.number],
                 num_epochs=num_epochs,
                 is_maximized=self._study.direction == StudyDirection.MAXIMIZE,
             )
             record_rungs(self._study, live, decision.reached)
+            self._rungs[trial.number] = before | dict(decision.reached)
             # Baselines are never pruned, but the others are measured against them.
             if decision.is_behind and not trial.is_baseline:
                 return True

@@ -10,7 +10,7 @@ import torch
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.benchmarks import frozen_search, full_epoch, gpu, sampler, scale, trial_overhead
+from tests.benchmarks import frozen_search, full_epoch, gpu, growth, sampler, scale, trial_overhead
 from tests.benchmarks.common import ROOT
 from tests.benchmarks.searches import plain_epochs_s, plain_starts_s
 from tests.commands import run
@@ -104,6 +104,20 @@ def test_growth_compares_the_last_fifth_with_the_first_after_one_trial() -> None
     at_end_s = [9.0, *(10.0 + n for n in range(5)), *(14.0 + 2 * n for n in range(1, 6))]
     growth = scale._growth(at_end_s)
     assert growth == {"trials": 2, "first_s": 1.0, "last_s": 2.0, "ratio": 2.0}
+
+
+def test_growth_measures_every_event_and_writes_each_at_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(growth, "RUNNING", 2)
+    growth.main(["--trials", "20", "--asks", "3"])
+    by_trials = last_line(capsys)["by_trials"]
+    assert [*by_trials] == ["1", "2", "20"]
+    for costs in by_trials.values():
+        assert costs.keys() >= {"resume", "ask", "start", "report_1", "tell", "table", "front"}
+        commits = {event: cost.get("commits") for event, cost in costs.items()}
+        assert commits["start"] == 1
+        assert commits["ask"] < 10, "one for each parameter"
 
 
 def test_sampler_runs_every_side_and_counts_who_won(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,21 +1,32 @@
 """What is used of Optuna's private members does what it is used for, and is used in one place."""
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
+import sqlalchemy as sa
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from results.database import Storage
-from search.internals import all_trials, allows, engine_of, live, set_system_attribute, storage_of
+from search.internals import (
+    allows,
+    ask,
+    at_once,
+    engine_of,
+    live,
+    set_system_attribute,
+    storage_of,
+    stored,
+)
 
 ROOT = Path(__file__).parents[2]
 
 PRIVATE: dict[str, Any] = {
     "_storage": optuna.create_study(),
-    "_get_trials": optuna.create_study(),
+    "_study_id": optuna.create_study(),
     "_trial_id": optuna.create_study().ask(),
     "_contains": optuna.distributions.FloatDistribution(0, 1),
     "_suggest": optuna.trial.FixedTrial({}),
@@ -59,14 +70,52 @@ def test_trial_that_another_process_asked_for_can_be_written_to() -> None:
     study = optuna.create_study()
     study.ask()
     study.ask()
-    again = live(study, all_trials(study)[1])
+    again = live(study, study.trials[1])
     again.set_user_attr("host", "node")
     set_system_attribute(study, again, "completed_rung_0", 0.25)
     study.tell(again, 0.5)
-    assert all_trials(study)[1].system_attrs == {"completed_rung_0": 0.25}
-    assert [trial.user_attrs for trial in all_trials(study)] == [{}, {"host": "node"}]
-    assert all_trials(study)[1].value == 0.5
-    assert all_trials(study)[0] is all_trials(study)[0], "not copied"
+    assert stored(study, again).system_attrs == {"completed_rung_0": 0.25}
+    assert [trial.user_attrs for trial in study.trials] == [{}, {"host": "node"}]
+    assert stored(study, again).value == 0.5
+
+
+@pytest.mark.parametrize("url", [None, "sqlite:///{}/study.db"])
+def test_a_trial_that_waits_is_asked_for_first(url: str | None, tmp_path: Path) -> None:
+    storage = url and Storage(url.format(tmp_path))
+    study = optuna.create_study(storage=storage)
+    study.enqueue_trial({"x": 0.25})
+    first, second = ask(study), ask(study)
+    assert [first.number, second.number] == [0, 1]
+    assert first.suggest_float("x", 0, 1) == 0.25
+    assert [trial.state.name for trial in study.trials] == ["RUNNING"] * 2
+
+
+def test_what_is_written_at_once_arrives_whole_or_not_at_all(tmp_path: Path) -> None:
+    study = optuna.create_study(storage=Storage(f"sqlite:///{tmp_path / 'study.db'}"))
+    trial = study.ask()
+    commits: list[object] = []
+    engine = engine_of(study)
+    assert engine is not None
+    sa.event.listen(engine, "commit", commits.append)
+
+    def write(is_again: bool, *, is_killed: bool = False) -> float:
+        trial.set_user_attr("host", "node")
+        value = trial.suggest_float("x", 0, 1)
+        assert stored(study, trial).user_attrs == {"host": "node"}, "it sees what it wrote"
+        if is_killed:
+            raise KeyboardInterrupt
+        return value
+
+    with pytest.raises(KeyboardInterrupt):
+        at_once(study, partial(write, is_killed=True))
+    assert (stored(study, trial).user_attrs, stored(study, trial).params) == ({}, {})
+    trial = live(study, study.trials[0])
+    commits.clear()
+    value = at_once(study, write)
+    assert len(commits) == 1
+    assert stored(study, trial).params == {"x": value}
+    trial.set_user_attr("device", "cpu")  # and on its own again
+    assert stored(study, trial).user_attrs == {"host": "node", "device": "cpu"}
 
 
 @pytest.mark.parametrize(

@@ -22,9 +22,9 @@ from results.database import Storage
 from results.record import Repeat
 from results.trial import Trial
 from search.space.space import Space, load_space
+from search.study.learnt import Learnt
 from search.study.lock import LeaseLostError
 from search.study.pruning import RUNG_FRACTION
-from search.study.sampler import _Learnable
 from search.study.storage import StudyError, create_study, open_study, with_distributions
 from search.study.study import Study
 from trainable.config import TrialConfig
@@ -945,8 +945,7 @@ def test_trial_that_a_new_choice_left_without_parameters_is_hidden_from_the_samp
     trial = retold.ask()
     trial.suggest_categorical("optimizer", ["adamw"])
     retold.tell(trial, 0.1)
-    seen = _Learnable(retold, hidden=())._get_trials(states=(TrialState.COMPLETE,))
-    assert [trial.number for trial in seen] == [3]
+    assert [*Learnt(retold, retold.get_trials()).finished] == [3]
 
 
 def test_ten_random_starts_are_counted_without_baselines_outside_the_space(load: Loader) -> None:
