@@ -14,6 +14,8 @@ from optuna.trial import TrialState
 from sqlalchemy import make_url
 from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 
+from results.stored_trials import stored_trials
+
 RETRY_S = (0.1, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
 """Waits between the tries of one call: half a minute, in which a server can restart."""
 OPEN_RETRY_S = RETRY_S[:6]
@@ -67,6 +69,16 @@ class Storage(optuna.storages.RDBStorage):
 
         return patiently(once)
 
+    def _get_trials(self, *which: Any, **named: Any) -> list[optuna.trial.FrozenTrial]:
+        def read() -> list[optuna.trial.FrozenTrial]:
+            session = self.scoped_session()
+            try:
+                return stored_trials(session, *which, **named)
+            finally:
+                session.close()
+
+        return patiently(read)
+
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Any = None) -> bool:
         """Set the state; a try whose answer was lost may have done it."""
         is_again = False
@@ -89,7 +101,7 @@ class Storage(optuna.storages.RDBStorage):
 _REPEATABLE = (
     "get_study_id_from_name", "get_study_name_from_id", "get_study_directions",
     "get_study_user_attrs", "get_study_system_attrs", "get_all_studies", "get_trial",
-    "get_trial_id_from_study_id_trial_number", "get_trial_param", "get_all_trials", "_get_trials",
+    "get_trial_id_from_study_id_trial_number", "get_trial_param", "get_all_trials",
     "set_study_user_attr", "set_study_system_attr", "set_trial_param", "_set_trial_param",
     "set_trial_intermediate_value", "set_trial_user_attr", "set_trial_system_attr",
 )  # fmt: skip

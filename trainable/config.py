@@ -4,7 +4,7 @@ import json
 import math
 import typing
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Self
 
 from trainable.errors import ConfigError, nearest
@@ -305,7 +305,7 @@ class TrialConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return every key and value, ready for JSON."""
-        return asdict(self)
+        return dict(vars(self))  # every value is one of JSON's own, none of them holds others
 
     def loss_terms(self) -> list[str]:
         """Return the names in `loss`."""

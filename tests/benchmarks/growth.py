@@ -160,7 +160,7 @@ def _measured(grown: UPath, space: Space, num_asks: int) -> dict[str, Any]:
 
 def _resumed(folder: UPath, space: Space) -> Study:
     """Do what a session does between opening its study and the first suggestion."""
-    study = with_distributions(open_study(_url(folder), NAME), space.distributions)
+    study = with_distributions(open_study(_url(folder), NAME), space.distributions, space.metrics)
     progress = Progress(
         Console(quiet=True), num_trials=space.num_trials, metric="score", samples=space.samples
     )
