@@ -15,9 +15,11 @@ from search.interrupts import INTERRUPTED, terminable
 from search.registration import Registration
 from search.retrain import Choice, choose, refit_data, retrain, say_promise
 from trainable.data.dataset import Data
-from trainable.errors import Parser, TrialError, UserError, typed
+from trainable.errors import ConfigError, Parser, TrialError, UserError, typed
 from trainable.memory import keep_freed_memory
 from trainable.urls import public
+
+ENSEMBLE_MAX = 100
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -30,6 +32,10 @@ def main(argv: list[str] | None = None) -> int:
     add_stores(parser.add_argument)
     add_experiment(parser.add_argument)
     parser.add_argument("--trial", type=int, metavar="N", help="its number (default: the best)")
+    parser.add_argument(
+        "--ensemble", type=int, default=1, metavar="N",
+        help="train N models from N seeds, which answer by their mean logits as one (default: 1)",
+    )  # fmt: skip
     args = parser.parse_args(argv)
     try:
         with terminable():
@@ -43,6 +49,10 @@ def _refit(args: argparse.Namespace) -> int:
     keep_freed_memory()
     console = plain_console()
     try:
+        if not 1 <= args.ensemble <= ENSEMBLE_MAX:
+            raise ConfigError(
+                f"`1 <= --ensemble <= {ENSEMBLE_MAX}` must hold, but got {args.ensemble}"
+            )
         check_stores(args.storage, args.study, args.tracking_uri)
         folder = run_folder(args.name, args.storage)
         record = load_record(folder)
@@ -52,7 +62,7 @@ def _refit(args: argparse.Namespace) -> int:
         data = refit_data(record, console.print)
         registration.prepare()
         target = folder / "refit" / f"{choice.trial:05d}"
-        retrain(choice, record, data, target, console.print)
+        retrain(choice, record, data, target, console.print, ensemble=args.ensemble)
         say_promise(choice, record, target, console.print)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

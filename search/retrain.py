@@ -30,7 +30,7 @@ from trainable.novelty.scores.sums import plain
 from trainable.novelty.thresholds import choose_rule
 from trainable.out_of_fold import Rejected, carried_over, pools_of_refit
 from trainable.schema import CONFIG_STEPS, Step, schema_of, stamp, upgraded
-from trainable.train import Metrics, train
+from trainable.train import Metrics, together, train
 
 ASKED_FILE = "refit.json"
 """What a refitted classifier was trained by; written when it is whole."""
@@ -169,22 +169,37 @@ def refit_data(record: SearchRecord, note: Callable[[str], None]) -> Data:
 
 
 def retrain(
-    choice: Choice, record: SearchRecord, data: Data, target: UPath, note: Callable[[str], None]
+    choice: Choice,
+    record: SearchRecord,
+    data: Data,
+    target: UPath,
+    note: Callable[[str], None],
+    *,
+    ensemble: int = 1,
 ) -> None:
     """Train, unless `target` holds what would come of it: of a refit that could not register.
+
+    Args:
+        choice: What.
+        record: Of the search.
+        data: That it had.
+        target: Where the model goes.
+        note: Called with lines for a person.
+        ensemble: So many models are trained, each from a seed of its own, and answer as one.
 
     Raises:
         TrialError: The training cannot go on.
     """
     rule = for_num_classes(choice.rule, choice.num_subclasses, len(data.subclasses))
-    content = json.dumps(_asked(choice, rule, record, data), indent=2)
+    asked = _asked(choice, rule, record, data) | ({"ensemble": ensemble} if ensemble > 1 else {})
+    content = json.dumps(asked, indent=2)
     file = target / ASKED_FILE
     if file.exists() and _stored(file) == json.loads(content):
         note(f"{target} is trained already; to train it again, delete that folder")
         return
     if file.exists():
         file.unlink()
-    _train(replace(choice, rule=rule), record, data, target, note)
+    _train(replace(choice, rule=rule), record, data, target, note, ensemble)
     write_atomically(file, content.encode())
 
 
@@ -220,12 +235,18 @@ def _stored(file: UPath) -> dict[str, Any] | None:
 
 
 def _train(
-    choice: Choice, record: SearchRecord, data: Data, target: UPath, note: Callable[[str], None]
+    choice: Choice,
+    record: SearchRecord,
+    data: Data,
+    target: UPath,
+    note: Callable[[str], None],
+    ensemble: int,
 ) -> None:
     """Train on everything for as many epochs as were best; the answers go by the rule, carried
     over.
 
-    The learning-rate schedule is that of the trial, ended early where its best epoch was.
+    The learning-rate schedule is that of the trial, ended early where its best epoch was. Members
+    of an ensemble train on the same images, so thresholds are found on what they say together.
     """
     rule, epochs = choice.rule, choice.epochs
     super_score, sub_score = _scores(rule)
@@ -252,19 +273,28 @@ def _train(
             f"  {metrics['epoch_s']:.1f} s"
         )
 
-    result = train(
-        config,
-        data,
-        report,
-        pools=pools,
-        cache=_cache(record),
-        is_fast=record.is_fast,
-        weights=Path(record.weights) if record.weights else None,
-        stop_after=epochs,
-        shares=shares,
-        judge=False,
-        note=note,
-    )
+    if ensemble > 1:
+        note(_price(config, ensemble))
+    members = []
+    for number in range(ensemble):
+        if ensemble > 1:
+            note(f"member {number + 1} of {ensemble}")
+        members.append(
+            train(
+                replace(config, seed=(config.seed + number) % 2**31),
+                data,
+                report,
+                pools=pools,
+                cache=_cache(record),
+                is_fast=record.is_fast,
+                weights=Path(record.weights) if record.weights else None,
+                stop_after=epochs,
+                shares=shares,
+                judge=False,
+                note=note,
+            )
+        )
+    result = together(members)
     rule = carried_over(rule, choice.rejected, config, asked, result)
     save_classifier(
         target,
@@ -277,6 +307,16 @@ def _train(
         result.banks,
         self_contained=True,
         promise=choice.promise,
+    )
+
+
+def _price(config: TrialConfig, ensemble: int) -> str:
+    """Return a line that says what an ensemble costs, and what holds of it."""
+    is_tuned = any(each.fine_tune != "frozen" for each in config.branches())
+    asked = f"{ensemble} times the time where it is tuned" if is_tuned else "the time of one"
+    return (
+        f"ensemble of {ensemble}: trains {ensemble} times, predicts in {asked}; its thresholds are "
+        "of all members together, what is promised is of one"
     )
 
 

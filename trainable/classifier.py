@@ -22,7 +22,7 @@ from trainable.model.branch import BranchModel
 from trainable.model.inputs import FORWARD_BATCH
 from trainable.novelty.bank import FeatureBank
 from trainable.novelty.metrics import score_table
-from trainable.novelty.rule import Response, Rule, decide, joined
+from trainable.novelty.rule import Response, Rule, averaged, decide, joined
 from trainable.novelty.scores.sums import parts_of
 from trainable.novelty.thresholds import Fold, Outputs
 from trainable.parts import REGISTRIES, needs_bank
@@ -69,7 +69,8 @@ def save_classifier(
         config: What was trained.
         data: Its labels are kept.
         pools: Which subclasses have an output.
-        branches: The models, in the order of `config.branches()`.
+        branches: The models, in the order of `config.branches()`; of an ensemble those of its first
+            member, then those of the next. Its answers go by the means of what members say.
         metrics: Kept as they are.
         rule: Scores and thresholds by which it answers.
         banks: Of each branch; kept where the rule scores by features.
@@ -97,6 +98,7 @@ def save_classifier(
         "rule": asdict(rule),
         "metrics": metrics,
         "promise": dict(promise or {}),
+        "members": len(branches) // len(config.branches()),
         "self_contained": self_contained,
         "frozen_fingerprints": [model.frozen_fingerprint for model in branches],
     }
@@ -270,6 +272,10 @@ class Classifier:
         )
         self._super_of_output = torch.tensor(info["super_of_output"])
         self._branches, self._banks = branches, banks
+        num = len(self.config.branches())
+        pairs = [*zip(branches, banks, strict=True)]
+        self._members = [pairs[i : i + num] for i in range(0, len(pairs), num)]
+        """Branches and their banks, of each model that is asked."""
 
     @classmethod
     def load(
@@ -305,7 +311,7 @@ class Classifier:
             "sub": len(info["subclass_of_output"]) + 1,
         }
         branches, banks = [], []
-        for number, branch in enumerate(config.branches()):
+        for number, branch in enumerate(config.branches() * info.get("members", 1)):
             state, bank = _of_branch(tensors, number)
             state = _without_folds(state)
             pretrained = not info["self_contained"]
@@ -366,15 +372,40 @@ class Classifier:
         return joined([self._said(images, size) for images in images_NHWC.split(size)])
 
     def _said(self, images_NHWC: torch.Tensor, size: int) -> Response:
-        """Return what the heads say of at most `size` images."""
+        """Return what the members say of at most `size` images, in the mean."""
+        pooled: dict[str, list[torch.Tensor]] = {}
+        return averaged(
+            [
+                self._said_by(member, images_NHWC, size, pooled, f"member {number}")
+                for number, member in enumerate(self._members)
+            ]
+        )
+
+    def _said_by(
+        self,
+        member: Sequence[tuple[BranchModel, FeatureBank | None]],
+        images_NHWC: torch.Tensor,
+        size: int,
+        pooled: dict[str, list[torch.Tensor]],
+        name: str,
+    ) -> Response:
+        """Return what the heads of a member say of at most `size` images.
+
+        Args:
+            member: Its branches with their banks.
+            images_NHWC: The images.
+            size: See `response`.
+            pooled: Features of these images that were made already, to which its own are added.
+            name: Its own.
+        """
         logits: dict[Task, torch.Tensor] = {}
         scores: dict[Task, dict[str, torch.Tensor]] = {}
-        num, pooled = len(images_NHWC), dict[str, list[torch.Tensor]]()
-        for number, (model, bank) in enumerate(zip(self._branches, self._banks, strict=True)):
+        num = len(images_NHWC)
+        for number, (model, bank) in enumerate(member):
             # Two frozen branches of one backbone make the same features: once is enough.
             branch = model.branch
             which = f"{branch.backbone} {branch.image_size} {model.frozen_fingerprint}"
-            which = which if model.is_frozen else f"branch {number}"
+            which = which if model.is_frozen else f"{name} branch {number}"
             if which not in pooled:
                 pooled[which] = _pooled(model, images_NHWC)
             answers = [model.classify(each) for each in pooled[which]]

@@ -35,7 +35,7 @@ from trainable.model.branch import BranchModel
 from trainable.novelty.bank import FeatureBank
 from trainable.novelty.intervals import flat, outputs_intervals
 from trainable.novelty.metrics import METRICS, evaluate
-from trainable.novelty.rule import Rule, accepting_all
+from trainable.novelty.rule import Rule, accepting_all, averaged
 from trainable.novelty.thresholds import Outputs, PartRules, choose_rule
 from trainable.parts import REGISTRIES
 from trainable.trainer import Metrics as Metrics
@@ -62,6 +62,20 @@ class TrialResult:
     """What heads that did not train on a share of the images say about it, see `train`."""
     outputs: Outputs | None = None
     """What the last models say of `pools.val`, where that judges no epoch, see `train`."""
+
+
+def together(members: Sequence[TrialResult]) -> TrialResult:
+    """Return what an ensemble found out whose members trained on the same pools: all their models,
+    and the means of what they say.
+    """
+    said = [each.outputs for each in members if each.outputs is not None]
+    return TrialResult(
+        metrics=members[0].metrics,
+        branches=tuple(branch for each in members for branch in each.branches),
+        banks=tuple(bank for each in members for bank in each.banks),
+        shares=tuple(map(averaged, zip(*(each.shares for each in members), strict=True))),
+        outputs=averaged(said) if said else None,
+    )
 
 
 def train(

@@ -23,10 +23,18 @@ from results.history import INTERVALS
 from results.predict import main as predict
 from results.record import SearchRecord, load_record, study_url, trial_folder
 from search.refit import main
-from search.retrain import RefitError, chosen, common_rule, evaluate_built_in
+from search.retrain import (
+    RefitError,
+    choose,
+    chosen,
+    common_rule,
+    evaluate_built_in,
+    refit_data,
+    retrain,
+)
 from tests.made_searches import Search, record
 from tests.trainable.tiny import silent, tiny_config, write_weights
-from trainable.classifier import Classifier, save_classifier
+from trainable.classifier import Classifier, read_info, save_classifier
 from trainable.data.dataset import load_data
 from trainable.data.splits import make_refit_pools
 from trainable.novelty.metrics import MAIN
@@ -273,6 +281,29 @@ def test_registering_that_failed_is_made_good_without_training_again(
     moved = "champion: version 4 in place of version 1, better: score 0."
     assert moved in capsys.readouterr().out
     assert int(client.get_model_version_by_alias("asked", "champion").version) == 4
+
+
+def test_ensemble_is_refitted_and_kept_as_one_model(
+    capsys: pytest.CaptureFixture[str], folder: Path
+) -> None:
+    """Its thresholds are of what all members say."""
+    record, run = change(folder), UPath(folder / "runs/asked")
+    data, choice = refit_data(record, print), choose(run, record, None, print)
+    choice = replace(choice, config=replace(choice.config, fine_tune="frozen"))
+    told: list[str] = []
+    for target, number in (("one", 1), ("three", 3), ("three", 3)):
+        retrain(choice, record, data, run / target, told.append, ensemble=number)
+    assert told[-1] == f"{run / 'three'} is trained already; to train it again, delete that folder"
+    assert any(line.startswith("ensemble of 3: trains 3 times, predicts in the") for line in told)
+    one, three = (read_info(run / name) for name in ("one", "three"))
+    assert (one["members"], three["members"]) == (1, 3)
+    assert one["rule"]["tau_super"] != three["rule"]["tau_super"]
+    assert len(Classifier.load(run / "three").predict(data.images[:3]).subclass) == 3
+    assert "`1 <= --ensemble <= 100` must hold, but got 0" in assert_refused(
+        capsys, folder, "--ensemble", "0"
+    )
+    retrain(choice, record, data, run / "three", told.append)
+    assert read_info(run / "three")["members"] == 1
 
 
 # --- Predict -------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from trainable.novelty.bank import FeatureBank
 from trainable.novelty.rule import Rule, decide
 from trainable.novelty.thresholds import available_scores, choose_rule
 from trainable.schema import SCHEMA, SchemaError, version
-from trainable.train import train
+from trainable.train import TrialResult, together, train
 
 VARIED = {"novelty_score": "max_logit", "novel_images": 10, "lr": 3e-3, "epochs": 2}
 """A trial whose answers are not all novel."""
@@ -100,6 +100,51 @@ def rule_by_hand(data: Data, **changes: Any) -> Rule:
         couple_novel=False, restrict_sub=False,
     )  # fmt: skip
     return replace(rule, **changes)
+
+
+# --- Ensembles ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fine_tune", ["frozen", "last_1"])
+def test_ensemble_answers_by_the_means_of_what_its_members_say(
+    tmp_path: Path, tiny_data: Data, tiny_weights: Path, fine_tune: str
+) -> None:
+    config = tiny_config(
+        architecture="two_models", sub_fine_tune=fine_tune, super_fine_tune="frozen",
+        super_novelty_score="knn_difference", sub_novelty_score="gen+rmds", **VARIED,
+    )  # fmt: skip
+    pools = make_pools(tiny_data, config)
+    seeds = [replace(config, seed=seed) for seed in (0, 1, 2)]
+    results = [
+        train(each, tiny_data, silent, pools=pools, weights=tiny_weights, note=silent, judge=False)
+        for each in seeds
+    ]
+    rule = Rule(
+        super_score="knn_difference", sub_score="gen[-1.5,0.5]+rmds[-30.0,9.0]", tau_super=-1e9,
+        tau_sub=(-1e9,) * 3, couple_novel=False, restrict_sub=False,
+    )  # fmt: skip
+
+    def loaded(name: str, members: Sequence[TrialResult]) -> Classifier:
+        whole = together(members)
+        save_classifier(
+            UPath(tmp_path / name), config, tiny_data, pools, whole.branches, {}, rule,
+            whole.banks, self_contained=True,
+        )  # fmt: skip
+        return Classifier.load(UPath(tmp_path / name))
+
+    images = tiny_data.images[pools.val[:40]]
+    alone = [loaded(str(i), [each]).response(images) for i, each in enumerate(results)]
+    said = loaded("all", results).response(images)
+    for name in ("super_logits", "sub_logits"):
+        each = torch.stack([getattr(response, name) for response in alone])
+        assert len(each.unique(dim=0)) == 3
+        assert torch.equal(getattr(said, name), each.mean(0))
+    of_sub = torch.stack([response.sub_feature_scores["rmds"] for response in alone])
+    assert torch.equal(said.sub_feature_scores["rmds"], of_sub.mean(0))
+    outputs = together(results).outputs  # by which a refit finds its thresholds
+    assert outputs is not None
+    torch.testing.assert_close(outputs.sub_logits[:40], said.sub_logits, rtol=1e-4, atol=1e-4)
+    assert torch.equal(outputs.rows, pools.val)
 
 
 # --- Answers -----------------------------------------------------------------------------

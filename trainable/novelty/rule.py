@@ -101,6 +101,21 @@ def by_image(
     return found
 
 
+def averaged(parts: Sequence[_R]) -> _R:
+    """Return what an ensemble says whose members say `parts` of the same images: mean logits and
+    mean scores of features (Lakshminarayanan, Pritzel and Blundell, NeurIPS 2017, average
+    probabilities). Members are trained alike, so their scores are of one scale.
+    """
+    if len(parts) == 1:
+        return parts[0]
+
+    def mean(values: list[torch.Tensor]) -> torch.Tensor:
+        alike = not values[0].is_floating_point()
+        return values[0] if alike else torch.stack(values).mean(0)
+
+    return replace(parts[0], **by_image(parts, mean))
+
+
 def joined(parts: Sequence[_R]) -> _R:
     """Return what one model says about the images of all parts, in their order."""
     return replace(parts[0], **by_image(parts, torch.cat))
