@@ -5,6 +5,7 @@ import gzip
 import json
 import re
 import shlex
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import search.run
 
 FOLDER = Path(__file__).parents[1] / "docs/cluster"
 SCHEMAS = Path(__file__).parent / "assets/schemas"
-FILES = ["rayjob.yaml", "aws.yaml", "gcp.yaml", "Dockerfile"]
+FILES = ["slurm.sbatch", "rayjob.yaml", "aws.yaml", "gcp.yaml", "Dockerfile"]
 FREE = {"rayStartParams", "nodeSelector", "requests", "limits", "resources", "file_mounts"}
 """Whose keys are anybody's."""
 
@@ -114,6 +115,13 @@ def test_machines_of_gcp_are_such_as_its_api_takes() -> None:
         places = list(misspelt(node))
         assert [each for each in places if instance.is_valid(with_typo(node, each))] == []
     assert node["scheduling"]["provisioningModel"] == "SPOT"
+
+
+def test_batch_script_for_slurm_asks_for_its_signal_in_time_and_is_taken_by_bash() -> None:
+    script = FOLDER / "slurm.sbatch"
+    subprocess.run(["bash", "-n", str(script)], check=True)
+    asked = re.findall(r"^#SBATCH --(\S+)$", script.read_text(), re.MULTILINE)
+    assert {"requeue", "signal=B:TERM@60", "open-mode=append"} <= {*asked}
 
 
 def searches(name: str) -> list[list[str]]:
