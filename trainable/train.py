@@ -25,7 +25,7 @@ from trainable.classifier import (
     save_outputs,
     save_table,
 )
-from trainable.config import TrialConfig, parse_settings
+from trainable.config import Task, TrialConfig, parse_settings
 from trainable.data.dataset import Data, default_cache, folder_for_images, load_data
 from trainable.data.splits import Pools, make_folds, make_pools
 from trainable.epoch import Epoch, best_epoch
@@ -293,10 +293,20 @@ def left_out_lines(configs: Sequence[TrialConfig], data: Data) -> list[str]:
         lines.append(
             f"{folds} of {num} superclasses are left out in turn, those that can be judged"
         )
-    is_tuned = any(branch.fine_tune != "frozen" for each in configs for branch in each.branches())
-    if "train" in found and is_tuned:
+    if any(each.left_out == "train" and tuned_tasks(each) for each in configs):
         lines.append(f"left_out train: where something is tuned, a trial trains {1 + folds} times")
+    if any(each.left_out == "features" and "super" in tuned_tasks(each) for each in configs):
+        lines.append(
+            "left_out features: a tuned superclass branch has seen what is left out, and promises "
+            f"too much; left_out=train does not, at {1 + folds} trainings a trial"
+        )
     return lines
+
+
+def tuned_tasks(config: TrialConfig) -> set[Task]:
+    """Return the tasks of the branches that train more than heads."""
+    tuned = (branch for branch in config.branches() if branch.fine_tune != "frozen")
+    return {task for branch in tuned for task in branch.tasks}
 
 
 def default_novel(data: str) -> str:

@@ -670,17 +670,24 @@ def test_a_branch_without_a_trained_part_needs_no_training_from_the_start(traine
 
 
 def test_what_left_out_superclasses_are_worth_and_cost_is_said() -> None:
-    many, config = make_data(subclasses=(4, 3), images=20), tiny_config()
+    many, config = make_data(subclasses=(4, 3), images=20), tiny_config(fine_tune="frozen")
     assert left_out_lines([config], many) == []
     (line,) = left_out_lines([config], make_data(subclasses=(7,), images=20))
     assert line.startswith("one superclass, so none can be left out: ")
     (line,) = left_out_lines([replace(config, left_out="none")], many)
     assert line.startswith("left_out none: unseen_super is measured on borrowed images")
-    dear = replace(config, left_out="train")
-    assert left_out_lines([config, dear], many) == [
-        "left_out train: where something is tuned, a trial trains 3 times"
-    ]
+    tuned = replace(config, fine_tune="full")
+    dear = replace(tuned, left_out="train")
+    cost = "left_out train: where something is tuned, a trial trains 3 times"
+    worth = (
+        "left_out features: a tuned superclass branch has seen what is left out, and promises too "
+        "much; left_out=train does not, at 3 trainings a trial"
+    )
+    assert left_out_lines([config, dear], many) == [cost]
+    assert left_out_lines([tuned, dear], many) == [cost, worth]
     assert left_out_lines([replace(dear, fine_tune="frozen")], many) == []
+    own = tiny_config(architecture="two_models", super_fine_tune="frozen", sub_fine_tune="full")
+    assert left_out_lines([own], many) == []
     (line,) = left_out_lines([config], make_data(subclasses=[2] * 12, images=20))
     assert line == "10 of 12 superclasses are left out in turn, those that can be judged"
 
