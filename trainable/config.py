@@ -98,6 +98,21 @@ class TrialConfig:
         scope="branch",
         limits=(0.0, 10.0),
     )
+    layer_decay: float = key(
+        1.0,
+        """Learning rate of each tuned stage as a share of that of the stage above it, the last one
+        having lr (Clark et al., ICLR 2020); 1: the same for all. Stages are those that last_N
+        counts; a timm model of another family has them under last_N alone.""",
+        scope="branch",
+        limits=(0.1, 1.0),
+    )
+    max_norm: float = key(
+        0.0,
+        """Norm that a step's gradient of a branch is scaled down to (Pascanu, Mikolov and Bengio,
+        ICML 2013); 0: as it is.""",
+        scope="branch",
+        limits=(0.0, 1e6),
+    )
     batch_size: int = key(64, "Images per optimizer step.", limits=(2, 65536))
     epochs: int = key(
         15,

@@ -147,13 +147,13 @@ class Trainer:
         return max(1, min(math.ceil(len(rows) / self.config.batch_size), len(rows) // 2))
 
     def _optimizer(self, model: BranchModel, config: TrialConfig) -> torch.optim.Optimizer:
+        stages = [*model.tuned] if config.layer_decay < 1 else [model.tuned]
         groups: list[dict[str, Any]] = [
-            {"params": [*model.tuned.parameters()], "lr": model.branch.lr},
-            {
-                "params": [*model.heads.parameters(), *model.folds.parameters()],
-                "lr": model.branch.head_lr,
-            },
+            {"params": [*stage.parameters()], "lr": model.branch.lr * config.layer_decay**above}
+            for above, stage in zip(reversed(range(len(stages))), stages, strict=True)
         ]
+        heads = [*model.heads.parameters(), *model.folds.parameters()]
+        groups.append({"params": heads, "lr": model.branch.head_lr})
         make = chosen(_OPTIMIZERS, "optimizer", config.optimizer)
         return make(
             [group for group in groups if group["params"]],
@@ -206,6 +206,7 @@ class Trainer:
                 (loss + of_folds).backward()
                 weight = len(rows_of[number]) * len(self.pools.train) / len(self.rows[number])
                 total_loss += loss.detach() * weight
+                self._clip(number)
                 self.optimizers[number].step()
                 self.schedules[number].step()
                 self._average(number)
@@ -339,6 +340,13 @@ class Trainer:
         if batch.mixed is not None:
             wanted = batch.mixed.of(wanted)
         return wanted if batch.place is None else wanted.index_select(0, batch.place)
+
+    def _clip(self, number: int) -> None:
+        """Scale a branch's gradient down to what the config allows; folds' heads learn apart."""
+        model, most = self.branches[number], self.configs[number].max_norm
+        if most:
+            parameters = [*model.tuned.parameters(), *model.heads.parameters()]
+            torch.nn.utils.clip_grad_norm_(parameters, most)
 
     @torch.no_grad()
     def _average(self, number: int) -> None:

@@ -152,6 +152,8 @@ RANGES: list[tuple[str, float, float]] = [
     ("mixup", 0.0, 10.0),
     ("outlier_exposure", 0.0, 10.0),
     ("ema", 0.0, 0.9999),
+    ("layer_decay", 0.1, 1.0),
+    ("max_norm", 0.0, 1e6),
     ("match_resolution", 0.0, 1.0),
     ("known_rejection_super", 0.001, 0.5),
     ("known_rejection_sub", 0.001, 0.5),
@@ -298,6 +300,8 @@ OVERRIDES = {
     "augment": "none",
     "match_resolution": 0.4,
     "feature_views": 5,
+    "layer_decay": 0.7,
+    "max_norm": 2.0,
 }
 
 
@@ -407,6 +411,7 @@ SHARED: dict[str, st.SearchStrategy[Any]] = {
     "head_lr": st.none() | st.floats(1e-8, 10),
     **choice("augment", *AUGMENTS),
     **{key: st.floats(0, 0.5) for key in ("label_smoothing", "mixup", "ema", "match_resolution")},
+    **{key: st.floats(0.1, 1) for key in ("layer_decay", "max_norm")},
     "weight_decay": st.floats(0, 10),
     "novel_images": st.integers(1, 10**6),
     "feature_views": st.integers(1, 32),

@@ -183,10 +183,11 @@ def test_two_models_with_dropout_train_as_each_does_alone(
 
 
 OWN_OPTIONS: tuple[dict[str, Any], dict[str, Any]] = (
-    {"novel_images": 5, "weight_decay": 0.1, "mixup": 0.4, "label_smoothing": 0.2, "ema": 0.6},
+    {"novel_images": 5, "weight_decay": 0.1, "mixup": 0.4, "label_smoothing": 0.2, "ema": 0.6,
+     "max_norm": 0.1},
     {
         "novel_images": 40, "weight_decay": 0.0, "mixup": 0.0, "label_smoothing": 0.0, "ema": 0.0,
-        "augment": "strong", "match_resolution": 0.5, "feature_views": 3,
+        "augment": "strong", "match_resolution": 0.5, "feature_views": 3, "max_norm": 0.0,
     },
 )  # fmt: skip
 
@@ -396,6 +397,31 @@ def test_one_cycle_rises_to_lr_and_ends_near_zero(trainer: Make) -> None:
         assert peak / 2 < rates[top] <= peak
         assert rates[-1] == pytest.approx(peak / 25e4)
         assert rates == sorted(rates[:top]) + sorted(rates[top:], reverse=True)
+
+
+def test_learning_rate_falls_from_stage_to_stage(trainer: Make) -> None:
+    each = trainer(tiny_config(fine_tune="last_3", layer_decay=0.5, head_lr=1e-2))
+    rates = [group["lr"] for group in each.optimizers[0].param_groups]
+    assert rates == [2.5e-4, 5e-4, 1e-3, 1e-2]
+    for group, stage in zip(each.optimizers[0].param_groups, each.branches[0].tuned, strict=False):
+        assert [*map(id, group["params"])] == [*map(id, stage.parameters())]
+
+
+def test_gradient_is_scaled_down_to_its_largest_norm(trainer: Make) -> None:
+    norms: dict[float, list[float]] = {0.0: [], 0.01: []}
+    for most, found in norms.items():
+        each = trainer(tiny_config(fine_tune="last_1", max_norm=most))
+
+        def note(*_: Any, each: Trainer = each, found: list[float] = found) -> None:
+            model = each.branches[0]
+            own = [*model.tuned.parameters(), *model.heads.parameters()]
+            grads = [p.grad.norm() for p in own if p.grad is not None]
+            found.append(float(torch.stack(grads).norm()))
+
+        each.optimizers[0].register_step_pre_hook(note)
+        each.train_epoch(1)
+    assert min(norms[0.0]) > 0.1
+    assert norms[0.01] == pytest.approx([0.01] * len(norms[0.01]), rel=1e-3)
 
 
 def test_constant_learning_rate_stays(trainer: Make) -> None:
