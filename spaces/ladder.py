@@ -8,7 +8,7 @@ trials are all rows of seed 0. The tables compare rows by their mean over the se
 Command: python -m search.run --space spaces/ladder.py --data DATA.zip --novel POOL.zip
          (--trials 9 for one seed of every row; an ensemble is no row: search.refit --ensemble N)
 Cost:    27 trials of 9 epochs, a subclass branch tuned whole at 128 px in each: a night's work.
-Result:  none yet.
+Result:  not measured.
 """
 
 import itertools
