@@ -11,7 +11,6 @@ Cost:    27 trials of 9 epochs, a subclass branch tuned whole at 128 px in each:
 Result:  not measured.
 """
 
-import itertools
 from typing import Any
 
 SEEDS = (0, 1, 2)
@@ -49,5 +48,7 @@ _LEVERS: list[dict[str, Any]] = [
     {"sub_ema": 0.99},
     {"sub_mixup": 0.2},
 ]
-CONFIGURATIONS = [*itertools.accumulate([_OLD, *_LEVERS], lambda row, lever: {**row, **lever})]
+CONFIGURATIONS: list[dict[str, Any]] = [_OLD]
+for _lever in _LEVERS:
+    CONFIGURATIONS.append({**CONFIGURATIONS[-1], **_lever})
 BASELINES = [{**each, "seed": seed} for seed in SEEDS for each in CONFIGURATIONS]
