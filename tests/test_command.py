@@ -101,6 +101,7 @@ AS_COMMAND = ("-c", "from noveltune.command import run; run()", "search")
     [
         ("results.py", AS_MODULE),
         ("trainable/__init__.py", AS_MODULE),
+        ("spaces.py", AS_MODULE),
         ("search.py", AS_COMMAND),
         ("results.py", AS_COMMAND),
     ],
@@ -119,6 +120,18 @@ def test_file_called_as_a_package_is_named_in_one_line_and_not_read(
         "start in another folder"
     )
     assert second.startswith("error: --space FILE is needed")
+
+
+def test_python_takes_a_search_py_of_the_working_folder_unless_told_not_to(tmp_path: Path) -> None:
+    """It ends before anything of ours runs; what it says and the cure are in the README."""
+    (tmp_path / "search.py").touch()
+    said = "__path__ attribute not found on 'search'"
+    assert said in run(tmp_path, *AS_MODULE).err
+    told = run(tmp_path, "-P", *AS_MODULE)
+    assert (told.code, told.err.partition(" is needed")[0]) == (2, "error: --space FILE")
+    readme = (ROOT / "README.md").read_text()
+    assert said in readme
+    assert "`python -P -m`" in readme
 
 
 def test_import_names_the_file_that_python_would_take_for_a_package(tmp_path: Path) -> None:
