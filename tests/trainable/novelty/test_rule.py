@@ -342,22 +342,16 @@ def mean_rejection(num: int, rejection: float, is_tied: bool) -> tuple[float, fl
 
 
 @pytest.mark.parametrize("is_tied", [False, True], ids=["spread", "tied"])
-@pytest.mark.parametrize("rejection", [0.01, 0.05, 0.1, 0.25, 0.5])
-@pytest.mark.parametrize("num", [1, 2, 3, 10, 19, 99, 200])
-def test_new_known_images_are_rejected_as_rarely_as_asked(
+@pytest.mark.parametrize("rejection", [0.01, 0.05, 0.25, 0.5])
+@pytest.mark.parametrize("num", [1, 2, 10, 19, 99, 200])
+def test_new_known_images_are_rejected_as_rarely_as_asked_and_hardly_more_rarely(
     num: int, rejection: float, is_tied: bool
 ) -> None:
-    mean, error = mean_rejection(num, rejection, is_tied)
-    assert mean <= rejection + error
-
-
-@pytest.mark.parametrize("rejection", [0.01, 0.05, 0.1, 0.25, 0.5])
-@pytest.mark.parametrize("num", [1, 2, 3, 10, 19, 99, 200])
-def test_no_more_known_images_are_accepted_than_the_bound_asks(num: int, rejection: float) -> None:
     """Whole ranks lose up to 1 / (n + 1), and half of one more, as tau lies halfway to the next
     lower score."""
-    mean, error = mean_rejection(num, rejection, is_tied=False)
-    assert mean >= rejection - 1.5 / (num + 1) - error
+    mean, error = mean_rejection(num, rejection, is_tied)
+    assert mean <= rejection + error
+    assert is_tied or mean >= rejection - 1.5 / (num + 1) - error
 
 
 conformal_scores = st.lists(st.one_of(scores_with_ties, spread_scores), min_size=1, max_size=40)
