@@ -43,9 +43,9 @@ def ask(study: optuna.Study) -> optuna.Trial:
     return optuna.Trial(study, storage_of(study).create_new_trial(number))
 
 
-def live(study: optuna.Study, frozen: optuna.trial.FrozenTrial) -> optuna.Trial:
-    """Return a running trial to be written to, whatever process asked for it."""
-    return optuna.Trial(study, frozen._trial_id)
+def live(study: optuna.Study, trial: optuna.trial.FrozenTrial | optuna.Trial) -> optuna.Trial:
+    """Return a running trial to be written to, as it is stored, whatever process asked for it."""
+    return optuna.Trial(study, trial._trial_id)
 
 
 def stored(study: optuna.Study, trial: optuna.Trial) -> optuna.trial.FrozenTrial:

@@ -216,7 +216,7 @@ class Study:
 
         def once(is_again: bool) -> T:
             if is_again:  # it must not believe that what was lost is there
-                self._live[number] = live(self._study, self._unfinished[number])
+                self._live[number] = live(self._study, self._live[number])
             return write(self._live[number])
 
         return at_once(self._study, once)

@@ -15,9 +15,11 @@ from typing import Any
 
 import optuna
 import pytest
+import sqlalchemy as sa
 from optuna.trial import TrialState
 from upath import UPath
 
+from results import database
 from results.database import Storage
 from results.record import Repeat
 from results.trial import Trial
@@ -1032,6 +1034,30 @@ def test_time_of_a_database_that_is_away_is_not_that_of_the_space_file(
     study = memory.open()
     trials = [study.next() for _ in range(3)]
     assert [(trial.state, trial.reason) for trial in trials if trial] == [("RUNNING", "")] * 3
+
+
+@pytest.mark.parametrize("method", ["set_trial_user_attr", "set_trial_state_values"])
+def test_event_that_is_cut_off_is_written_again_whole(
+    load: Loader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """At each of its writes, once: what was written before is lost with it."""
+    memory = Memory(load(num_trials=4), f"sqlite:///{tmp_path / 'study.db'}")
+    expected = run_search(Memory(load(num_trials=4), None), slots=1, is_killed_often=False)
+    write, cut = getattr(Storage, method), ConnectionError("cut")
+    seen: set[object] = set()
+
+    def cut_off(storage: Storage, trial_id: int, *args: Any, **kwargs: Any) -> Any:
+        done = write(storage, trial_id, *args, **kwargs)
+        what = (trial_id, kwargs.get("key", "state"))
+        if what not in seen:
+            seen.add(what)
+            raise sa.exc.OperationalError("", {}, cut)
+        return done
+
+    monkeypatch.setattr(database, "is_cut", lambda error: getattr(error, "orig", None) is cut)
+    monkeypatch.setattr(Storage, method, cut_off)
+    assert run_search(memory, slots=1, is_killed_often=False) == expected
+    assert len(seen) >= 4
 
 
 def test_driver_that_may_not_write_writes_nothing_more(memory: Memory) -> None:
