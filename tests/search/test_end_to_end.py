@@ -222,7 +222,8 @@ def test_trials_table_has_a_row_for_every_trial(finished: Finished) -> None:
 def test_folder_of_a_search_holds_what_a_resume_needs_and_no_more(finished: Finished) -> None:
     run_folder = finished.folder / "runs/tiny"
     assert {path.name for path in run_folder.iterdir()} == {
-        "driver.lock", "search.json", "search.log", "space.py", "study.db", "trials", "trials.csv",
+        "driver.lock", "report", "search.json", "search.log", "space.py", "study.db", "trials",
+        "trials.csv",
     }  # fmt: skip
     assert (run_folder / "space.py").read_text() == SPACE
     for _, trial in trials_of(finished.folder, "tiny").iterrows():
@@ -277,7 +278,9 @@ def test_mlflow_parent_holds_the_question_the_data_and_the_table(finished: Finis
     (parent,) = runs_of(finished.folder, "parent")
     client = client_of(finished.folder)
     artifacts = {item.path for item in client.list_artifacts(parent.info.run_id)}
-    assert artifacts == {"search.json", "space.py", "trials.csv"}
+    assert artifacts == {"report", "search.json", "space.py", "trials.csv"}
+    shown = {item.path for item in client.list_artifacts(parent.info.run_id, "report")}
+    assert {"report/index.html", "report/history.png"} <= shown
     (given,) = parent.inputs.dataset_inputs
     assert given.dataset.name == "tiny"
     assert json.loads(str(given.dataset.profile)) == {"known": 96, "all": 144}
@@ -384,6 +387,7 @@ def test_report_writes_its_pictures(finished: Finished) -> None:
         with Image.open(finished.folder / "runs/tiny/report" / name) as image:
             image.load()
     assert "Best: trial" in done.out
+    assert "has this page already" in done.out, "the search drew the same, and it is sent once"
 
 
 def state_of_mlflow(folder: Path) -> list[dict[str, Any]]:
