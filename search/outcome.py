@@ -63,8 +63,9 @@ def draw_report(
     note("drawing the report")
     try:
         files = write_page([Search(folder, record)])
-    except OSError as error:  # a full disk: all that it is drawn from is kept
-        note(f"{folder / 'report'}: cannot be written: {error.strerror or error}")
+    except Exception as error:  # noqa: BLE001 (whatever it is, all that it is drawn from is kept)
+        again = f"{typed('results.report')} --name {record.name}"
+        note(f"{folder / 'report'} is not written ({reason_of(error)}); this does it: {again}")
         return
     note(f"wrote {files[0]}")
     if is_sent:

@@ -315,8 +315,8 @@ def _price(config: TrialConfig, ensemble: int) -> str:
     is_tuned = any(each.fine_tune != "frozen" for each in config.branches())
     asked = f"{ensemble} times the time where it is tuned" if is_tuned else "the time of one"
     return (
-        f"ensemble of {ensemble}: trains {ensemble} times, predicts in {asked}; its thresholds are "
-        "of all members together, what is promised is of one"
+        f"ensemble of {ensemble}: trains {ensemble} times, predicts in {asked}; thresholds that "
+        "are found anew are of all members together, what is promised is of one"
     )
 
 

@@ -141,7 +141,7 @@ def _run(
     if not has_all:
         resume = resume_command(search.options, record)
         console.print(f"MLflow has not got everything yet; this sends the rest: {resume}")
-        if interrupts.requested():
+        if interrupts.requested() and status == "FINISHED":
             status = "KILLED"  # the same command sends it, and then exits 0
     if status == "FINISHED" and not interrupts.requested():
         draw_report(record, folder, console.print, is_sent=has_all)

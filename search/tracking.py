@@ -42,8 +42,9 @@ from trainable.urls import public
 RETRY_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 """Seconds between attempts while the server does not answer."""
 CLOSE_S = 60.0
-HURRY_S = 5.0
 """How long the end of a search waits for what is not sent yet."""
+HURRY_S = 5.0
+"""The same where someone waits for that end."""
 _MODEL_FOLDER = "best"
 """Of a trial's artifacts: the model of its best epoch."""
 _MAX_METRICS = 1000

@@ -1,10 +1,11 @@
 """What one trial trains: every key, its meaning and its limits."""
 
+import copy
 import json
 import math
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Self
 
 from trainable.errors import ConfigError, nearest
@@ -348,8 +349,14 @@ class TrialConfig:
         return key if getattr(self, override) is None else override
 
     def for_branch(self, branch: Branch) -> Self:
-        """Return the configuration with a branch's own values in place of those for both."""
-        return replace(self, **{key: self.of(branch.tasks[0], key) for key in BRANCH_KEYS})
+        """Return the configuration with a branch's own values in place of those for both.
+
+        It is not checked once more: the other branch's scores need not go with these values.
+        """
+        own = copy.copy(self)
+        for name in BRANCH_KEYS:
+            object.__setattr__(own, name, self.of(branch.tasks[0], name))
+        return own
 
     def most_novel_images(self) -> int:
         """Return how many borrowed images are asked for: a branch with fewer has the first ones."""

@@ -31,6 +31,9 @@ KEPT_MIN = 100
 """Fewer images say less of a threshold than it moves: the share of them that it rejects is known to
 .03 where it is .1."""
 
+GROUP_MIN = 20
+"""Of fewer images of a superclass none would be rejected: its own threshold stays."""
+
 TENTHS = tuple((each, each + 1) for each in range(0, TWENTIETHS, 4))
 """Of two twentieths each; every other one, which costs half."""
 
@@ -199,6 +202,9 @@ def moved(rule: Rule, rejected: Rejected, known: Outputs, tasks: Sequence[Task])
             group = superclass == each
             if len(set(rule.tau_sub)) == 1:
                 group = torch.ones_like(group)
+            elif int(group.sum()) < GROUP_MIN:
+                taus.append(tau)
+                continue
             taus.append(_rejecting(score[group], rejected.sub[each], tau))
         rule = replace(rule, tau_sub=tuple(taus))
     return rule

@@ -176,12 +176,15 @@ def train(
         answers = PartRules.choose(outputs, config).answers(outputs)
         result = result | flat(outputs_intervals(outputs, answers))
         add_promise(folder, result)
+    said = trainer.outputs() if not judge and len(pools.val) else None
+    if said is not None and not said.is_finite():
+        raise TrialError(f"the outputs are not finite after epoch {last_epoch}")
     return TrialResult(
         metrics=result,
         branches=tuple(trainer.evaluated),
         banks=tuple(trainer.banks()),
         shares=trainer.outputs_of_shares() if shares else (),
-        outputs=trainer.outputs() if not judge and len(pools.val) else None,
+        outputs=said,
     )
 
 

@@ -342,11 +342,12 @@ class Trainer:
         return wanted if batch.place is None else wanted.index_select(0, batch.place)
 
     def _clip(self, number: int) -> None:
-        """Scale a branch's gradient down to what the config allows; folds' heads learn apart."""
+        """Scale a branch's gradient down to the norm asked for, and that of each fold's heads."""
         model, most = self.branches[number], self.configs[number].max_norm
         if most:
-            parameters = [*model.tuned.parameters(), *model.heads.parameters()]
-            torch.nn.utils.clip_grad_norm_(parameters, most)
+            own = [*model.tuned.parameters(), *model.heads.parameters()]
+            for parameters in (own, *(fold.parameters() for fold in model.folds.values())):
+                torch.nn.utils.clip_grad_norm_(parameters, most)
 
     @torch.no_grad()
     def _average(self, number: int) -> None:
@@ -578,11 +579,17 @@ class Trainer:
 
         Raises:
             WeightsError: The frozen part had other weights then.
+            TrialError: A version of before wrote it.
         """
         if state["frozen"] != [model.frozen_fingerprint for model in self.branches]:
             raise WeightsError(
                 "the checkpoint is of a frozen backbone with other weights: "
                 "resume with the --weights of before"
+            )
+        if "optimizers" not in state:
+            raise TrialError(
+                "the checkpoint is of an earlier version, which had one optimizer for all: delete "
+                "the trial's checkpoint_*.pt to train it anew"
             )
         for model, saved in zip(self.branches, state["branches"], strict=True):
             model.load_trained_state(saved)

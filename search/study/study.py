@@ -18,6 +18,7 @@ from search.space.space import Space
 from search.study.learnt import Learnt
 from search.study.pruning import decide, is_rung, record_rungs, rung_epoch, rungs_of
 from search.study.sampler import make_sampler
+from search.study.storage import StudyError
 from trainable.config import TrialConfig
 from trainable.epoch import Epoch, best_epoch
 from trainable.schema import schema_of
@@ -158,6 +159,11 @@ class Study:
             return ask(self._study)
 
         trial = patiently(once)
+        if trial.number != number:
+            raise StudyError(
+                f"trial {number} was asked for and came as {trial.number}: something else adds "
+                "trials to this study, and a search must be alone in its own"
+            )
         self._num_asked = max(self._num_asked, number + 1)
         return trial
 
@@ -215,7 +221,8 @@ class Study:
         """Return what `write` returns, all that it writes of a trial at once."""
 
         def once(is_again: bool) -> T:
-            if is_again:  # it must not believe that what was lost is there
+            if is_again:  # it must not believe that what was lost is there, nor draw on from there
+                self._study.sampler = self._sampler(number)
                 self._live[number] = live(self._study, self._live[number])
             return write(self._live[number])
 

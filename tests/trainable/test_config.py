@@ -519,3 +519,18 @@ def test_setting_of_an_unknown_key_is_refused_with_the_nearest_one() -> None:
 def test_setting_that_is_no_finite_number_does_not_become_a_config(text: str) -> None:
     with pytest.raises(ConfigError, match="lr <= 10` must hold, but got"):
         TrialConfig.from_dict(parse_settings([text]))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"super_novel_images": 0, "sub_novelty_score": "knn_difference"},
+        {"sub_novel_images": 0, "super_novelty_score": "knn_difference+max_logit"},
+    ],
+)
+def test_a_branch_without_borrowed_images_goes_with_one_that_needs_them(
+    changes: dict[str, Any],
+) -> None:
+    config = TrialConfig(architecture="two_models", novel_images=1000, **changes)
+    own = [config.for_branch(branch).novel_images for branch in config.branches()]
+    assert sorted(own) == [0, 1000]

@@ -280,3 +280,14 @@ def test_few_images_are_all_trained_on_and_thresholds_stay(
     rule = choose_rule(make_outputs(), config)
     result = refitted(tiny_data, tiny_weights, config)
     assert carried_over(rule, Rejected(0.5, (0.5, 0.5)), config, pools, result) == rule
+
+
+def test_a_superclass_of_few_images_keeps_its_own_threshold() -> None:
+    outputs = make_outputs(num=800)
+    rule = choose_rule(outputs, TrialConfig(tau_sub_per_superclass=True, known_rejection_sub=0.2))
+    rule = replace(rule, tau_sub=(0.3, 0.4))
+    superclass = outputs.super_of_sub[outputs.answer("sub", restrict_sub=False)[1]]
+    is_few = (superclass == 0) & (torch.cumsum(superclass == 0, 0) > 5)
+    found = moved(rule, Rejected(0.1, (0.2, 0.2)), outputs.where(~is_few), ("sub",))
+    assert found.tau_sub[0] == 0.3
+    assert found.tau_sub[1] != 0.4
