@@ -1040,9 +1040,11 @@ def test_time_of_a_database_that_is_away_is_not_that_of_the_space_file(
 def test_event_that_is_cut_off_is_written_again_whole(
     load: Loader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    """At each of its writes, once: what was written before is lost with it."""
-    memory = Memory(load(num_trials=4), f"sqlite:///{tmp_path / 'study.db'}")
-    expected = run_search(Memory(load(num_trials=4), None), slots=1, is_killed_often=False)
+    """At each of its writes, once: what was written before is lost with it. The last trials are
+    TPE's: a suggestion that goes on where the lost one stopped would be another.
+    """
+    memory = Memory(load(num_trials=14), f"sqlite:///{tmp_path / 'study.db'}")
+    expected = run_search(Memory(load(num_trials=14), None), slots=1, is_killed_often=False)
     write, cut = getattr(Storage, method), ConnectionError("cut")
     seen: set[object] = set()
 
