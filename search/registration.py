@@ -26,6 +26,7 @@ from trainable.classifier import (
 from trainable.config import TrialConfig
 from trainable.data.dataset import Data
 from trainable.novelty.metrics import MAIN
+from trainable.novelty.scores.sums import plain
 from trainable.schema import version as noveltune_version
 
 _MAX_TAG = 5000
@@ -145,7 +146,8 @@ def _tags(
         "search": record.name, "search_id": record.id, "trial": str(trial),
         "noveltune": noveltune_version(), "protocol": str(record.protocol),
         "data_fingerprint": fingerprint, "metric": metric, **rates,
-        "super_novelty_score": rule["super_score"], "sub_novelty_score": rule["sub_score"],
+        "super_novelty_score": plain(rule["super_score"]),
+        "sub_novelty_score": plain(rule["sub_score"]),
         "tau_super": repr(rule["tau_super"]), "tau_sub": json.dumps(rule["tau_sub"]),
         "superclasses": json.dumps(info["superclasses"]),
         "subclasses": json.dumps(info["subclasses"]),

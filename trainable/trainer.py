@@ -39,10 +39,10 @@ _OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 
 
 class Trainer:
-    """All branches of a trial, their optimizer and what they see.
+    """All branches of a trial, their optimizers and what they see.
 
-    The losses of the branches are summed. Branches share no parameter, so each learns exactly as
-    if it were alone; nothing here asks which architecture it is.
+    Branches share no parameter, and each has its own images, steps and schedule, so it learns
+    exactly as if it were alone; nothing here asks which architecture it is.
     """
 
     def __init__(

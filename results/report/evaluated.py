@@ -35,6 +35,7 @@ from trainable.data.dataset import images_named
 from trainable.errors import typed
 from trainable.novelty.metrics import MAIN
 from trainable.novelty.rule import Rule
+from trainable.novelty.scores.sums import plain as score_name
 
 _UNCHOSEN = "These images had no part in choosing the threshold: no promise, but what it gave."
 
@@ -260,6 +261,6 @@ def _facts(asked: Asked, found: Evaluation) -> list[tuple[str, str]]:
 def _rule_said(rule: Rule) -> str:
     taus = ", ".join(f"{each:.4g}" for each in dict.fromkeys(rule.tau_sub))
     return (
-        f"{rule.super_score} at {rule.tau_super:.4g} for the superclass, {rule.sub_score} at "
-        f"{taus} for the subclass"
+        f"{score_name(rule.super_score)} at {rule.tau_super:.4g} for the superclass, "
+        f"{score_name(rule.sub_score)} at {taus} for the subclass"
     )

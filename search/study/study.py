@@ -307,8 +307,14 @@ class Study:
         self._publish(trial)
 
     def _end(self, live: optuna.Trial, trial: Trial) -> None:
-        if stored(self._study, live).state.is_finished():
-            return  # a try whose answer was lost
+        found = stored(self._study, live).state
+        if found.is_finished():  # by a try whose answer was lost
+            if found.name != trial.state:
+                raise StudyError(
+                    f"trial {trial.number} ends as {trial.state} and is {found.name} already: "
+                    "something else ends trials of this study"
+                )
+            return
         self._store(live, self.trials[trial.number], trial)
         if not trial.reason and "reason" in live.user_attrs:  # a killed driver left one
             live.set_user_attr("reason", "")

@@ -60,7 +60,8 @@ class Pools:
     super_of_sub: tuple[int, ...]
     """Superclass output of each subclass output; novel belongs to novel."""
     left_out: torch.Tensor | None = None
-    """bool (num_rows,): of the superclass that a fold leaves out; null: nothing is."""
+    """bool (num_rows,): the images that are kept from training, of the superclass that a fold
+    leaves out, or of a share; null: none are."""
     novel_images_used: int
     """Borrowed images in training: fewer than asked where the pool is smaller."""
 

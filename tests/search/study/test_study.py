@@ -1062,6 +1062,24 @@ def test_event_that_is_cut_off_is_written_again_whole(
     assert len(seen) >= 4
 
 
+def test_what_something_else_wrote_into_the_study_is_noticed(memory: Memory) -> None:
+    """Else a trial would be told under another's number, or in a state that the study has not."""
+    told: list[Trial] = []
+    study = memory.open(told.append)
+    first = study.next()
+    assert first is not None
+    assert first.config is not None
+    while len(study.trials[first.number].epochs) < first.config.epochs:
+        assert do_next(study, first.number)
+    memory.optuna.tell(first.number, state=optuna.trial.TrialState.FAIL)
+    with pytest.raises(StudyError, match="trial 0 ends as COMPLETE and is FAIL already"):
+        run_out(study, first.number)
+    assert not told[-1].is_finished
+    memory.optuna.ask()
+    with pytest.raises(StudyError, match="trial 1 was asked for and came as 2: something else"):
+        study.next()
+
+
 def test_driver_that_may_not_write_writes_nothing_more(memory: Memory) -> None:
     """Whatever it was about to do."""
 
