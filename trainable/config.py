@@ -65,7 +65,8 @@ class TrialConfig:
     )
     backbone: str = key(
         "efficientnet_lite0",
-        "A registered backbone, or any timm name.",
+        """A registered backbone, or any timm name; or several, joined by +: their features stand
+        side by side, and fine_tune is full or frozen.""",
         scope="branch",
     )
     image_size: int = key(

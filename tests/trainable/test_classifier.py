@@ -14,7 +14,7 @@ import torch
 from upath import UPath
 
 from tests.trainable.made_outputs import NOVELTY_SCORES, make_outputs, with_folds
-from tests.trainable.tiny import silent, tiny_config, write_weights
+from tests.trainable.tiny import BACKBONE, silent, tiny_config, write_weights
 from trainable.classifier import (
     INFO_FILE,
     MODEL_FILE,
@@ -172,6 +172,12 @@ def test_ensemble_answers_by_the_means_of_what_its_members_say(
         },
         {"fine_tune": "last_1", "novelty_score": "best"},
         {"fine_tune": "frozen", "novelty_score": "max_logit+rmds", "sub_novelty_score": "gen+knn"},
+        {
+            "architecture": "two_models",
+            "fine_tune": "frozen",
+            "super_backbone": f"{BACKBONE}+efficientnet_lite0",
+            "super_novelty_score": "knn_difference",
+        },
     ],
     ids=[
         "last_1",
@@ -180,12 +186,16 @@ def test_ensemble_answers_by_the_means_of_what_its_members_say(
         "knn of one of two",
         "best",
         "sums",
+        "two backbones of one branch",
     ],
 )
 def test_loaded_classifier_answers_as_the_trial_did(
     tmp_path: Path, tiny_data: Data, tiny_weights: Path, changes: dict[str, Any]
 ) -> None:
     """Loaded as a trial keeps it, with the pretrained weights, and as a refit does, with all."""
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    shutil.copy(tiny_weights, weights / f"{BACKBONE}.pth")
     config = tiny_config(**(VARIED | changes))
     result = train(
         config,
@@ -193,7 +203,7 @@ def test_loaded_classifier_answers_as_the_trial_did(
         silent,
         folder=UPath(tmp_path),
         cache=tmp_path,
-        weights=tiny_weights,
+        weights=weights,
         note=silent,
     )
     pools = make_pools(tiny_data, config)
@@ -204,7 +214,7 @@ def test_loaded_classifier_answers_as_the_trial_did(
         UPath(tmp_path / "refit"), config, tiny_data, pools, result.branches, result.metrics, rule,
         result.banks, self_contained=True,
     )  # fmt: skip
-    kept = Classifier.load(UPath(tmp_path), tiny_weights)
+    kept = Classifier.load(UPath(tmp_path), weights)
     refitted = Classifier.load(UPath(tmp_path / "refit"))  # no weights anywhere
     assert kept.rule == refitted.rule == rule
     answers = kept.predict(tiny_data.images[outputs.rows])

@@ -71,7 +71,8 @@ def build(
     """Return the backbone, with its pretrained weights unless told otherwise.
 
     Args:
-        name: A registered one (`parts.BACKBONES`) or any timm name.
+        name: A registered one (`parts.BACKBONES`) or any timm name; or several, joined by +, whose
+            features stand side by side: those are one stage.
         image_size: Side of the images it will get, in pixels.
         weights: A state-dict file (.pth, .pt, .safetensors), or a folder with one named after the
             backbone; null: the published weights, downloaded once per machine where needed.
@@ -83,6 +84,17 @@ def build(
         ConfigError: An unknown name, or an image size that the architecture cannot take.
         WeightsError: Weights that cannot be fetched or do not fit.
     """
+    names = name.split("+")
+    if len(names) > 1:
+        if len({*names}) < len(names):
+            raise ConfigError(f"`backbone` names one twice, in {name!r}: drop it")
+        if weights is not None and weights.is_file():
+            raise WeightsError(
+                f"--weights {weights} is one file, but {name} needs one for each: pass a folder "
+                f"with {' and '.join(f'{each}.safetensors' for each in names)}"
+            )
+        parts = [build(each, image_size, weights, pretrained=pretrained) for each in names]
+        return _side_by_side(parts)
     file = _weights_file(name, weights) if pretrained else None
     changed_ns = file.stat().st_mtime_ns if file else 0
     by_groups = fine_tune.startswith("last_")
@@ -105,6 +117,43 @@ def _built(
     if by_groups and len(backbone.stages) == 1:
         return replace(backbone, stages=layer_groups(backbone.stages[0], image_size))
     return backbone
+
+
+def _side_by_side(parts: Sequence[Backbone]) -> Backbone:
+    return Backbone(
+        stages=(_SideBySide(parts),),
+        num_features=sum(part.num_features for part in parts),
+        mean=(0.0,) * 3,  # each part normalises as its own weights want it
+        std=(1.0,) * 3,
+    )
+
+
+class _SideBySide(nn.Module):
+    """Images of values 0 to 1 (N, 3, S, S) -> the features of several backbones, (N, D) in all."""
+
+    def __init__(self, parts: Sequence[Backbone]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(nn.Sequential(*part.stages) for part in parts)
+        self.normalised = nn.ModuleList(_Normalised(part.mean, part.std) for part in parts)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        pairs = zip(self.normalised, self.parts, strict=True)
+        return torch.cat([part(normalised(images)) for normalised, part in pairs], 1)
+
+
+class _Normalised(nn.Module):
+    """Images less their mean, in deviations."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return (images - self.mean) / self.std
 
 
 def fingerprint(modules: Sequence[nn.Module]) -> str:

@@ -309,7 +309,8 @@ def _key(model: BranchModel, data: Data, config: TrialConfig, view: int) -> str:
         "std": model.std.flatten().tolist(),
         "device": model.mean.device.type,
     }
-    named = BACKBONES.file_of(model.branch.backbone), AUGMENTS.file_of(config.augment)
+    files = filter(None, map(BACKBONES.file_of, model.branch.backbone.split("+")))
+    named = " ".join(files), AUGMENTS.file_of(config.augment)
     if own := [each for each in (named[:1] if is_plain else named) if each]:
         what["parts"] = own
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:32]

@@ -535,3 +535,49 @@ def test_size_that_would_be_cropped_is_refused_with_the_nearest_ones(
 ) -> None:
     with pytest.raises(ConfigError, match=sizes):
         backbones.build(name, size, pretrained=False)
+
+
+# --- Several backbones side by side ----------------------------------------------------------
+
+
+def test_backbones_side_by_side_give_the_features_of_each(tmp_path: Path) -> None:
+    """Images go in as 0 to 1; the two were trained with other means."""
+    names = (BACKBONE, LITE0)
+    write_weights(tmp_path / f"{BACKBONE}.pth")
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    expected, num_features = [], 0
+    for name in names:
+        part = backbones.build(name, 32, tmp_path)
+        mean, std = (torch.tensor(each).view(3, 1, 1) for each in (part.mean, part.std))
+        expected.append(features(part.stages, (images - mean) / std))
+        num_features += part.num_features
+    both = backbones.build("+".join(names), 32, tmp_path)
+    assert (both.mean, both.std, len(both.stages)) == ((0.0,) * 3, (1.0,) * 3, 1)
+    assert both.num_features == num_features
+    assert torch.equal(features(both.stages, images), torch.cat(expected, 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (f"{LITE0}+{LITE0}", "names one twice"),
+        (f"{LITE0}+resnet19", "did you mean 'resnet18'"),
+        (f"{LITE0}+", "must be efficientnet_lite0, "),
+    ],
+)
+def test_sum_of_backbones_that_is_none_is_refused(name: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        backbones.build(name, 32)
+
+
+def test_one_file_of_weights_for_several_backbones_is_refused(tmp_path: Path) -> None:
+    file = write_weights(tmp_path / "weights.pth")
+    with pytest.raises(WeightsError, match=f"pass a folder with {BACKBONE}.safetensors and "):
+        backbones.build(f"{BACKBONE}+{LITE0}", 32, file)
+
+
+def test_backbones_side_by_side_are_tuned_whole_or_not_at_all() -> None:
+    num_stages = len(backbones.build(f"{LITE0}+efficientnet_lite2", 32, pretrained=False).stages)
+    assert [backbones.boundary(each, num_stages) for each in ("full", "frozen")] == [0, 1]
+    with pytest.raises(ConfigError, match="this backbone has 1: use full"):
+        backbones.boundary("last_1", num_stages)
