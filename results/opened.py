@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,13 @@ from upath import UPath
 from results.history import trials_frame
 from results.predict import predict_images
 from results.ranking import best_trial
-from results.record import RECORD_FILE, SearchRecord, load_record, run_folder
-from trainable.classifier import INFO_FILE, Classifier
+from results.record import RECORD_FILE, SearchRecord, load_record, run_folder, trial_folder
+from results.trial import TrialState
+from trainable.classifier import INFO_FILE, Classifier, load_outputs
+from trainable.config import BEST, DECISION_KEYS, TASKS
 from trainable.data.pixels import check_whole
-from trainable.errors import DataError, nearest
+from trainable.errors import ConfigError, DataError, nearest
+from trainable.novelty.metrics import evaluate
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,42 @@ class OpenedSearch:
     def best(self) -> "pd.Series[Any] | None":
         """The row of the best trial, by the best mean where there are repeats; or none yet."""
         return best_trial(self.trials, self.record.metrics)
+
+    def judged(self, trial: int, **decision: Any) -> dict[str, float]:
+        """Return the metrics of a trial's best epoch by other scores, thresholds and options.
+
+        Nothing is trained: thresholds are chosen anew on what the trial said about the validation
+        images, see `trainable.novelty.metrics.evaluate`: by today's protocol, whichever it had.
+
+        Args:
+            trial: Its number.
+            decision: Config keys of `trainable.config.DECISION_KEYS` in place of its own.
+
+        Raises:
+            UserError: Another key, or a trial that was not kept or lacks such a score.
+        """
+        for name in decision:
+            if name not in DECISION_KEYS:
+                raise ConfigError(
+                    f"`{name}` is decided before training, so it needs a trial of its own; without "
+                    f"one there can be another {', '.join(DECISION_KEYS)}"
+                )
+        trials = self.trials
+        row = trials[(trials["number"] == trial) & (trials["state"] == TrialState.COMPLETE)]
+        if not len(row):
+            raise DataError(f"{self.folder}: there is no COMPLETE trial {trial}")
+        config = replace(row["config"].iloc[0], **decision)
+        outputs = load_outputs(trial_folder(self.folder, trial))
+        for task in TASKS:
+            for part in config.of(task, "novelty_score").split("+"):
+                if part != BEST and any(
+                    each.score(task, part).isnan().any() for each in (outputs, *outputs.folds)
+                ):
+                    raise DataError(
+                        f"trial {trial} of {self.folder} did not keep {part} of the {task}class: "
+                        "one that has it in its novelty_score, or that has best, does"
+                    )
+        return evaluate(outputs, config)
 
     @property
     def models(self) -> Mapping[str, UPath]:

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,9 @@ import pytest
 import noveltune
 from results.opened import OpenedSearch
 from tests.commands import ROOT, run
+from trainable.classifier import load_outputs, save_outputs
 from trainable.errors import UserError
+from trainable.novelty.metrics import METRICS
 
 
 @pytest.fixture
@@ -36,6 +39,32 @@ def test_models_of_an_open_search_predict(old: OpenedSearch, data: Path) -> None
     assert len(table) == len([*images.iterdir()])
     assert table.columns[0] == "image"
     assert table.equals(old.predict(images, f"trials/{int(old.best['number']):05d}"))
+
+
+def test_trial_is_judged_by_another_decision_without_training(old: OpenedSearch) -> None:
+    row = old.trials.query("state == 'COMPLETE'").iloc[0]
+    number = int(row["number"])
+    as_it_was = old.judged(number)
+    none, some, many = (
+        old.judged(number, tau_sub=tau)["known_rejected_sub"] for tau in (-1e9, 0.0, 1e9)
+    )
+    assert none <= some <= many == 1.0
+    assert old.judged(number, sub_novelty_score="energy")["auroc_sub"] != as_it_was["auroc_sub"]
+    assert old.judged(number, couple_novel=True)["unseen_sub"] >= as_it_was["unseen_sub"]
+
+
+def test_what_a_trial_cannot_be_judged_by_is_refused(old: OpenedSearch) -> None:
+    with pytest.raises(UserError, match="`lr` is decided before training"):
+        old.judged(0, lr=1e-3)
+    with pytest.raises(UserError, match="no COMPLETE trial 99"):
+        old.judged(99)
+    number = int(old.best["number"])
+    with pytest.raises(UserError, match="must be one of"):
+        old.judged(number, sub_novelty_score="maxlogit")
+    folder = old.models[f"trials/{number:05d}"]
+    save_outputs(folder, replace(load_outputs(folder), sub_feature_scores={}))
+    with pytest.raises(UserError, match=f"trial {number} of .* did not keep rmds of the subclass"):
+        old.judged(number, sub_novelty_score="max_logit+rmds")
 
 
 def test_mistakes_in_a_call_are_exceptions_that_say_what_to_do(old: OpenedSearch) -> None:
@@ -67,4 +96,10 @@ def test_cells_of_the_documentation_run_one_after_the_other(tmp_path: Path, data
     code = "\n".join(cells[1:])
     done = run(tmp_path, "-c", code)
     assert done.code == 0, done
-    assert (tmp_path / "runs/heads/search.json").exists()
+    search = noveltune.open(tmp_path / "runs/heads")
+    best = search.best
+    assert best is not None
+    again = search.judged(int(best["number"]))
+    found = {name: float(best[name]) for name in METRICS if name in again}
+    assert len(found) > 20
+    assert {name: again[name] for name in found} == pytest.approx(found, nan_ok=True)

@@ -396,6 +396,12 @@ class TrialConfig:
         )
 
 
+DECISION_KEYS = (
+    *(f"{task}novelty_score" for task in ("", "super_", "sub_")),
+    "tau_super", "tau_sub", "known_rejection_super", "known_rejection_sub",
+    "tau_sub_per_superclass", "couple_novel", "restrict_sub",
+)  # fmt: skip
+"""What is decided when all is trained."""
 BRANCH_KEYS = keys_of_scope(TrialConfig, "branch")
 HEAD_KEYS = keys_of_scope(TrialConfig, "head")
 _KEYS: dict[str, tuple[Key, Any]] = {
