@@ -56,7 +56,8 @@ def trials_frame(folder: UPath, record: SearchRecord) -> pd.DataFrame:
     """Return one row per trial, by number: state, configuration, metrics of its best epoch.
 
     Columns: number, state, reason, baseline, repeat_of (a trial's number, or null),
-    epochs_trained, host, device; `config`, the TrialConfig itself; every config key; best_epoch;
+    epochs_trained, host, device, reruns and lost_nodes (times that it went on after its process or
+    its node was gone); `config`, the TrialConfig itself; every config key; best_epoch;
     every metric of `METRICS`; those of `INTERVALS` and `RATES_OF_PARTS`; then novel_images_used,
     train_loss and the thresholds used (used_tau_super, used_tau_sub).
 
@@ -93,6 +94,8 @@ def _row(trial: Trial) -> dict[str, Any]:
         "epochs_trained": len(trial.epochs),
         "host": trial.host,
         "device": trial.device,
+        "reruns": trial.reruns,
+        "lost_nodes": trial.lost_nodes,
         "config": trial.config,
         **{key: config.get(key) for key in CONFIG_KEYS},
         "best_epoch": trial.best.number if trial.best else None,

@@ -22,6 +22,10 @@ KEEP_MODELS = "best_3"
 """Whose models MLflow gets, unless told otherwise; the search's folder has all of them."""
 
 
+MAX_RERUNS = 2
+"""How often a trial whose process died by itself goes on, unless told otherwise."""
+
+
 class RunError(UserError):
     """A search that is not there, or whose files are damaged."""
 
@@ -82,6 +86,8 @@ class SearchRecord:
     """By MLflow's number, in place of the name."""
     keep_models: str = KEEP_MODELS
     """Whose models MLflow gets, too: all, none, or best_K."""
+    max_reruns: int = MAX_RERUNS
+    """How often a trial whose process died by itself goes on; nodes that went away do not count."""
 
     @property
     def is_fast(self) -> bool:

@@ -60,6 +60,10 @@ class Trial:
     """Machine that ran it last."""
     device: str = ""
     """Name of the GPU, or cpu."""
+    reruns: int = 0
+    """How often its process died by itself, and it went on."""
+    lost_nodes: int = 0
+    """How often its node went away, and it went on elsewhere: no failure of the trial."""
 
     @property
     def is_finished(self) -> bool:
@@ -86,6 +90,8 @@ def to_attributes(trial: Trial) -> dict[str, Any]:
         attributes["config"] = trial.config.to_dict()
     if trial.host:
         attributes |= {"host": trial.host, "device": trial.device}
+    counts = {"reruns": trial.reruns, "lost_nodes": trial.lost_nodes}
+    attributes |= {key: count for key, count in counts.items() if count}
     if trial.is_finished:
         attributes["metrics"] = trial.best.to_dict() if trial.best else {}
     if trial.reason:
@@ -119,6 +125,8 @@ def from_optuna(frozen: optuna.trial.FrozenTrial, schema: int) -> Trial:
         reason=attributes.get("reason", "") if state is TrialState.FAIL else "",
         host=attributes.get("host", ""),
         device=attributes.get("device", ""),
+        reruns=attributes.get("reruns", 0),
+        lost_nodes=attributes.get("lost_nodes", 0),
     )
 
 

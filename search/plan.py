@@ -69,6 +69,7 @@ class Options:
     gpus_per_trial: float | str | None = None
     """A number, or auto: by a pilot."""
     time_budget_s: float | None = None
+    max_reruns: int | None = None
     repeat: int | None = None
     """Seeds of each configuration to be repeated, its first one included."""
     top: int | None = None
@@ -125,6 +126,7 @@ ON_RESUME: dict[str, Rule] = {
     "tracking_uri": Rule("changes", "tracking_uri", absolute_url),
     "experiment": Rule("changes", "experiment"),
     "keep_models": Rule("changes", "keep_models"),
+    "max_reruns": Rule("changes", "max_reruns"),
     # Kept in another way: a copy of the file, one dict of all, no cache, the trials to repeat.
     "space": Rule("changes"), "fixed": Rule("changes"), "no_cache": Rule("changes"),
     "repeat": Rule("changes"),

@@ -138,6 +138,8 @@ def _parser(kind: type[Parser] = Parser) -> Parser:
     where("--gpus-per-trial", metavar="F|auto",
           help="(default: a whole one if there are any); auto: by a short pilot")  # fmt: skip
     where("--time-budget", metavar="90m", help="stop after so long; resumable (s, m or h)")
+    where("--max-reruns", type=int, metavar="N",
+          help="of a trial whose process died by itself (default 2)")  # fmt: skip
     show = parser.add_argument_group("what is shown").add_argument
     show("--dry-run", action="store_true", help="check everything, say what would run, and stop")
     show("--json", action="store_true", help="end with one JSON object on standard output")
@@ -163,10 +165,10 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
             raise UserError(f"--{flag} must be 1 or more, but got {value}")
     if args.cpus_per_trial is not None and not 0 < args.cpus_per_trial <= 4096:
         raise UserError(f"--cpus-per-trial must be above 0, but got {args.cpus_per_trial:g}")
-    for flag in ("epochs", "seed"):
+    for flag in ("epochs", "seed", "max_reruns"):
         value = getattr(args, flag)
         if value is not None and value < 0:
-            raise UserError(f"--{flag} must be 0 or more, but got {value}")
+            raise UserError(f"--{flag.replace('_', '-')} must be 0 or more, but got {value}")
     keep = args.keep_models
     if keep is not None and not re.fullmatch(r"all|none|best_[1-9]\d{0,8}", keep):
         raise UserError(f"--keep-models must be all, none, or best_K like best_3, but got {keep!r}")

@@ -202,6 +202,7 @@ def _run_on(
             concurrency=options.concurrency, cpus_per_trial=options.cpus_per_trial,
             gpus_per_trial=options.gpus_per_trial, may_grow=options.address is not None,
         )  # fmt: skip
+        slots = replace(slots, max_reruns=search.record.max_reruns)
         note(slots_line(slots))
         search.log.open(search.folder)
         within = partial(read_within, job.folder)

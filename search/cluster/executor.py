@@ -11,7 +11,9 @@ import pyarrow.fs
 from upath import UPath
 
 from results.database import STORAGE_ERRORS
+from results.record import MAX_RERUNS
 from search.cluster.connect import Cluster, Node, times
+from search.cluster.deaths import is_node_gone
 from search.cluster.messages import (
     Assignment,
     EpochDone,
@@ -33,8 +35,6 @@ from ray.exceptions import OutOfMemoryError  # isort: skip
 from ray.tune.schedulers import FIFOScheduler  # isort: skip
 from ray.tune.search import Searcher  # isort: skip
 
-MAX_RERUNS = 2
-"""How often a trial whose process died is run again, from its newest checkpoint."""
 MAX_FAILURES_IN_A_ROW = 10
 """After as many, something is wrong with all of them."""
 
@@ -47,6 +47,8 @@ class Slots:
     gpus_per_trial: float
     concurrency: int | None
     """Trials at once; null: what fits, also on nodes that join later."""
+    max_reruns: int = MAX_RERUNS
+    """How often a trial whose process died by itself goes on from its newest checkpoint."""
 
 
 def make_slots(
@@ -108,7 +110,7 @@ def run_trials(
         LeaseLostError: Another driver runs the search.
         STORAGE_ERRORS: The study's database went away, and did not come back in time.
     """
-    scheduler = _StudyScheduler(study, note)
+    scheduler = _StudyScheduler(study, note, slots.max_reruns)
     alone = replace(slots, concurrency=1, gpus_per_trial=float(math.ceil(slots.gpus_per_trial)))
     is_retrying = False
     while True:
@@ -189,7 +191,7 @@ def _fit(
                 if is_local
                 else pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(scratch.fs)),
                 stop=_Stopper(lambda: should_stop() or scheduler.is_hopeless),
-                failure_config=tune.FailureConfig(max_failures=MAX_RERUNS),
+                failure_config=tune.FailureConfig(max_failures=-1),  # the scheduler counts
                 verbose=0,
             ),
         ).fit()
@@ -260,9 +262,13 @@ class _StudySearcher(_NotPickled, Searcher):
 class _StudyScheduler(_NotPickled, FIFOScheduler):
     """Tells the study what workers report, and Tune what the study decides."""
 
-    def __init__(self, study: Study, note: Callable[[str], None]) -> None:
+    def __init__(
+        self, study: Study, note: Callable[[str], None], max_reruns: int = MAX_RERUNS
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._study, self._note = study, note
+        self._study, self._note, self._max_reruns = study, note, max_reruns
+        self._nodes: dict[int, str] = {}
+        """By trial: the id of the node that it was last on."""
         self._failures_in_a_row: list[str] = []
         self.set_aside: set[int] = set()
         """Trials for which a share of a GPU was too small."""
@@ -274,6 +280,7 @@ class _StudyScheduler(_NotPickled, FIFOScheduler):
             return FIFOScheduler.CONTINUE  # Tune repeats the last report when a function returns
         match from_wire(result["event"]):
             case Started() as started:
+                self._nodes[number] = started.node
                 self._study.start(number, started.host, started.device)
             case EpochDone(epoch=epoch):
                 if self._study.report(number, epoch):
@@ -301,12 +308,26 @@ class _StudyScheduler(_NotPickled, FIFOScheduler):
             self._note(f"trial {number:05d}  out of GPU memory; it is tried again alone at the end")
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        """Fail the trial, unless Tune calls this because it runs the trial again."""
+        """Have a trial whose process is gone go on, unless it died by itself too often.
+
+        Tune has no limit here: it would count the nodes that went away.
+        """
         number = _assignment(trial).number
-        if trial.should_recover():
+        if self._study.trials[number].is_finished:
+            return  # it died after its last report
+        if is_node_gone(trial, self._nodes.pop(number, "")):
+            self._study.count_lost_node(number)
+            self._note(f"trial {number:05d}  its node is gone; it goes on from its checkpoint")
+        elif (reruns := self._study.trials[number].reruns) < self._max_reruns:
+            self._study.count_rerun(number)
             self._note(f"trial {number:05d}  its process died; it goes on from its checkpoint")
         else:
-            self.fail(number, f"its worker process died {MAX_RERUNS + 1} times")
+            self.fail(number, f"its worker process died {reruns + 1} times")
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """Stop a trial that has ended, and that Tune would run again."""
+        if self._study.trials[_assignment(trial).number].is_finished:
+            tune_controller.stop_trial(trial)
 
     def fail(self, number: int, reason: str) -> None:
         """Record a failure, and that it came after others."""

@@ -103,6 +103,8 @@ class Started:
     host: str
     device: str
     """Name of the GPU, or cpu."""
+    node: str = ""
+    """Ray's id of it: machines may share a name."""
 
 
 @dataclass(frozen=True, kw_only=True)

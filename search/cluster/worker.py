@@ -73,7 +73,8 @@ def run_trial(wire: dict[str, Any], shipped: tuple[Any, ...] = (None,)) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before CUDA starts; this process never gets one
     elif torch.cuda.is_available():
         torch.cuda.set_per_process_memory_fraction(_memory_fraction(assigned.gpus))
-    _send(Started(host=os.uname().nodename, device=_device()))
+    node = ray.get_runtime_context().get_node_id()
+    _send(Started(host=os.uname().nodename, device=_device(), node=node))
     told = Told(str(assigned.folder))
     try:
         job.parts.use()

@@ -244,6 +244,21 @@ class Study:
         self._write(number, lambda trial: self._store(trial, before, started))
         self._publish(started)
 
+    def count_rerun(self, number: int) -> None:
+        """Record that the trial's process died by itself, and that the trial goes on."""
+        trial = self.trials[number]
+        self._recount(replace(trial, reruns=trial.reruns + 1))
+
+    def count_lost_node(self, number: int) -> None:
+        """Record that the trial's node went away, and that the trial goes on elsewhere."""
+        trial = self.trials[number]
+        self._recount(replace(trial, lost_nodes=trial.lost_nodes + 1))
+
+    def _recount(self, trial: Trial) -> None:
+        self._check()
+        self._store(self._live[trial.number], self.trials[trial.number], trial)
+        self._publish(trial)
+
     def report(self, number: int, epoch: Epoch) -> bool:
         """Record an epoch and return whether to prune the trial, which is then told PRUNED.
 

@@ -9,6 +9,7 @@ import optuna
 import pytest
 from upath import UPath
 
+from results.record import MAX_RERUNS
 from search.cluster import executor
 from search.cluster.connect import connected
 from search.cluster.executor import Slots, run_trials
@@ -48,6 +49,7 @@ class SmallSearch:
         *,
         concurrency: int | None = 1,
         gpus_per_trial: float = 0.0,
+        max_reruns: int = MAX_RERUNS,
         resume: bool = False,
         note: Callable[[str], None] = print,
         observers: list[Observer] | None = None,
@@ -75,7 +77,12 @@ class SmallSearch:
                 shipped=ship_data(loaded, self.cache, note),
                 **job,
             ),
-            Slots(cpus_per_trial=1, gpus_per_trial=gpus_per_trial, concurrency=concurrency),
+            Slots(
+                cpus_per_trial=1,
+                gpus_per_trial=gpus_per_trial,
+                concurrency=concurrency,
+                max_reruns=max_reruns,
+            ),
             should_stop=lambda: False,
             note=note,
         )

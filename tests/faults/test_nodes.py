@@ -61,11 +61,15 @@ def test_a_dead_node_costs_only_time_and_a_joining_node_is_used(
     meet = partial(faulty.meet, nodes=(2, 3, 3))  # so both are under way when one node dies
     faults = dict.fromkeys(range(trials), meet)
     with connected(cluster.address):
-        study = small_search.run(trials, faults, concurrency=None, observers=[swap_nodes])
+        study = small_search.run(
+            trials, faults, concurrency=None, observers=[swap_nodes], max_reruns=0
+        )
     assert joined, "the nodes were never swapped"
     assert small_search.states() == ["COMPLETE"] * trials
     for trial in study.trials.values():
         assert [epoch.number for epoch in trial.epochs] == [1, 2, 3]
+    counts = [(trial.reruns, trial.lost_nodes) for trial in study.trials.values()]
+    assert sorted(counts) == [(0, 0)] * (trials - 1) + [(0, 1)], "no failure of the trial's own"
     used = {file.name.removeprefix("node_") for file in small_search.folder.rglob("node_*")}
     assert joined[0] in used
 

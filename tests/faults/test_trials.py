@@ -11,7 +11,7 @@ from results.database import STORAGE_ERRORS
 from results.record import trial_folder
 from results.trial import Trial
 from search.cluster import within
-from search.cluster.executor import MAX_RERUNS, SearchStoppedError
+from search.cluster.executor import SearchStoppedError
 from tests.faults import faulty
 from tests.faults.conftest import SmallSearch
 
@@ -53,14 +53,16 @@ def test_a_trial_whose_process_died_goes_on_from_its_checkpoint(small_search: Sm
         assert (mine.number, mine.metrics) == (other.number, other.metrics)
 
 
-def test_a_trial_whose_process_always_dies_fails_after_bounded_retries(
-    small_search: SmallSearch,
+@pytest.mark.parametrize(("max_reruns", "said"), [(0, "1 times"), (2, "3 times")])
+def test_a_trial_whose_process_always_dies_fails_after_as_many_reruns_as_asked(
+    small_search: SmallSearch, max_reruns: int, said: str
 ) -> None:
-    small_search.run(2, {0: faulty.die_always})
+    study = small_search.run(2, {0: faulty.die_always}, max_reruns=max_reruns)
     assert small_search.states() == ["FAIL", "COMPLETE"]
     deaths = list((small_search.folder / "trials" / "00000").glob("death_*"))
-    assert len(deaths) == MAX_RERUNS + 1
-    assert small_search.attributes(0)["reason"] == "its worker process died 3 times"
+    assert len(deaths) == max_reruns + 1
+    assert small_search.attributes(0)["reason"] == f"its worker process died {said}"
+    assert (study.trials[0].reruns, study.trials[0].lost_nodes) == (max_reruns, 0)
 
 
 def test_ten_failures_in_a_row_stop_the_search_with_the_commonest_reason(

@@ -31,7 +31,7 @@ def trials(draw: st.DrawFn) -> Trial:
         type(each)(**vars(each) | {"number": n}) for n, each in enumerate(epochs, start=1)
     )
     has_result = state in (TrialState.COMPLETE, TrialState.PRUNED) and numbered
-    where = draw(st.sampled_from([{}, {"host": "node", "device": "cpu"}]))
+    host = draw(st.sampled_from(["", "node"]))
     return Trial(
         number=draw(st.integers(0, 99)),
         config=draw(st.sampled_from([None, TrialConfig(alpha=0.5)])),
@@ -41,7 +41,10 @@ def trials(draw: st.DrawFn) -> Trial:
         epochs=numbered,
         best=numbered[0] if has_result else None,
         reason="out of memory" if state is TrialState.FAIL else "",
-        **where,
+        reruns=draw(st.integers(0, 2)),
+        lost_nodes=draw(st.integers(0, 2)),
+        host=host,
+        device="cpu" if host else "",
     )
 
 

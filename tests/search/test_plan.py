@@ -49,6 +49,7 @@ GIVEN: dict[str, tuple[Any, str, Any]] = {
     "tracking_uri": ("http://host", "tracking_uri", "http://host"),
     "experiment": ("moved", "experiment", "moved"),
     "keep_models": ("all", "keep_models", "all"),
+    "max_reruns": (0, "max_reruns", 0),
     "metric": (("ce_sub",), "metrics", ["ce_sub"]),
     "seed": (5, "seed", 5),
     "fixed": ({"lr": 0.1}, "fixed", {"lr": 0.1}),
