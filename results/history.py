@@ -55,9 +55,9 @@ def read_study(
 def trials_frame(folder: UPath, record: SearchRecord) -> pd.DataFrame:
     """Return one row per trial, by number: state, configuration, metrics of its best epoch.
 
-    Columns: number, state, reason, baseline, repeat_of (a trial's number, or null),
-    epochs_trained, host, device, reruns and lost_nodes (times that it went on after its process or
-    its node was gone); `config`, the TrialConfig itself; every config key; best_epoch;
+    Columns: number, state, reason, baseline, repeat_of and retry_of (a trial's number, or
+    null), epochs_trained, host, device, reruns and lost_nodes (times that it went on after its
+    process or its node was gone); `config`, the TrialConfig itself; every config key; best_epoch;
     every metric of `METRICS`; those of `INTERVALS` and `RATES_OF_PARTS`; then novel_images_used,
     train_loss and the thresholds used (used_tau_super, used_tau_sub).
 
@@ -74,12 +74,18 @@ def frame_of(trials: list[Trial]) -> pd.DataFrame:
     columns = _row(Trial(number=0, config=None, state=TrialState.RUNNING, is_baseline=False))
     # A column without any value would be of objects, and its nulls no NaN.
     floats = dict.fromkeys((*METRICS, *INTERVALS, *RATES_OF_PARTS, "train_loss"), float)
-    return pd.DataFrame(rows, columns=[*columns]).astype({"repeat_of": "Int64", **floats})
+    numbers = dict.fromkeys(("repeat_of", "retry_of"), "Int64")
+    return pd.DataFrame(rows, columns=[*columns]).astype({**numbers, **floats})
 
 
 def searched(trials: pd.DataFrame) -> pd.DataFrame:
     """Return the trials that the search itself asked for: all but the repeats."""
     return trials[trials["repeat_of"].isna()]
+
+
+def ran_again(trials: pd.DataFrame) -> "pd.Series[bool]":
+    """Return which rows are failed trials that ran again: history beside the trials asked for."""
+    return trials["number"].isin(trials["retry_of"].dropna())
 
 
 def _row(trial: Trial) -> dict[str, Any]:
@@ -91,6 +97,7 @@ def _row(trial: Trial) -> dict[str, Any]:
         "reason": trial.reason,
         "baseline": trial.is_baseline,
         "repeat_of": trial.repeat_of,
+        "retry_of": trial.retry_of,
         "epochs_trained": len(trial.epochs),
         "host": trial.host,
         "device": trial.device,

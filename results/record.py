@@ -42,6 +42,16 @@ class Repeat:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Retry:
+    """A failed trial to be run again, as it was."""
+
+    number: int
+    """Of the new trial."""
+    trial: int
+    """Number of the failed one."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SearchRecord:
     """What was asked of a search: with the study and the trials' folders, all a resume needs."""
 
@@ -86,6 +96,7 @@ class SearchRecord:
     """By MLflow's number, in place of the name."""
     keep_models: str = KEEP_MODELS
     """Whose models MLflow gets, too: all, none, or best_K."""
+    retries: list[Retry] = field(default_factory=list)
     max_reruns: int = MAX_RERUNS
     """How often a trial whose process died by itself goes on; nodes that went away do not count."""
 
@@ -208,7 +219,11 @@ def load_record(folder: UPath) -> SearchRecord:
             raise TypeError(f"expected an object, but got {stored!r:.80}")
         values = upgraded(stored, schema_of(stored, str(file)), _STEPS)
         record = SearchRecord(**values)
-        return replace(record, repeats=[Repeat(**each) for each in record.repeats])  # type: ignore[arg-type]
+        return replace(
+            record,
+            repeats=[Repeat(**each) for each in record.repeats],  # type: ignore[arg-type]
+            retries=[Retry(**each) for each in record.retries],  # type: ignore[arg-type]
+        )
     except FileNotFoundError:
         others = sorted(path.parent.name for path in folder.parent.glob(f"*/{RECORD_FILE}"))
         known = f"; there are: {', '.join(others)}" if others else ""

@@ -22,7 +22,8 @@ class TrialState(StrEnum):
                            |  |  `--it raised, or its result is not finite--> FAIL
                            `--' its driver or worker is gone: it goes on from its checkpoint
 
-    A trial that has ended stays as it is.
+    A trial that has ended stays as it is: `--retry-failed` runs a failed one again as a new trial
+    that names it.
     """
 
     WAITING = "WAITING"
@@ -50,6 +51,8 @@ class Trial:
     is_baseline: bool
     repeat_of: int | None = None
     """Number of the trial whose configuration it has, with another seed; null: of none."""
+    retry_of: int | None = None
+    """Number of the failed trial that it runs again, as it was; null: of none."""
     epochs: tuple[Epoch, ...] = ()
     """In order."""
     best: Epoch | None = None
@@ -86,6 +89,8 @@ def to_attributes(trial: Trial) -> dict[str, Any]:
         attributes["baseline"] = True
     if trial.repeat_of is not None:
         attributes["repeat_of"] = trial.repeat_of
+    if trial.retry_of is not None:
+        attributes["retry_of"] = trial.retry_of
     if trial.config is not None:
         attributes["config"] = trial.config.to_dict()
     if trial.host:
@@ -119,6 +124,7 @@ def from_optuna(frozen: optuna.trial.FrozenTrial, schema: int) -> Trial:
         state=state,
         is_baseline=bool(attributes.get("baseline", False)),
         repeat_of=attributes.get("repeat_of"),
+        retry_of=attributes.get("retry_of"),
         epochs=tuple(Epoch.of({"epoch": key[len(_EPOCH) :]} | attributes[key]) for key in stored),
         best=Epoch.of({"epoch": len(stored)} | metrics) if metrics else None,
         # A driver that was killed before it told a failure may have left one.

@@ -35,8 +35,8 @@ class Asked:
 
     @property
     def num_trials(self) -> int:
-        """How many there will be, repeats included."""
-        return self.space.num_trials + len(self.record.repeats)
+        """How many there will be, repeats and retries included."""
+        return self.space.num_trials + len(self.record.repeats) + len(self.record.retries)
 
     def progress(self) -> Progress:
         """Return what shows the trials of this search."""

@@ -199,7 +199,8 @@ def _describe_cost(
     num_finished: int,
 ) -> None:
     """Say about how long it takes and what it leaves on the disk, measured here."""
-    num_left = space.num_trials + len(record.repeats) - num_finished
+    more = len(record.repeats) + len(record.retries)
+    num_left = space.num_trials + more - num_finished
     if num_left <= 0:
         console.print("nothing is left to run")
         return

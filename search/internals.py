@@ -43,6 +43,18 @@ def ask(study: optuna.Study) -> optuna.Trial:
     return optuna.Trial(study, storage_of(study).create_new_trial(number))
 
 
+def ask_again(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> optuna.Trial:
+    """Ask for a trial of the same parameters."""
+    running = optuna.trial.create_trial(
+        state=optuna.trial.TrialState.RUNNING,
+        params=trial.params,
+        distributions=trial.distributions,
+    )
+    number = study._study_id
+    made = storage_of(study).create_new_trial(number, template_trial=running)
+    return optuna.Trial(study, made)
+
+
 def live(study: optuna.Study, trial: optuna.trial.FrozenTrial | optuna.Trial) -> optuna.Trial:
     """Return a running trial to be written to, as it is stored, whatever process asked for it."""
     return optuna.Trial(study, trial._trial_id)

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 from upath import UPath
 
-from results.history import trials_frame
+from results.history import ran_again, trials_frame
 from results.mlflow_store import default_uri
 from results.promise import intervals_of, nested_choice
 from results.ranking import best_trial
@@ -153,7 +153,11 @@ def summary(
 ) -> dict[str, Any]:
     """Return what --json prints; without trials, what a search would be."""
     best = None if trials is None else best_trial(trials, record.metrics)
-    counts: dict[Any, int] = {} if trials is None else dict(trials["state"].value_counts())
+    counts: dict[Any, int] = {}
+    num_past = 0
+    if trials is not None:
+        is_past = ran_again(trials)
+        counts, num_past = dict(trials[~is_past]["state"].value_counts()), int(is_past.sum())
     described = (
         best
         if best is None
@@ -168,6 +172,7 @@ def summary(
     return {
         "name": record.name,
         "trials": {str(state): int(count) for state, count in counts.items()},
+        "ran_again": num_past,
         "best_trial": described,
         "paths": {
             "run": str(folder),

@@ -19,7 +19,7 @@ from results.record import (
     load_record,
     run_folder,
 )
-from search.repeats import planned
+from search.repeats import planned, retried
 from search.space.space import Space, load_space
 from trainable.data.dataset import default_cache
 from trainable.data.sources import source_path
@@ -63,6 +63,7 @@ class Options:
     keep_models: str | None = None
     """Whose models MLflow gets: all, none, or best_K."""
     resume: bool = False
+    retry_failed: bool = False
     address: str | None = None
     concurrency: int | None = None
     cpus_per_trial: float | None = None
@@ -129,7 +130,7 @@ ON_RESUME: dict[str, Rule] = {
     "max_reruns": Rule("changes", "max_reruns"),
     # Kept in another way: a copy of the file, one dict of all, no cache, the trials to repeat.
     "space": Rule("changes"), "fixed": Rule("changes"), "no_cache": Rule("changes"),
-    "repeat": Rule("changes"),
+    "repeat": Rule("changes"), "retry_failed": Rule("changes"),
     # How this command runs, or which search it is about.
     "top": Rule("now"), "name": Rule("now"), "storage": Rule("now"), "resume": Rule("now"),
     "address": Rule("now"), "concurrency": Rule("now"), "cpus_per_trial": Rule("now"),
@@ -376,12 +377,16 @@ def incomparable(what: str, before: Any, now: Any) -> SearchError:
     )
 
 
-def with_repeats(record: SearchRecord, folder: UPath, options: Options) -> SearchRecord:
-    """Return the record with the trials that `--repeat` asks for.
+def with_repeats(
+    record: SearchRecord, folder: UPath, options: Options, note: Callable[[str], None]
+) -> SearchRecord:
+    """Return the record with the trials that `--repeat` or `--retry-failed` asks for.
 
     Raises:
         RepeatError: The search is not there yet.
     """
+    if options.retry_failed and options.resume:
+        return replace(record, retries=retried(trials_frame(folder, record), record, note))
     if options.repeat is None:
         return record
     trials = trials_frame(folder, record)

@@ -227,6 +227,8 @@ class Progress:
             line.append(
                 f"  (repeat of {trial.repeat_of:05d}, seed {trial.config.seed})", style="dim"
             )
+        if trial.retry_of is not None:
+            line.append(f"  (retry of {trial.retry_of:05d})", style="dim")
         if trial.reason:
             line.append(f"  {one_line(trial.reason)}", style="red")
         return line

@@ -1,11 +1,12 @@
-"""Which configurations of a finished search run again, and with which seeds."""
+"""Which trials run again: the best with other seeds, and the failed as they were."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pandas as pd
 
 from results.ranking import completed, ranked_originals, ranking_metric
-from results.record import Repeat, SearchRecord
+from results.record import Repeat, Retry, SearchRecord
 from trainable.errors import UserError, typed
 
 
@@ -33,7 +34,8 @@ def planned(
     """
     asked = trials[trials["state"] != "WAITING"]
     own = asked[~asked["number"].isin([repeat.number for repeat in record.repeats])]
-    num_ended = int((own["state"] != "RUNNING").sum())
+    retries = [retry.number for retry in record.retries]
+    num_ended = int(((own["state"] != "RUNNING") & ~own["number"].isin(retries)).sum())
     if num_ended < record.num_trials:
         raise RepeatError(
             f"{record.name}: {num_ended} of {record.num_trials} trials are finished, and --repeat "
@@ -50,6 +52,40 @@ def planned(
         for number in originals[:top]:
             config = replace(configs[number], seed=configs[number].seed + offset)
             if config not in there:
-                following = max(len(asked), *(each.number + 1 for each in repeats), 0)
+                following = _following(trials, record.retries, repeats)
                 repeats.append(Repeat(number=following, trial=number, seed=config.seed))
     return repeats
+
+
+def retried(trials: pd.DataFrame, record: SearchRecord, note: Callable[[str], None]) -> list[Retry]:
+    """Return the record's retries and those of the trials that failed and did not run again yet.
+
+    Optuna never changes how a trial ended, and neither do we: what failed stays as it is, with its
+    reason, its folder and its MLflow run, and a new trial of the same configuration and parameters
+    names it. So a number means one run for ever, the sampler learns from the new trial as it would
+    have from the first one, and the trials that were asked for are as many as before. A retry that
+    fails may be retried in its turn.
+
+    Args:
+        trials: Of the search, as `results.history.trials_frame` gives them.
+        record: Of the search.
+        note: Called with lines for a person.
+    """
+    retries = list(record.retries)
+    failed = trials[trials["state"] == "FAIL"]
+    failed = failed[~failed["number"].isin([retry.trial for retry in retries])]
+    for _, row in failed.iterrows():
+        if row["config"] is None:
+            note(f"trial {row['number']:05d} has no configuration to run again: {row['reason']}")
+        else:
+            number = _following(trials, retries, record.repeats)
+            retries.append(Retry(number=number, trial=int(row["number"])))
+    num = len(retries) - len(record.retries)
+    note(f"{num} failed trials run again" if num else "no failed trial is left to run again")
+    return retries
+
+
+def _following(trials: pd.DataFrame, retries: Sequence[Retry], repeats: Sequence[Repeat]) -> int:
+    """Return the first number that no trial has or is planned to have."""
+    planned = {each.number for each in retries} | {each.number for each in repeats}
+    return max(len(trials), max(planned, default=-1) + 1)

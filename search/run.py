@@ -128,6 +128,7 @@ def _parser(kind: type[Parser] = Parser) -> Parser:
          help="whose models MLflow gets; runs/NAME has all (default best_3)")  # fmt: skip
     keep("--resume", action="store_true",
          help="go on with an interrupted search; with --space also start it")  # fmt: skip
+    keep("--retry-failed", action="store_true", help="with --resume: run failed trials again")
     again = parser.add_argument_group("with --resume, once a search is finished").add_argument
     again("--repeat", type=int, metavar="N", help="run its best configurations with N seeds each")
     again("--top", metavar="K|all", help="how many configurations to repeat (default 3)")
@@ -157,6 +158,8 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
         raise UserError("--space FILE is needed (or --resume --name NAME to go on with a search)")
     if args.resume and args.name is None:
         raise UserError("--resume needs --name NAME")
+    if args.retry_failed and not args.resume:
+        raise UserError("--retry-failed needs a search: add --resume --name NAME")
     if args.name is not None and not re.fullmatch(r"[\w][\w.-]*", args.name):
         raise UserError(f"--name may have letters, digits, '.', '_' and '-', but got {args.name!r}")
     for flag in ("trials", "concurrency"):
@@ -199,6 +202,8 @@ def _check_repeat(args: argparse.Namespace) -> None:
         return
     if not args.resume:
         raise UserError("--repeat needs a finished search: add --resume --name NAME")
+    if args.retry_failed:
+        raise UserError("--repeat ranks what has ended: first --retry-failed without it")
     if args.repeat < 2:
         raise UserError(f"--repeat must be 2 or more, but got {args.repeat}")
     for flag in ("space", "trials", "epochs", "settings"):

@@ -75,7 +75,7 @@ def run_search(options: Options) -> int:
         if options.resume and (line := changed_space(folder, record, space)):
             console.print(line)
         if options.dry_run:
-            record = with_repeats(record, folder, options)
+            record = with_repeats(record, folder, options, console.print)
             return describe(options, record, space, folder, data, console, start_s)
         search = Asked(
             options=options, record=record, space=space, folder=folder,
@@ -95,7 +95,7 @@ def _run_alone(search: Asked, start_s: float) -> int:
             check_still(folder, search.planned_on)
             interrupts = Interrupts(resume, shown_on(options), search.console.print)
             with taken_back(study, new), interrupts:
-                record = with_repeats(record, folder, options)
+                record = with_repeats(record, folder, options, search.console.print)
                 retold = with_distributions(study, search.space.distributions, search.space.metrics)
                 record = replace(record, study_name=retold.study_name)
                 search.space.save(folder, record.space_file)
@@ -118,7 +118,8 @@ def _run(
     tracker = Tracker(record.tracking_uri, info, console.print)
     progress = search.progress()
     study = Study(
-        optuna_study, search.space, seed=record.seed, repeats=record.repeats, check=check,
+        optuna_study, search.space, seed=record.seed, repeats=record.repeats,
+        retries=record.retries, check=check,
         observers=[progress.update, search.clean_up, tracker.update],
     )  # fmt: skip
     try:

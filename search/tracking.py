@@ -456,6 +456,8 @@ class Tracker:
             "architecture": trial.config.architecture if trial.config else "",
             "baseline": str(trial.is_baseline).lower(),
         }
+        if trial.retry_of is not None:
+            tags["retry_of"] = str(trial.retry_of)
         if trial.repeat_of is not None:
             tags["repeat_of"] = str(trial.repeat_of)
         run = self._client.create_run(self._experiment_id, tags=tags)

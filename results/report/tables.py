@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 from upath import UPath
 
-from results.history import searched
+from results.history import ran_again, searched
 from results.promise import intervals_of, nested_choice, rates_text
 from results.ranking import (
     best_repeated,
@@ -41,14 +41,17 @@ def print_tables(
         record: Of the search.
         running: What trials in state RUNNING are called: another driver may run them.
     """
+    is_past = ran_again(trials)
+    history = f"; {is_past.sum()} more failed and ran again" if is_past.any() else ""
+    everything, trials = trials, trials[~is_past]
     counts = trials["state"].replace(TrialState.RUNNING.value, running).value_counts()
     states = ", ".join(f"{count} {state}" for state, count in counts.items())
     console.print(
         Text.assemble(
-            "\n", (record.name, "bold"), f": {len(trials)} trials ({states or 'none yet'})"
+            "\n", (record.name, "bold"), f": {len(trials)} trials ({states or 'none yet'}){history}"
         )
     )
-    everything, trials = trials, searched(trials)
+    trials = searched(trials)
     best = best_row(trials, record.metrics)
     if best is None:
         console.print("No trial has finished, so there is no result.")

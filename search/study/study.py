@@ -10,9 +10,9 @@ import optuna
 from optuna.study import StudyDirection
 
 from results.database import patiently
-from results.record import Repeat
+from results.record import Repeat, Retry
 from results.trial import Trial, TrialState, from_optuna, to_attributes
-from search.internals import ask, at_once, live, stored
+from search.internals import ask, ask_again, at_once, live, stored
 from search.space.file import SpaceError
 from search.space.space import Space
 from search.study.learnt import Learnt
@@ -49,6 +49,7 @@ class Study:
         seed: int,
         observers: list[Observer],
         repeats: Sequence[Repeat] = (),
+        retries: Sequence[Retry] = (),
         check: Callable[[], None] = lambda: None,
     ) -> None:
         """Open the study as it is.
@@ -60,6 +61,13 @@ class Study:
         self._check = check
         self._observers = observers
         self._repeats = {repeat.number: repeat for repeat in repeats}
+        self._retries = {retry.number: retry for retry in retries}
+        self._again = self._repeats.keys() | self._retries.keys()
+        self._hidden = {*self._repeats}
+        """From the sampler: repeats, and what runs them again."""
+        for number, retry in sorted(self._retries.items()):
+            if retry.trial in self._hidden:
+                self._hidden.add(number)
         self._live: dict[int, optuna.Trial] = {}
         schema = schema_of(study.user_attrs, f"the study {study.study_name}")
         frozen = self._read()
@@ -77,8 +85,14 @@ class Study:
         trials = self._study.get_trials(deepcopy=False, states=_ASKED)
         self._num_asked = len(trials)
         self._unfinished = {each.number: each for each in trials if not each.state.is_finished()}
-        self._learnt = Learnt(self._study, trials, hidden=self._repeats)
-        self._rungs = {each.number: reached for each in trials if (reached := rungs_of(each))}
+        failed = {retry.trial for retry in self._retries.values()}
+        self._failed = {each.number: each for each in trials if each.number in failed}
+        self._learnt = Learnt(self._study, trials, hidden=self._hidden)
+        self._rungs = {
+            each.number: reached
+            for each in trials
+            if each.number not in failed and (reached := rungs_of(each))
+        }
         return trials
 
     @property
@@ -88,10 +102,10 @@ class Study:
 
     @property
     def is_done(self) -> bool:
-        """Whether all that was asked for has ended: the search's trials and the repeats."""
+        """Whether all that was asked for has ended: the search's trials, repeats and retries."""
         ended = {trial.number for trial in self.trials.values() if trial.is_finished}
-        num_searched = len(ended - self._repeats.keys())
-        return ended >= self._repeats.keys() and num_searched >= self._space.num_trials
+        num_searched = len(ended - self._again)
+        return ended >= self._again and num_searched >= self._space.num_trials
 
     @property
     def handed_out(self) -> list[int]:
@@ -118,7 +132,7 @@ class Study:
             return None
         else:
             number = self._num_asked
-            if number not in self._repeats:
+            if number not in self._again:
                 if self._place(number) >= self._space.num_trials:
                     return None
                 patiently(lambda: self._enqueue_baseline(self._place(number)))
@@ -156,6 +170,8 @@ class Study:
             is_again = True
             if number in self._unfinished:
                 return live(self._study, self._unfinished[number])
+            if number in self._retries:
+                return ask_again(self._study, self._failed[self._retries[number].trial])
             return ask(self._study)
 
         trial = patiently(once)
@@ -170,10 +186,10 @@ class Study:
     def _place(self, number: int) -> int:
         """Return how many trials the search asked for before this one.
 
-        It names the trial's random streams and its baseline. Repeats do not count, as if they had
-        not been; baselines do, also those that the sampler is not shown.
+        It names the trial's random streams and its baseline. Repeats and retries do not count, as
+        if they had not been; baselines do, also those that the sampler is not shown.
         """
-        return number - sum(repeat < number for repeat in self._repeats)
+        return number - sum(again < number for again in self._again)
 
     def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
         return make_sampler(self._seed, self._place(number), self._learnt)
@@ -190,6 +206,15 @@ class Study:
     def _configured(self, number: int, trial: optuna.Trial) -> Trial:
         if number in self._repeats:
             return self._repeated(self._repeats[number], trial)
+        if number in self._retries:
+            failed = self.trials[self._retries[number].trial]
+            again = _running(number, failed.config)
+            again = replace(
+                again, is_baseline=failed.is_baseline, repeat_of=failed.repeat_of,
+                retry_of=failed.number,
+            )  # fmt: skip
+            self._store(trial, None, again)
+            return again
         place = self._place(number)
         is_baseline = place < len(self._space.baselines)
         if is_baseline:

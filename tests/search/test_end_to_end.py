@@ -610,7 +610,7 @@ def test_second_driver_of_a_search_is_refused(
     assert record.read_bytes() == before
 
 
-def test_search_without_a_trial_that_succeeds_exits_1_and_says_why(
+def test_search_without_a_trial_that_succeeds_exits_1_and_says_why_and_can_be_retried(
     folder: Path, arguments: list[str]
 ) -> None:
     (folder / "runs/tiny").mkdir(parents=True)
@@ -622,6 +622,19 @@ def test_search_without_a_trial_that_succeeds_exits_1_and_says_why(
     assert "No trial has finished, so there is no result.\n" in done.out
     assert re.search(r"^1 failed: \w+Error: .*trials", done.out, re.MULTILINE)
     assert [child.info.status for child in runs_of(folder, "trial")] == ["FAILED", "FAILED"]
+
+    (folder / "runs/tiny/trials").unlink()
+    done = run(
+        folder, "-m", "search.run", "--resume", "--name", "tiny", "--retry-failed", "--json"
+    )  # fmt: skip
+    assert done.code == 0, done
+    summary = json.loads(done.last_line)
+    assert sum(summary["trials"].values()) == 2
+    assert {*summary["trials"]} <= {"COMPLETE", "PRUNED"}
+    assert summary["ran_again"] == 2
+    assert re.search(r"^tiny: 2 trials \(.*\); 2 more failed and ran again$", done.out, re.M)
+    tags = [child.data.tags.get("retry_of") for child in runs_of(folder, "trial")]
+    assert tags == [None, None, "0", "1"]
 
 
 def test_tracking_uri_is_used_by_every_command(folder: Path, arguments: list[str]) -> None:

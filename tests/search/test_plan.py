@@ -57,7 +57,7 @@ GIVEN: dict[str, tuple[Any, str, Any]] = {
 }
 """Option by option: what is typed, and where the record has which value."""
 
-BESIDE = {"space", "repeat"}
+BESIDE = {"space", "repeat", "retry_failed"}
 """What is kept in another way than by a value of the record: a file, and trials to run."""
 
 

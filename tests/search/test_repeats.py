@@ -1,12 +1,13 @@
 """The plan of repeats: the best of a finished search, each seed once, nothing twice."""
 
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 import pytest
 
-from results.record import Repeat
-from search.repeats import RepeatError, planned
+from results.record import Repeat, Retry
+from search.repeats import RepeatError, planned, retried
 from tests.made_searches import record
 from trainable.config import TrialConfig
 from trainable.errors import ConfigError
@@ -131,3 +132,33 @@ def test_seed_beyond_what_a_configuration_takes_is_refused() -> None:
     trials = table(("COMPLETE", 0.1, 0.1, 2**31 - 1))
     with pytest.raises(ConfigError, match="seed"):
         planned(trials, asked(1), num_seeds=2, top=1)
+
+
+def test_every_failed_trial_is_retried_once_and_a_failed_retry_in_its_turn() -> None:
+    said: list[str] = []
+    rows = [*SEARCH, ("FAIL", 0.0, 0.6, 0), ("RUNNING", 0.0, 0.7, 0)]
+    trials = table(*rows)
+    trials.at[5, "config"] = None
+    trials["reason"] = "the space gave none"
+    retries = retried(trials, asked(9), said.append)
+    assert retries == [Retry(number=7, trial=3)]
+    assert said == [
+        "trial 00005 has no configuration to run again: the space gave none",
+        "1 failed trials run again",
+    ]
+    search = replace(asked(9), retries=retries)
+    assert retried(trials, search, said.append) == retries
+    assert said[-1] == "no failed trial is left to run again"
+    again = table(*rows, ("FAIL", 0.0, 0.4, 0))
+    again.at[5, "config"] = None
+    again["reason"] = ""
+    assert retried(again, search, said.append) == [*retries, Retry(number=8, trial=7)]
+
+
+def test_repeats_come_after_retries_and_a_retry_stands_for_no_trial_that_was_asked_for() -> None:
+    retries = [Retry(number=5, trial=3)]
+    trials = table(*SEARCH, ("COMPLETE", 0.95, 0.4, 0))
+    search = replace(asked(5), retries=retries)
+    assert planned(trials, search, num_seeds=2, top=1) == [Repeat(number=6, trial=5, seed=1)]
+    with pytest.raises(RepeatError, match="5 of 6 trials are finished"):
+        planned(trials, replace(search, num_trials=6), num_seeds=2, top=1)

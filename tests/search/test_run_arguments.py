@@ -99,6 +99,14 @@ def files_in(folder: Path) -> dict[str, bytes]:
     [
         ([], "--space FILE is needed (or --resume --name NAME to go on with a search)"),
         (["--resume"], "--resume needs --name NAME"),
+        (
+            ["--space", "asked.py", "--retry-failed"],
+            "--retry-failed needs a search: add --resume --name NAME",
+        ),
+        (
+            ["--space", "asked.py", "--max-reruns", "-1"],
+            "--max-reruns must be 0 or more, but got -1",
+        ),
         (["--space", "asked.py", "--trials", "0"], "--trials must be 1 or more, but got 0"),
         (["--space", "asked.py", "--trials", "-3"], "--trials must be 1 or more, but got -3"),
         (

@@ -21,7 +21,7 @@ from upath import UPath
 
 from results import database
 from results.database import Storage
-from results.record import Repeat
+from results.record import Repeat, Retry
 from results.trial import Trial
 from search.space.space import Space, load_space
 from search.study.learnt import Learnt
@@ -58,6 +58,7 @@ class Memory:
     def __init__(self, space: Space, url: str | None, seed: int = 0) -> None:
         self.space, self.seed, self.url = space, seed, url
         self.repeats: list[Repeat] = []
+        self.retries: list[Retry] = []
         if url is None:
             self._storage = optuna.storages.InMemoryStorage()
             study = optuna.create_study(
@@ -79,8 +80,9 @@ class Memory:
 
     def open(self, observer: Callable[[Trial], None] = lambda trial: None) -> Study:
         return Study(
-            self.optuna, self.space, seed=self.seed, observers=[observer], repeats=self.repeats
-        )
+            self.optuna, self.space, seed=self.seed, observers=[observer], repeats=self.repeats,
+            retries=self.retries,
+        )  # fmt: skip
 
 
 @pytest.fixture
@@ -911,6 +913,36 @@ def test_repeats_keep_their_mark_when_a_new_choice_moves_the_study(
 
 
 # --- What the sampler cannot learn from ----------------------------------------------------------
+
+
+def test_retry_runs_a_failed_trial_again_as_it_was_and_the_search_goes_on_as_before(
+    load: Loader, url: str | None
+) -> None:
+    undisturbed = run_search(Memory(load(num_trials=16), None), slots=1, is_killed_often=False)
+    failed = next(n for n in range(10, 16) if undisturbed[n].state == "COMPLETE")
+    memory = Memory(load(num_trials=16), url)
+    study = memory.open()
+    for number in range(failed + 1):
+        trial = study.next()
+        assert trial is not None
+        assert trial.config is not None
+        if number == failed:
+            study.report(failed, epoch_of(trial.config, 1))
+            study.fail(failed, "the disk was full")
+        else:
+            run_out(study, number)
+    memory.retries = [Retry(number=failed + 1, trial=failed)]
+    trials = run_search(memory, slots=1, is_killed_often=True)
+    assert [*trials] == [*range(17)]
+    assert memory.open().is_done
+    assert (trials[failed].state, trials[failed].reason) == ("FAIL", "the disk was full")
+    assert [n for n, trial in trials.items() if trial.retry_of is not None] == [failed + 1]
+    stored = memory.optuna.get_trials()
+    assert stored[failed + 1].params == stored[failed].params != {}
+    # It ends, and what comes after it is, as if it had not failed.
+    assert [(trials[n + 1].config, trials[n + 1].state) for n in range(failed, 16)] == [
+        (undisturbed[n].config, undisturbed[n].state) for n in range(failed, 16)
+    ]
 
 
 def test_baselines_outside_the_space_change_nothing_that_the_sampler_asks(load: Loader) -> None:
