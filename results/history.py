@@ -56,10 +56,9 @@ def trials_frame(folder: UPath, record: SearchRecord) -> pd.DataFrame:
     """Return one row per trial, by number: state, configuration, metrics of its best epoch.
 
     Columns: number, state, reason, baseline, repeat_of and retry_of (a trial's number, or
-    null), epochs_trained, host, device, reruns and lost_nodes (times that it went on after its
-    process or its node was gone); `config`, the TrialConfig itself; every config key; best_epoch;
-    every metric of `METRICS`; those of `INTERVALS` and `RATES_OF_PARTS`; then novel_images_used,
-    train_loss and the thresholds used (used_tau_super, used_tau_sub).
+    null), epochs_trained; those of `results.trial.USAGE`; `config`, the TrialConfig itself; every
+    config key; best_epoch; every metric of `METRICS`; those of `INTERVALS` and `RATES_OF_PARTS`;
+    then novel_images_used, train_loss and the thresholds used (used_tau_super, used_tau_sub).
 
     Raises:
         RunError: The study cannot be read.
@@ -73,7 +72,8 @@ def frame_of(trials: list[Trial]) -> pd.DataFrame:
     rows = [_row(trial) for trial in trials]
     columns = _row(Trial(number=0, config=None, state=TrialState.RUNNING, is_baseline=False))
     # A column without any value would be of objects, and its nulls no NaN.
-    floats = dict.fromkeys((*METRICS, *INTERVALS, *RATES_OF_PARTS, "train_loss"), float)
+    taken = ("images_per_s", "peak_bytes", "host_peak_bytes", "gpu_utilisation", "gpu_hours")
+    floats = dict.fromkeys((*METRICS, *INTERVALS, *RATES_OF_PARTS, "train_loss", *taken), float)
     numbers = dict.fromkeys(("repeat_of", "retry_of"), "Int64")
     return pd.DataFrame(rows, columns=[*columns]).astype({**numbers, **floats})
 
@@ -99,10 +99,7 @@ def _row(trial: Trial) -> dict[str, Any]:
         "repeat_of": trial.repeat_of,
         "retry_of": trial.retry_of,
         "epochs_trained": len(trial.epochs),
-        "host": trial.host,
-        "device": trial.device,
-        "reruns": trial.reruns,
-        "lost_nodes": trial.lost_nodes,
+        **trial.usage,
         "config": trial.config,
         **{key: config.get(key) for key in CONFIG_KEYS},
         "best_epoch": trial.best.number if trial.best else None,

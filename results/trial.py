@@ -63,6 +63,12 @@ class Trial:
     """Machine that ran it last."""
     device: str = ""
     """Name of the GPU, or cpu."""
+    node: str = ""
+    """Ray's id of that machine."""
+    gpu: str = ""
+    """Which of its GPUs, as Ray counts them; empty: none."""
+    gpus: float = 0.0
+    """Its share of that."""
     reruns: int = 0
     """How often its process died by itself, and it went on."""
     lost_nodes: int = 0
@@ -74,9 +80,33 @@ class Trial:
         return self.state.is_finished
 
     @property
+    def usage(self) -> dict[str, Any]:
+        """What it ran on and took, by the names in `USAGE`: it differs from run to run."""
+        busy_s = sum(each.seconds or 0.0 for each in self.epochs)
+        images = sum((each.images_per_s or 0.0) * (each.seconds or 0.0) for each in self.epochs)
+        utilisations = [e.gpu_utilisation for e in self.epochs if e.gpu_utilisation is not None]
+        passed_s = sum(each.elapsed_s or 0.0 for each in self.epochs)
+        return {
+            "host": self.host, "node": self.node, "device": self.device, "gpu": self.gpu,
+            "gpus": self.gpus, "reruns": self.reruns, "lost_nodes": self.lost_nodes,
+            "images_per_s": images / busy_s if busy_s else None,
+            "peak_bytes": max((e.peak_bytes for e in self.epochs if e.peak_bytes), default=None),
+            "host_peak_bytes": max(
+                (e.host_peak_bytes for e in self.epochs if e.host_peak_bytes), default=None
+            ),
+            "gpu_utilisation": sum(utilisations) / len(utilisations) if utilisations else None,
+            "gpu_hours": self.gpus * passed_s / 3600 if passed_s else None,
+        }  # fmt: skip
+
+    @property
     def metrics(self) -> Mapping[str, float]:
         """Measurements of the best epoch; empty without one."""
         return self.best.metrics if self.best else {}
+
+
+USAGE = tuple(Trial(number=0, config=None, state=TrialState.RUNNING, is_baseline=False).usage)
+"""Columns of a trial's `usage`: reruns and lost nodes, images per second, peak memory of device and
+host in bytes, utilisation of the GPU (0 to 1), hours of a whole GPU."""
 
 
 def to_attributes(trial: Trial) -> dict[str, Any]:
@@ -97,6 +127,8 @@ def to_attributes(trial: Trial) -> dict[str, Any]:
         attributes |= {"host": trial.host, "device": trial.device}
     counts = {"reruns": trial.reruns, "lost_nodes": trial.lost_nodes}
     attributes |= {key: count for key, count in counts.items() if count}
+    where = {"node": trial.node, "gpu": trial.gpu, "gpus": trial.gpus}
+    attributes |= {key: value for key, value in where.items() if value}
     if trial.is_finished:
         attributes["metrics"] = trial.best.to_dict() if trial.best else {}
     if trial.reason:
@@ -131,6 +163,9 @@ def from_optuna(frozen: optuna.trial.FrozenTrial, schema: int) -> Trial:
         reason=attributes.get("reason", "") if state is TrialState.FAIL else "",
         host=attributes.get("host", ""),
         device=attributes.get("device", ""),
+        node=attributes.get("node", ""),
+        gpu=attributes.get("gpu", ""),
+        gpus=attributes.get("gpus", 0.0),
         reruns=attributes.get("reruns", 0),
         lost_nodes=attributes.get("lost_nodes", 0),
     )

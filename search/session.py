@@ -22,6 +22,7 @@ from search.cluster.joined import check_address
 from search.cluster.messages import Job
 from search.cluster.nodes import prepared_nodes
 from search.cluster.packing import slots_by_pilot
+from search.cluster.placement import shortage
 from search.cluster.within import read as read_within
 from search.dry_run import describe
 from search.interrupts import Interrupts
@@ -205,6 +206,8 @@ def _run_on(
         )  # fmt: skip
         slots = replace(slots, max_reruns=search.record.max_reruns)
         note(slots_line(slots))
+        if line := shortage(cluster, slots, options.concurrency):
+            note(line)
         search.log.open(search.folder)
         within = partial(read_within, job.folder)
         with progress.showing(slots=slots.concurrency, within=within):

@@ -9,7 +9,8 @@ from trainable.novelty.metrics import METRICS
 _NUMBER = "epoch"
 _BOOKKEEPING = {
     "seconds": "epoch_s", "images_per_s": "images_per_s", "peak_bytes": "peak_bytes",
-    "elapsed_s": "elapsed_s",
+    "elapsed_s": "elapsed_s", "host_peak_bytes": "host_peak_bytes",
+    "gpu_utilisation": "gpu_utilisation",
 }  # fmt: skip
 """Fields, and the names they are stored under among the metrics."""
 
@@ -32,6 +33,11 @@ class Epoch:
     elapsed_s: float | None = None
     """From the end of the epoch before, or the start of the trial: its evaluation and all else
     included; null: an earlier version."""
+    host_peak_bytes: int | None = None
+    """Most of the host's memory that the trial's process had so far; null: not known."""
+    gpu_utilisation: float | None = None
+    """Share of the time that the GPU was busy at the end of the epoch, with all that share it, 0 to
+    1; null: on no GPU, or NVML does not answer."""
 
     @classmethod
     def of(cls, stored: Mapping[str, Any]) -> Self:

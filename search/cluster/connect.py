@@ -4,7 +4,7 @@ import gc
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from search.cluster.joined import joined
 from search.cluster.own import own_ray
 
 import ray  # isort: skip  (after search.cluster.settings, which sets what it reads)
+from ray._private.state import available_resources_per_node  # isort: skip
 from ray._private.utils import get_num_cpus  # isort: skip
 
 
@@ -28,6 +29,29 @@ class Node:
     address: str
     cpus: float
     gpus: float
+    taken_cpus: float = 0.0
+    """By others, when it was looked at."""
+    taken_gpus: float = 0.0
+
+    @property
+    def free(self) -> "Node":
+        """What of it nobody had taken."""
+        return replace(
+            self, cpus=self.cpus - self.taken_cpus, gpus=self.gpus - self.taken_gpus,
+            taken_cpus=0.0, taken_gpus=0.0,
+        )  # fmt: skip
+
+    def fits(self, cpus: float, gpus: float) -> int:
+        """Return how many trials it holds; a share is of one device, what is left of it is lost.
+
+        Of devices that are partly taken, what is free counts: Ray does not say of which it is.
+        """
+        by_cpus = times(cpus, self.cpus)
+        if not gpus:
+            return by_cpus
+        whole = int(self.gpus + 1e-9)
+        by_gpus = whole * times(gpus, 1.0) + times(gpus, max(0.0, self.gpus - whole))
+        return min(by_cpus, by_gpus)
 
 
 @dataclass(frozen=True)
@@ -80,7 +104,7 @@ def connected(
     logging.getLogger("ray").setLevel(logging.ERROR)
     with own_ray(num_cpus, note) if address is None else joined(address, note):
         try:
-            yield Cluster(tuple(_node(each) for each in ray.nodes() if each["Alive"]))
+            yield _cluster()
         finally:
             _disconnect()
 
@@ -101,8 +125,18 @@ def _disconnect() -> None:
             gc.enable()
 
 
-def _node(found: dict[str, Any]) -> Node:
+def _cluster() -> Cluster:
+    free = available_resources_per_node()
+    nodes = (each for each in ray.nodes() if each["Alive"])
+    return Cluster(tuple(_node(each, free.get(each["NodeID"])) for each in nodes))
+
+
+def _node(found: dict[str, Any], free: dict[str, float] | None) -> Node:
+    """Return a node; one that did not say yet what is free has just started."""
     has = found["Resources"]
+    cpus, gpus = has.get("CPU", 0.0), has.get("GPU", 0.0)
+    free = has if free is None else free
     return Node(
-        address=found["NodeManagerAddress"], cpus=has.get("CPU", 0.0), gpus=has.get("GPU", 0.0)
-    )
+        address=found["NodeManagerAddress"], cpus=cpus, gpus=gpus,
+        taken_cpus=cpus - free.get("CPU", 0.0), taken_gpus=gpus - free.get("GPU", 0.0),
+    )  # fmt: skip

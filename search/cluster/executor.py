@@ -12,7 +12,7 @@ from upath import UPath
 
 from results.database import STORAGE_ERRORS
 from results.record import MAX_RERUNS
-from search.cluster.connect import Cluster, Node, times
+from search.cluster.connect import Cluster
 from search.cluster.deaths import is_node_gone
 from search.cluster.messages import (
     Assignment,
@@ -25,6 +25,7 @@ from search.cluster.messages import (
     Started,
     from_wire,
 )
+from search.cluster.placement import sharing
 from search.cluster.settings import ClusterError
 from search.cluster.worker import run_trial
 from search.study.lock import LeaseLostError
@@ -75,7 +76,7 @@ def make_slots(
     cpus = cpus_per_trial if cpus_per_trial is not None else 1.0
     if not cpus > 0:
         raise ClusterError(f"--cpus-per-trial must be above 0, but got {cpus:g}")
-    fit = sum(_fits(node, cpus, gpus) for node in cluster.nodes)
+    fit = sum(node.fits(cpus, gpus) for node in cluster.nodes)
     if fit < 1:
         raise ClusterError(
             f"a trial asks for {cpus:g} CPU and {gpus:g} GPU, but no node of the cluster has both: "
@@ -137,12 +138,6 @@ def run_trials(
         raise SearchStoppedError(
             f"{MAX_FAILURES_IN_A_ROW} trials in a row failed: {scheduler.commonest_reason}"
         )
-
-
-def _fits(node: Node, cpus: float, gpus: float) -> int:
-    """Return how many trials a node holds; a share is of one device, what is left of it is lost."""
-    by_cpus = times(cpus, node.cpus)
-    return min(by_cpus, int(node.gpus) * times(gpus, 1.0)) if gpus else by_cpus
 
 
 def _behind(
@@ -269,6 +264,7 @@ class _StudyScheduler(_NotPickled, FIFOScheduler):
         self._study, self._note, self._max_reruns = study, note, max_reruns
         self._nodes: dict[int, str] = {}
         """By trial: the id of the node that it was last on."""
+        self._devices: set[str] = set()
         self._failures_in_a_row: list[str] = []
         self.set_aside: set[int] = set()
         """Trials for which a share of a GPU was too small."""
@@ -281,7 +277,13 @@ class _StudyScheduler(_NotPickled, FIFOScheduler):
         match from_wire(result["event"]):
             case Started() as started:
                 self._nodes[number] = started.node
-                self._study.start(number, started.host, started.device)
+                if started.device not in self._devices and (line := sharing(started.device)):
+                    self._note(line)
+                self._devices.add(started.device)
+                self._study.start(
+                    number, started.host, started.device,
+                    node=started.node, gpu=started.gpu, gpus=started.gpus,
+                )  # fmt: skip
             case EpochDone(epoch=epoch):
                 if self._study.report(number, epoch):
                     self._failures_in_a_row.clear()

@@ -11,6 +11,9 @@ from results.record import SearchRecord, trial_folder
 from trainable.epoch import Epoch
 from trainable.user_parts import UserParts, current_parts
 
+MPS = " (MPS)"
+"""Behind the name of a GPU whose processes share it by NVIDIA's multi-process service."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
@@ -105,6 +108,10 @@ class Started:
     """Name of the GPU, or cpu."""
     node: str = ""
     """Ray's id of it: machines may share a name."""
+    gpu: str = ""
+    """Which of the node's GPUs, as Ray counts them; empty: none."""
+    gpus: float = 0.0
+    """Its share of that."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ import torch
 from ray import tune
 
 from search.cluster.messages import (
+    MPS,
     Assignment,
     EpochDone,
     Failed,
@@ -32,7 +33,12 @@ from trainable.config import TrialConfig
 from trainable.data.dataset import Data, find_data, load_data, store_data
 from trainable.epoch import Epoch
 from trainable.errors import DataError, TrialError, UserError
-from trainable.memory import give_back_memory, keep_freed_memory
+from trainable.memory import (
+    forget_host_peak,
+    give_back_memory,
+    host_peak_bytes,
+    keep_freed_memory,
+)
 from trainable.train import Metrics, train
 
 CONTEXT_BYTES = 600 * 2**20
@@ -73,8 +79,15 @@ def run_trial(wire: dict[str, Any], shipped: tuple[Any, ...] = (None,)) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before CUDA starts; this process never gets one
     elif torch.cuda.is_available():
         torch.cuda.set_per_process_memory_fraction(_memory_fraction(assigned.gpus))
-    node = ray.get_runtime_context().get_node_id()
-    _send(Started(host=os.uname().nodename, device=_device(), node=node))
+    forget_host_peak()
+    context = ray.get_runtime_context()
+    gpu = ",".join(map(str, context.get_accelerator_ids().get("GPU", [])))
+    _send(
+        Started(
+            host=os.uname().nodename, device=_device(), node=context.get_node_id(),
+            gpu=gpu, gpus=assigned.gpus,
+        )
+    )  # fmt: skip
     told = Told(str(assigned.folder))
     try:
         job.parts.use()
@@ -141,14 +154,35 @@ def _reporting() -> Callable[[Metrics], None]:
     def report(metrics: Metrics) -> None:
         nonlocal before_s
         now_s = time.perf_counter()
-        _send(EpochDone(epoch=replace(Epoch.of(metrics), elapsed_s=now_s - before_s)))
+        epoch = replace(
+            Epoch.of(metrics), elapsed_s=now_s - before_s, host_peak_bytes=host_peak_bytes(),
+            gpu_utilisation=_utilisation(),
+        )  # fmt: skip
+        _send(EpochDone(epoch=epoch))
         before_s = now_s
 
     return report
 
 
 def _device() -> str:
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    """Return the name of the GPU, which says of which MIG slice it is; or cpu."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    return torch.cuda.get_device_name() + (MPS if has_mps() else "")
+
+
+def has_mps() -> bool:
+    """Return whether NVIDIA's multi-process service runs here, which has a pipe of this name."""
+    return Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps"), "control").exists()
+
+
+def _utilisation() -> float | None:
+    if not torch.cuda.is_available():
+        return None
+    try:
+        return float(torch.cuda.utilization()) / 100
+    except (ModuleNotFoundError, RuntimeError):  # no pynvml, or a driver that says nothing
+        return None
 
 
 def _no_note(_line: str) -> None:

@@ -261,11 +261,14 @@ class Study:
             del self._unfinished[number]
         self._learnt.put(frozen)
 
-    def start(self, number: int, host: str, device: str) -> None:
+    def start(
+        self, number: int, host: str, device: str,
+        *, node: str = "", gpu: str = "", gpus: float = 0.0,
+    ) -> None:  # fmt: skip
         """Record where the trial runs."""
         self._check()
         before = self.trials[number]
-        started = replace(before, host=host, device=device)
+        started = replace(before, host=host, device=device, node=node, gpu=gpu, gpus=gpus)
         self._write(number, lambda trial: self._store(trial, before, started))
         self._publish(started)
 
@@ -281,7 +284,8 @@ class Study:
 
     def _recount(self, trial: Trial) -> None:
         self._check()
-        self._store(self._live[trial.number], self.trials[trial.number], trial)
+        before = self.trials[trial.number]
+        self._write(trial.number, lambda live: self._store(live, before, trial))
         self._publish(trial)
 
     def report(self, number: int, epoch: Epoch) -> bool:

@@ -22,6 +22,7 @@ import pandas as pd
 import psutil
 from mlflow import MlflowClient
 
+from results.trial import USAGE
 from trainable.data import synthetic
 
 SPACE = '''"""Small trials of every fine-tuning mode, for fault tests."""
@@ -44,7 +45,7 @@ RUN_LIMIT_S = 600
 """A driver that has not ended by then hangs."""
 EVERY_NTH_IN_STARTUP = 4
 """Every fourth kill comes in the driver's first seconds, the others while trials run."""
-NOT_COMPARED = ("host", "device", "epoch_s")
+NOT_COMPARED = (*USAGE, "epoch_s")
 
 
 class Search:

@@ -1,12 +1,14 @@
 """A trial goes into Optuna's attributes and comes back the same, by the one codec."""
 
 import optuna
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from results.trial import Trial, TrialState, from_optuna, to_attributes
 from tests.trainable.test_epoch import EPOCHS
 from trainable.config import TrialConfig
+from trainable.epoch import Epoch
 from trainable.schema import SCHEMA
 
 OPTUNA = {state.name: state for state in optuna.trial.TrialState}
@@ -41,6 +43,9 @@ def trials(draw: st.DrawFn) -> Trial:
         epochs=numbered,
         best=numbered[0] if has_result else None,
         reason="out of memory" if state is TrialState.FAIL else "",
+        node="abc" if host else "",
+        gpu=draw(st.sampled_from(["", "0", "0,1"])),
+        gpus=draw(st.sampled_from([0.0, 0.25, 1.0])),
         reruns=draw(st.integers(0, 2)),
         lost_nodes=draw(st.integers(0, 2)),
         host=host,
@@ -65,3 +70,21 @@ def test_reason_that_a_killed_driver_left_is_none_of_a_trial_that_goes_on() -> N
         state=OPTUNA["RUNNING"], user_attrs={"config": TrialConfig().to_dict(), "reason": "so near"}
     )
     assert from_optuna(left, SCHEMA).reason == ""
+
+
+def test_usage_of_a_trial_is_over_all_its_epochs() -> None:
+    epochs = tuple(
+        Epoch(
+            number=n, metrics={}, seconds=seconds, images_per_s=speed, elapsed_s=1800.0,
+            peak_bytes=n, host_peak_bytes=10 - n, gpu_utilisation=0.2 * n,
+        )
+        for n, seconds, speed in ((1, 10.0, 30.0), (2, 30.0, 10.0))
+    )  # fmt: skip
+    trial = Trial(
+        number=0, config=None, state=TrialState.RUNNING, is_baseline=False, epochs=epochs,
+        gpus=0.25,
+    )  # fmt: skip
+    usage = trial.usage
+    assert (usage["images_per_s"], usage["gpu_hours"]) == (15.0, 0.25)
+    assert (usage["peak_bytes"], usage["host_peak_bytes"]) == (2, 9)
+    assert usage["gpu_utilisation"] == pytest.approx(0.3)

@@ -30,6 +30,7 @@ from results.history import trials_frame
 from results.model import OUTPUTS
 from results.naming import acting_together
 from results.record import load_record
+from results.trial import USAGE
 from tests.commands import DEADLINE_S, ROOT, Command, Done, run
 from trainable.classifier import load_outputs
 from trainable.config import TrialConfig
@@ -687,7 +688,7 @@ BASELINES = [{"fine_tune": fine_tune, "image_size": 32, "novel_images": 16, "lr"
 
 def results_of(folder: Path, name: str) -> list[dict[str, Any]]:
     """Return every trial's configuration and metrics, but not how long they took."""
-    trials = trials_of(folder, name).drop(columns=["config"])
+    trials = trials_of(folder, name).drop(columns=["config", *USAGE])
     return [{str(k): str(v) for k, v in row.items()} for row in trials.to_dict("records")]
 
 

@@ -15,6 +15,8 @@ EPOCHS = st.builds(
     seconds=st.none() | st.floats(0, 1e6),
     images_per_s=st.none() | st.floats(0, 1e6),
     peak_bytes=st.none() | st.integers(0, 2**40),
+    host_peak_bytes=st.none() | st.integers(0, 2**40),
+    gpu_utilisation=st.none() | st.floats(0, 1),
 )
 
 

@@ -55,3 +55,19 @@ def test_threads_that_wait_give_way_unless_the_user_says_otherwise(
     command = [sys.executable, "-c", f"{code}; {shown}"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
     assert done.stdout.strip() == str(expected)
+
+
+PEAK = """
+import torch
+from trainable.memory import forget_host_peak, host_peak_bytes
+block = torch.ones(2**26)  # 256 MiB
+del block
+high = host_peak_bytes()
+forget_host_peak()
+print(high - host_peak_bytes() >= 2**27)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux tells it")
+def test_peak_of_the_host_is_that_of_one_trial_not_of_those_before_it() -> None:
+    assert run(ROOT, "-c", PEAK).out == "True\n"

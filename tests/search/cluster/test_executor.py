@@ -17,7 +17,9 @@ from search.cluster.executor import (
     make_slots,
 )
 from search.cluster.messages import Job
+from search.cluster.placement import sharing, shortage
 from search.cluster.settings import ClusterError
+from search.cluster.worker import has_mps
 from search.space.space import load_space
 from search.study.study import Study
 
@@ -120,6 +122,50 @@ def test_cpus_of_one_node_and_gpu_of_another_hold_no_trial() -> None:
 def test_what_fits_is_counted_on_each_node() -> None:
     assert slots(3, 0, (3, 0), cpus_per_trial=2).concurrency == 2  # of six CPUs two are left over
     assert slots(8, 1, (2, 2), (64, 0), gpus_per_trial=0.25).concurrency == 4 + 2
+
+
+def taken(*nodes: tuple[float, float, float, float]) -> Cluster:
+    """A cluster of nodes with so many CPUs and GPUs, and so many of them taken by others."""
+    return Cluster(
+        tuple(
+            Node(address=f"n{n}", cpus=cpus, gpus=gpus, taken_cpus=by_cpus, taken_gpus=by_gpus)
+            for n, (cpus, gpus, by_cpus, by_gpus) in enumerate(nodes, start=1)
+        )
+    )
+
+
+def test_fewer_slots_than_asked_for_are_said_with_who_has_what() -> None:
+    quarter = Slots(cpus_per_trial=1, gpus_per_trial=0.25, concurrency=None)
+    full = taken((8, 2, 2, 2), (4, 1, 4, 0.5))
+    assert shortage(full, quarter, None) == (
+        "0 of 2 nodes has a free quarter GPU and 1 CPU: n1 has 6 of 8 CPU and 0 of 2 GPU, n2 has "
+        "0 of 4 CPU and 0.5 of 1 GPU. 0 of 12 trials fit now; the others wait for what gets free"
+    )
+    half = taken((8, 2, 2, 2), (4, 1, 1, 0.5))
+    assert shortage(half, quarter, 3).startswith("1 of 2 nodes has a free quarter GPU and 1 CPU: ")
+    assert shortage(half, quarter, 3).endswith("2 of 3 trials fit now; the others wait for what "
+                                               "gets free")  # fmt: skip
+    assert shortage(half, quarter, 2) == ""
+    cpus = Slots(cpus_per_trial=2, gpus_per_trial=0, concurrency=2)
+    assert shortage(taken((4, 0, 0, 0)), cpus, None) == ""
+    assert shortage(taken((4, 0, 0, 0)), cpus, 9).startswith(
+        "1 of 1 nodes has a free 2 CPU: n1 has 4 of 4 CPU. 2 of 9 trials fit now"
+    )
+
+
+def test_slices_and_the_multi_process_service_are_said_and_a_whole_gpu_is_not() -> None:
+    assert sharing("NVIDIA A100-SXM4-40GB MIG 1g.5gb").endswith("is of the slice")
+    assert "multi-process service runs" in sharing("NVIDIA A100-SXM4-40GB (MPS)")
+    assert sharing("NVIDIA A100-SXM4-40GB") == sharing("cpu") == ""
+
+
+def test_multi_process_service_is_known_by_its_pipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path))
+    assert not has_mps()
+    (tmp_path / "control").touch()
+    assert has_mps()
 
 
 def test_nodes_of_a_large_cluster_are_not_all_listed() -> None:
