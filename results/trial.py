@@ -12,6 +12,7 @@ from trainable.epoch import Epoch
 from trainable.schema import CONFIG_STEPS, Step, upgraded
 
 _EPOCH = "epoch_"
+_PLACED = "placed"
 
 
 class TrialState(StrEnum):
@@ -124,11 +125,10 @@ def to_attributes(trial: Trial) -> dict[str, Any]:
     if trial.config is not None:
         attributes["config"] = trial.config.to_dict()
     if trial.host:
-        attributes |= {"host": trial.host, "device": trial.device}
+        placed = {"node": trial.node, "gpu": trial.gpu, "gpus": trial.gpus}
+        attributes |= {"host": trial.host, "device": trial.device, _PLACED: placed}
     counts = {"reruns": trial.reruns, "lost_nodes": trial.lost_nodes}
     attributes |= {key: count for key, count in counts.items() if count}
-    where = {"node": trial.node, "gpu": trial.gpu, "gpus": trial.gpus}
-    attributes |= {key: value for key, value in where.items() if value}
     if trial.is_finished:
         attributes["metrics"] = trial.best.to_dict() if trial.best else {}
     if trial.reason:
@@ -163,9 +163,7 @@ def from_optuna(frozen: optuna.trial.FrozenTrial, schema: int) -> Trial:
         reason=attributes.get("reason", "") if state is TrialState.FAIL else "",
         host=attributes.get("host", ""),
         device=attributes.get("device", ""),
-        node=attributes.get("node", ""),
-        gpu=attributes.get("gpu", ""),
-        gpus=attributes.get("gpus", 0.0),
+        **attributes.get(_PLACED, {}),
         reruns=attributes.get("reruns", 0),
         lost_nodes=attributes.get("lost_nodes", 0),
     )

@@ -80,14 +80,9 @@ def run_trial(wire: dict[str, Any], shipped: tuple[Any, ...] = (None,)) -> None:
     elif torch.cuda.is_available():
         torch.cuda.set_per_process_memory_fraction(_memory_fraction(assigned.gpus))
     forget_host_peak()
-    context = ray.get_runtime_context()
-    gpu = ",".join(map(str, context.get_accelerator_ids().get("GPU", [])))
-    _send(
-        Started(
-            host=os.uname().nodename, device=_device(), node=context.get_node_id(),
-            gpu=gpu, gpus=assigned.gpus,
-        )
-    )  # fmt: skip
+    node, gpu = _placed()
+    host = os.uname().nodename
+    _send(Started(host=host, device=_device(), node=node, gpu=gpu, gpus=assigned.gpus))
     told = Told(str(assigned.folder))
     try:
         job.parts.use()
@@ -162,6 +157,12 @@ def _reporting() -> Callable[[Metrics], None]:
         before_s = now_s
 
     return report
+
+
+def _placed() -> tuple[str, str]:
+    """Return the node's id and which of its GPUs this process has, as Ray counts them."""
+    context = ray.get_runtime_context()
+    return context.get_node_id(), ",".join(map(str, context.get_accelerator_ids()["GPU"]))
 
 
 def _device() -> str:

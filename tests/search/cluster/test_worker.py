@@ -33,6 +33,7 @@ def events(monkeypatch: pytest.MonkeyPatch) -> list[Message]:
     sent: list[Message] = []
     monkeypatch.setattr(worker, "_send", sent.append)
     monkeypatch.setattr(worker, "node_data", lambda *args: None)
+    monkeypatch.setattr(worker, "_placed", lambda: ("here", ""))  # as Ray says
     monkeypatch.setattr(torch, "set_num_threads", lambda num: None)  # of this process
     monkeypatch.setattr(worker, "_prepare_process", lambda: None)  # likewise
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
