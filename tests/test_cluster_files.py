@@ -3,9 +3,11 @@
 import copy
 import gzip
 import json
+import os
 import re
 import shlex
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -122,6 +124,35 @@ def test_batch_script_for_slurm_asks_for_its_signal_in_time_and_is_taken_by_bash
     subprocess.run(["bash", "-n", str(script)], check=True)
     asked = re.findall(r"^#SBATCH --(\S+)$", script.read_text(), re.MULTILINE)
     assert {"requeue", "signal=B:TERM@60", "open-mode=append"} <= {*asked}
+
+
+STUBS = {
+    "srun": 'for word; do case $word in --output=*) echo "Ray runtime started" > '
+    '"$(echo "${word#*=}" | sed s/%N/node/)";; esac; done',
+    "noveltune": 'exit "$CODE"',
+    "squeue": "echo RUNNING",
+    "scancel": "",
+    "scontrol": 'echo "$@" >> said',
+}
+
+
+@pytest.mark.parametrize(
+    ("code", "is_requeued"), [(0, False), (1, False), (2, False), (130, True), (143, True)]
+)
+def test_batch_script_for_slurm_is_put_back_when_stopped_and_after_no_mistake(
+    code: int, is_requeued: bool, tmp_path: Path
+) -> None:
+    for name, body in STUBS.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    job = {"SLURM_JOB_ID": "7", "SLURM_NNODES": "1", "SLURMD_NODENAME": "node", "CODE": str(code)}
+    path = f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", str(FOLDER / "slurm.sbatch")], cwd=tmp_path, env=os.environ | job | {"PATH": path}
+    )
+    assert done.returncode == code
+    said = tmp_path / "said"
+    assert (said.read_text() if said.exists() else "") == "requeue 7\n" * is_requeued
 
 
 def searches(name: str) -> list[list[str]]:
