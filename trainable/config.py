@@ -332,7 +332,7 @@ class TrialConfig:
         """Return which of alpha and temperature do something: for the interaction, or perhaps for
         a user's term.
         """
-        others = {*self.loss_terms()} - {"cross_entropy"}
+        others = {*self.loss_terms()} - {"cross_entropy", "class_balanced"}
         has_both = TASKS in TASKS_OF_BRANCHES[self.architecture]
         if not others or (others == {"interaction"} and not has_both):
             return ()

@@ -113,6 +113,14 @@ class Trainer:
             superclass: torch.tensor(each.super_of_sub, device=self.device)
             for superclass, each in self._all_pools().items()
         }
+        self.num_images = [
+            {
+                superclass: _num_images(each, rows_of_branch(each, own.novel_images), self.device)
+                for superclass, each in self._all_pools().items()
+            }
+            for own in self.configs
+        ]
+        """Training images of each output, by branch and fold."""
 
     def _all_pools(self) -> dict[int | None, Pools]:
         """Return the pools of the trial, and those of its folds by what they leave out."""
@@ -276,7 +284,7 @@ class Trainer:
             if mixed is not None:
                 x = mixed.of(x)
             pooled = self._pooled(model, x)
-            loss = self._loss(pooled, model.classify(pooled), None, batches[None])
+            loss = self._loss(pooled, model.classify(pooled), number, None, batches[None])
             if not loss.requires_grad:
                 tasks = " and ".join(model.branch.tasks)
                 raise TrialError(
@@ -290,17 +298,18 @@ class Trainer:
                 if batch.place is not None and len(batch.place):
                     seen = pooled.index_select(0, batch.place)  # faster than pooled[...]
                     logits = model.classify(seen, superclass)
-                    of_folds = of_folds + self._loss(seen, logits, superclass, batch)
+                    of_folds = of_folds + self._loss(seen, logits, number, superclass, batch)
             yield number, loss, of_folds
 
     def _loss(
         self,
         pooled: torch.Tensor,
         logits: dict[Task, torch.Tensor],
+        number: int,
         fold: int | None,
         batch: Batch,
     ) -> torch.Tensor:
-        """Return the sum of the loss terms of the heads of a branch, or of a fold."""
+        """Return the sum of the loss terms of the heads of branch `number`, or of a fold of it."""
         step = Step(
             config=self.config,
             logits=logits,
@@ -309,6 +318,7 @@ class Trainer:
             },
             pooled_ND=pooled,
             super_of_sub=self.super_of_sub[fold],
+            num_images=self.num_images[number][fold],
             keep_N=self._unexposed(batch, self.super_of_sub[fold].shape[0] - 1),
         )
         loss = torch.zeros((), device=self.device)
@@ -615,6 +625,15 @@ def part_of(within: Callable[[float], None], start: float, size: float) -> Calla
 def _num_classes(pools: Pools) -> dict[Task, int]:
     """Return how many outputs each head has, novel included."""
     return {"super": pools.super_of_sub[-1] + 1, "sub": len(pools.subclasses) + 1}
+
+
+def _num_images(pools: Pools, rows: torch.Tensor, device: torch.device) -> dict[Task, torch.Tensor]:
+    """Return how many of `rows` each output of each head has: int64 (C + 1,)."""
+    targets: dict[Task, torch.Tensor] = {"super": pools.super_target, "sub": pools.sub_target}
+    return {
+        task: targets[task][rows].bincount(minlength=num).to(device)
+        for task, num in _num_classes(pools).items()
+    }
 
 
 class _Features(NamedTuple):

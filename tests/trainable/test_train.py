@@ -23,7 +23,7 @@ from tests.trainable.tiny import BACKBONE, silent, tiny_config
 from trainable import config as config_module
 from trainable.batch import Mixup
 from trainable.classifier import INFO_FILE, MODEL_FILE, OUTPUTS_FILE, TABLE_FILE, load_outputs
-from trainable.config import Branch, TrialConfig
+from trainable.config import Branch, Task, TrialConfig
 from trainable.data.dataset import Data
 from trainable.data.splits import LEFT_OUT, Pools, make_pools, make_refit_pools
 from trainable.epoch import Epoch
@@ -857,6 +857,40 @@ def test_loss_without_a_gradient_fails_the_trial(run: Run, monkeypatch: pytest.M
     monkeypatch.setitem(LOSSES._parts, "interaction", lambda _: torch.zeros(()))
     with pytest.raises(TrialError, match="loss interaction teaches the branch of super and sub no"):
         run(tiny_config(loss="interaction"))
+
+
+def test_loss_terms_know_how_many_images_train_each_output(
+    run: Run, tiny_data: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of each branch with borrowed images of its own, and of each fold without its superclass."""
+    steps: dict[tuple[Task, int], losses.Step] = {}
+
+    def term(step: losses.Step) -> torch.Tensor:
+        steps.update({(task, each.shape[1]): step for task, each in step.logits.items()})
+        return losses.cross_entropy(step)
+
+    monkeypatch.setitem(LOSSES._parts, "class_balanced", term)
+    config = tiny_config(
+        architecture="two_models", novel_images=7, sub_novel_images=3, loss="class_balanced",
+        epochs=1, fine_tune="frozen",
+    )  # fmt: skip
+    run(config)
+    pools = make_pools(tiny_data, config)
+    known = pools.train[pools.sub_target[pools.train] < len(pools.subclasses)]
+    whole: dict[Task, torch.Tensor] = {"super": pools.super_target, "sub": pools.sub_target}
+    borrowed: dict[Task, int] = {"super": 7, "sub": 3}
+    for task, target in whole.items():
+        counts = [*target[known].bincount().tolist(), borrowed[task]]
+        assert steps[task, len(counts)].num_images[task].tolist() == counts
+        of_folds = [
+            step for (name, num), step in steps.items() if (name, num < len(counts)) == (task, True)
+        ]
+        assert of_folds
+        for step in of_folds:
+            found = step.num_images[task].tolist()
+            assert found[-1] == borrowed[task]
+            assert sum(found) < sum(counts)
+            assert all(num in counts for num in found)
 
 
 def test_loss_that_overflows_fails_the_trial(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

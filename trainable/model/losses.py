@@ -23,9 +23,14 @@ class Step:
     """float32, the features below the heads. Of a fold's heads nothing passes back to them."""
     super_of_sub: torch.Tensor
     """int64 (C + 1,): superclass output of each subclass output."""
+    num_images: Mapping[Task, torch.Tensor]
+    """int64 (C + 1,), training images of each output."""
     keep_N: torch.Tensor | None
     """bool, the images whose subclass target outlier exposure leaves alone; null: all."""
 
+
+_BALANCE = 0.999
+"""β of the effective number of images: of n, (1 - β^n) / (1 - β)."""
 
 LossTerm = Callable[[Step], torch.Tensor]
 """Returns a scalar, 0 where it means nothing to the branch. The terms that the config's `loss`
@@ -38,6 +43,25 @@ def cross_entropy(step: Step) -> torch.Tensor:
     loss = step.super_of_sub.new_zeros((), dtype=torch.float32)
     for task, logits_NC in step.logits.items():
         loss = loss + F.cross_entropy(logits_NC, step.wanted[task])
+    return loss
+
+
+@LOSSES.register("class_balanced", source="Cui et al. (CVPR 2019)")
+def class_balanced(step: Step) -> torch.Tensor:
+    """Cross-entropy in which a class of n images counts as 1 / (1 - 0.999^n), for uneven data.
+
+    The weights are those of the classes that have images, with a mean of 1; novel is one of them.
+    """
+    loss = step.super_of_sub.new_zeros((), dtype=torch.float32)
+    for task, logits_NC in step.logits.items():
+        has_images = step.num_images[task] > 0
+        effective = 1 - _BALANCE ** step.num_images[task].clamp_min(1).double()
+        weight = (1 / effective).masked_fill(~has_images, 0)
+        weight = (weight * has_images.sum() / weight.sum()).float()
+        wanted = step.wanted[task]
+        if wanted.dim() == 1:
+            wanted = F.one_hot(wanted, len(weight)).float()
+        loss = loss + F.cross_entropy(logits_NC, wanted * weight)
     return loss
 
 

@@ -13,7 +13,15 @@ from scipy.special import rel_entr, softmax
 from scipy.stats import entropy
 from torch.nn import functional as F
 
-from trainable.model.losses import implied_super_log_probs, interaction_loss, soft_targets
+from trainable.config import TrialConfig
+from trainable.model.losses import (
+    Step,
+    class_balanced,
+    cross_entropy,
+    implied_super_log_probs,
+    interaction_loss,
+    soft_targets,
+)
 
 Array = NDArray[np.float64]
 temperatures = st.floats(0.25, 8.0)
@@ -174,3 +182,34 @@ def test_interaction_loss_is_the_mean_over_the_kept_images(case: Any, data: st.D
         return
     expected = interaction_loss(super_logits[keep], sub_logits[keep], super_of_sub)
     np.testing.assert_allclose(loss, expected, rtol=1e-9, atol=1e-12)
+
+
+# --- Uneven data -----------------------------------------------------------------------------
+
+
+def step_of(num_images: list[int], wanted: torch.Tensor) -> Step:
+    logits = torch.randn(len(wanted), len(num_images), generator=torch.Generator().manual_seed(0))
+    return Step(
+        config=TrialConfig(), logits={"sub": logits}, wanted={"sub": wanted},
+        pooled_ND=logits, super_of_sub=torch.zeros(len(num_images), dtype=torch.int64),
+        num_images={"sub": torch.tensor(num_images)}, keep_N=None,
+    )  # fmt: skip
+
+
+def test_class_balanced_is_cross_entropy_where_classes_are_of_one_size() -> None:
+    step = step_of([50, 50, 50, 0], torch.tensor([0, 1, 2, 2]))
+    torch.testing.assert_close(class_balanced(step), cross_entropy(step))
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_class_balanced_weighs_a_class_by_its_effective_number(soft: bool) -> None:
+    """Of 1 and 1,000 images: 1 and (1 - 0.999^1000) / 0.001 = 632.3, so weights of 632.3 to 1."""
+    target = torch.tensor([0, 1])
+    wanted = soft_targets(target, 2, label_smoothing=0.2) if soft else target
+    step = step_of([1, 1000], wanted)
+    rare, common = 2 * 632.30 / 633.30, 2 / 633.30
+    log_p = step.logits["sub"].log_softmax(1)
+    share = 0.1 if soft else 0.0
+    wanted_NC = torch.tensor([[1 - share, share], [share, 1 - share]])
+    expected = -(wanted_NC * torch.tensor([rare, common]) * log_p).sum(1).mean()
+    torch.testing.assert_close(class_balanced(step), expected, rtol=1e-4, atol=0)
