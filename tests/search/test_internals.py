@@ -1,9 +1,11 @@
-"""What is used of Optuna's private members does what it is used for, and is used in one place."""
+"""What is used of Optuna's private members is there, does its work, and is used nowhere else."""
 
+import ast
+import importlib
+import inspect
 import re
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import optuna
 import pytest
@@ -21,38 +23,94 @@ from search.internals import (
     storage_of,
     stored,
 )
+from tests.commands import ROOT
+from tests.search.test_imports import PACKAGES, imports_of
 
-ROOT = Path(__file__).parents[2]
+USED = {
+    "search/internals.py": {
+        "_storage", "_study_id", "_trial_id", "_backend", "_contains", "_get_params",
+        "tpe._get_pruned_trial_score", "tpe._split_trials",
+        "tpe.default_gamma", "tpe.default_gamma_multiobjective",
+    },
+    "search/study/sampler.py": {
+        "_sample", "_get_internal_repr", "_get_trials",
+        "_build_parzen_estimator", "_compute_acquisition_func", "_compare",
+        "_rng", "_n_ei_candidates",
+    },
+    "search/space/suggestions.py": {"_suggest", "_params"},
+    "results/database.py": {"_get_trials", "_set_trial_param"},
+    "results/stored_trials.py": {
+        "models.TrialModel", "models.TrialParamModel", "models.TrialValueModel",
+        "models.TrialIntermediateValueModel",
+        "models.TrialUserAttributeModel", "models.TrialSystemAttributeModel",
+    },
+}  # fmt: skip
+"""What each file uses or overrides of Optuna that it does not promise.
 
-PRIVATE: dict[str, Any] = {
-    "_storage": optuna.create_study(),
-    "_study_id": optuna.create_study(),
-    "_trial_id": optuna.create_study().ask(),
-    "_contains": optuna.distributions.FloatDistribution(0, 1),
-    "_suggest": optuna.trial.FixedTrial({}),
-    "_params": optuna.trial.FixedTrial({}),
-    "_backend": optuna.storages.get_storage("sqlite:///:memory:"),
-}
-"""What is used of Optuna that it does not promise, with something that has it."""
+`test_learnt.py` says what the sampler's must do, `test_database.py` what the database's must, and
+the dry trials of `test_space.py` the suggestions'.
+"""
 
 
-def test_optuna_has_the_private_members_that_are_used() -> None:
-    for name, owner in PRIVATE.items():
-        assert hasattr(owner, name), f"Optuna {optuna.__version__} has no {name} any more"
+def owners() -> list[object]:
+    """Return one of each kind that Optuna gives us."""
+    study = optuna.create_study(storage="sqlite:///:memory:")
+    return [
+        study, study.ask(), study.trials[0], storage_of(study), Storage("sqlite:///:memory:"),
+        FloatDistribution(0, 1), optuna.trial.FixedTrial({}), optuna.samplers.TPESampler(),
+    ]  # fmt: skip
 
 
-def test_no_other_private_members_of_optuna_are_used_and_only_in_one_file() -> None:
-    """Of a study, a trial, a distribution or a storage."""
-    pattern = re.compile(
-        r"\b(study|trial|live|frozen|storage|distribution|trials\[.+?\])(\._[a-z]\w*)"
-    )
-    found: dict[str, set[str]] = {}
-    for file in (ROOT / "search").rglob("*.py"):
-        for match in pattern.finditer(file.read_text()):
-            found.setdefault(match[2][1:], set()).add(str(file.relative_to(ROOT)))
-    files = {file for each in found.values() for file in each}
-    assert found.keys() <= PRIVATE.keys()
-    assert files == {"search/internals.py"}
+def unpromised(file: Path, private: set[str]) -> set[str]:
+    """Return what a file uses of these private members, and of what private modules hold."""
+    tree = ast.parse(file.read_text())
+    modules, names = set(), set()
+    for node in ast.walk(tree):
+        match node:
+            case ast.ImportFrom(module=str(module)) if module.startswith("optuna"):
+                is_private = "._" in module
+                modules |= {a.asname or a.name for a in node.names if is_private}
+            case ast.ClassDef():
+                names |= {each.name for each in node.body if isinstance(each, ast.FunctionDef)}
+            case ast.Attribute(attr=name):
+                names.add(name)
+            case ast.Constant(value=str(name)):
+                names.add(name)
+    return names & private | {
+        f"{node.value.id}.{node.attr}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id in modules
+    }
+
+
+def test_what_optuna_does_not_promise_is_there_and_used_nowhere_else() -> None:
+    has = {name for owner in owners() for name in dir(owner)}
+    private = {name for name in has if re.match("_[a-z]", name)}
+    found = {
+        str(file.relative_to(ROOT)): unpromised(file, private)
+        for package in PACKAGES
+        for file in (ROOT / package).rglob("*.py")
+        if "optuna" in imports_of(file)
+    }
+    assert {file: names for file, names in found.items() if names} == USED
+
+
+@pytest.mark.parametrize("file", USED)
+def test_what_is_overridden_takes_what_optuna_gives(file: str) -> None:
+    """Where Optuna renames its own, ours would not be called any more."""
+    module = importlib.import_module(file.removesuffix(".py").replace("/", "."))
+    for ours in filter(inspect.isclass, vars(module).values()):
+        if ours.__module__ != module.__name__ or ours.__base__ is None:
+            continue
+        for name, member in vars(ours).items():
+            theirs = getattr(ours.__base__, name, None)
+            if name.startswith("__") or not inspect.isfunction(member) or theirs is None:
+                continue
+            takes, given = (inspect.signature(each).parameters for each in (member, theirs))
+            if not any(each.kind == each.VAR_POSITIONAL for each in takes.values()):
+                assert [*takes] == [*given], name
 
 
 def test_study_tells_its_storage_and_database(tmp_path: Path) -> None:
