@@ -1,13 +1,16 @@
 """What the tests of training share: one tiny data set on disk, decoded once, and weights."""
 
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.trainable import tiny
+from trainable import classifier
 from trainable.data.dataset import Data, load_data
+from trainable.novelty.metrics import score_table
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -17,6 +20,19 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _short_tables() -> Iterator[None]:
+    """A trial's table of scores takes as long as all else of it: keep the first rows."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(classifier, "score_table", lambda *of: islice(score_table(*of), 2))
+        yield
+
+
+@pytest.fixture
+def whole_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(classifier, "score_table", score_table)
 
 
 @pytest.fixture(scope="session")

@@ -577,10 +577,13 @@ def test_scores_by_features_without_a_bank_are_refused(
         Classifier.load(UPath(folder), tiny_weights)
 
 
+@pytest.mark.usefixtures("whole_tables")
 def test_table_of_every_score_is_written_at_the_end_of_a_trial(
-    trial: Path, tiny_data: Data
+    tmp_path: Path, tiny_data: Data, tiny_weights: Path
 ) -> None:
-    outputs, table = load_outputs(UPath(trial)), pd.read_csv(trial / TABLE_FILE)
+    config = tiny_config(fine_tune="frozen")
+    train(config, tiny_data, silent, folder=UPath(tmp_path), weights=tiny_weights, note=silent)
+    outputs, table = load_outputs(UPath(tmp_path)), pd.read_csv(tmp_path / TABLE_FILE)
     for task in TASKS:
         assert available_scores(outputs, task) == NOVELTY_SCORES
         assert set(table.loc[table["task"] == task, "novelty_score"]) == set(NOVELTY_SCORES)

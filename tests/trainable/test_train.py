@@ -964,6 +964,7 @@ def test_interrupted_trial_ends_as_an_uninterrupted_one(
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
+@pytest.mark.usefixtures("whole_tables")
 @pytest.mark.parametrize("fine_tune", ["full", "frozen"])
 def test_interrupted_trial_with_every_option_ends_as_an_uninterrupted_one(
     tmp_path: Path, run: Run, fine_tune: str
