@@ -99,6 +99,17 @@ def test_version_stands_in_one_place() -> None:
             assert version not in strings, file
 
 
+def test_versions_in_the_documentation_are_those_that_an_install_takes() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    table = (ROOT / "CONTRIBUTING.md").read_text().partition("## Dependencies")[2]
+    rows = re.findall(r"^\| ([a-z]+) \| ([\d.]+) \| ([\d.]+) \|", table, re.MULTILINE)
+    taken = {re.sub(r"\[.*?\]", "", each) for each in project["dependencies"]}
+    assert len(rows) > 5
+    assert {f"{name}>={low},<{high}" for name, low, high in rows} <= taken
+    python = project["requires-python"].removeprefix(">=")
+    assert f"Python {python} or newer" in (ROOT / "README.md").read_text()
+
+
 def test_hooks_before_a_commit_fetch_nothing() -> None:
     config = (ROOT / ".pre-commit-config.yaml").read_text()
     assert re.findall(r"repo: (\S+)", config) == ["local"]
