@@ -280,10 +280,7 @@ class _StudyScheduler(_NotPickled, FIFOScheduler):
                 if started.device not in self._devices and (line := sharing(started.device)):
                     self._note(line)
                 self._devices.add(started.device)
-                self._study.start(
-                    number, started.host, started.device,
-                    node=started.node, gpu=started.gpu, gpus=started.gpus,
-                )  # fmt: skip
+                self._study.start(number, **vars(started))
             case EpochDone(epoch=epoch):
                 if self._study.report(number, epoch):
                     self._failures_in_a_row.clear()

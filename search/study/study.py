@@ -261,14 +261,11 @@ class Study:
             del self._unfinished[number]
         self._learnt.put(frozen)
 
-    def start(
-        self, number: int, host: str, device: str,
-        *, node: str = "", gpu: str = "", gpus: float = 0.0,
-    ) -> None:  # fmt: skip
-        """Record where the trial runs."""
+    def start(self, number: int, **where: str | float) -> None:
+        """Record where the trial runs, by fields of `Trial`."""
         self._check()
         before = self.trials[number]
-        started = replace(before, host=host, device=device, node=node, gpu=gpu, gpus=gpus)
+        started = replace(before, **where)  # type: ignore[arg-type]
         self._write(number, lambda trial: self._store(trial, before, started))
         self._publish(started)
 
