@@ -3,8 +3,10 @@
 import contextlib
 import logging
 import os
+import resource
 import secrets
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,6 +28,11 @@ LOCAL_OBJECT_STORE_BYTES = 100 * 2**20
 """Images and features are memory-mapped files, so objects are small."""
 MAX_TEMPORARY_BYTES = 26
 """Of a path to which Ray appends 77 bytes for a socket; macOS takes 103 bytes, Linux 107."""
+FOLDER_BYTES = 100 * 2**20
+"""What Ray writes in the folder of its sockets beside objects: logs, mostly."""
+OPEN_FILES = 1024
+"""Of one process; Ray raises its own limit as far as it may."""
+MIB = 2**20
 
 OWNER_FILE = "noveltune.lock"
 """In the folder of Ray's sockets: held as long as their driver lives."""
@@ -36,6 +43,7 @@ def own_ray(num_cpus: int | None, note: Callable[[str], None]) -> Iterator[None]
     """Start a cluster on this machine, with a token that its processes inherit and nobody else."""
     say_unfollowed("a search's own Ray", note)
     with sockets(note) as folder, authentication("token", secrets.token_hex(32)):
+        check_host(Path(folder).parent, note)
         try:
             ray.init(
                 address="local",  # never somebody else's cluster that happens to run here
@@ -52,6 +60,40 @@ def own_ray(num_cpus: int | None, note: Callable[[str], None]) -> Iterator[None]
                 f"Ray does not start on this machine: {reasons_of(error)}"
             ) from error
         yield
+
+
+def check_host(folder: Path, note: Callable[[str], None]) -> None:
+    """Check that this machine has what Ray needs of it: room, shared memory, open files.
+
+    Args:
+        folder: Where Ray's own is.
+        note: Told what Ray can do without.
+
+    Raises:
+        ClusterError: There is no room for what it writes.
+    """
+    needed = FOLDER_BYTES
+    if sys.platform == "linux":
+        shared = shutil.disk_usage("/dev/shm").free if Path("/dev/shm").exists() else 0
+        if shared < LOCAL_OBJECT_STORE_BYTES:
+            needed += LOCAL_OBJECT_STORE_BYTES
+            note(
+                f"/dev/shm has {shared / MIB:.0f} MiB free, and Ray's objects take "
+                f"{LOCAL_OBJECT_STORE_BYTES / MIB:.0f} MiB: they go to {folder}, which is slower. "
+                "Free some, or start a container with --shm-size=1g"
+            )
+    free = shutil.disk_usage(folder).free
+    if not free >= needed:
+        raise ClusterError(
+            f"Ray needs {needed / MIB:.0f} MiB in {folder}, which has {free / MIB:.0f} MiB free: "
+            "make room there, or set RAY_TMPDIR to another folder with a short name"
+        )
+    _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit != resource.RLIM_INFINITY and limit < OPEN_FILES:
+        note(
+            f"a process may open {limit} files here, and one of Ray's may need {OPEN_FILES}: raise "
+            "the hard limit (ulimit -Hn) if trials die as they start"
+        )
 
 
 @contextmanager
