@@ -1,6 +1,6 @@
 """Configurations named by what varies among them: what all have in common tells none apart."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -10,6 +10,11 @@ from trainable.config import BRANCH_KEYS, HEAD_KEYS, TASKS, TrialConfig
 NOT_A_CHOICE = ("seed", "compile")
 """Keys that say how a configuration is run and not what it is."""
 _BY_TASK = (*BRANCH_KEYS, *HEAD_KEYS)
+_DESCRIBED = (
+    "architecture", "backbone", "image_size", "head", "fine_tune", "novel_images", "alpha",
+    "temperature", "lr",
+)  # fmt: skip
+"""What is said of a configuration that stands alone."""
 _WORDS = {
     "architecture": "", "backbone": "", "fine_tune": "", "novelty_score": "by", "alpha": "α",
     "temperature": "T",
@@ -44,6 +49,16 @@ def acting_together(config: TrialConfig) -> dict[str, Any]:
     )
 
 
+def described(config: TrialConfig) -> str:
+    """Return the main choices of a configuration that stands alone, in one line."""
+    values = acting_together(config)
+    if config.backbone == TrialConfig.backbone:
+        values.pop("backbone", None)
+    of_task = [(f"super_{key}", f"sub_{key}") for key in _DESCRIBED]
+    order = [each for key, pair in zip(_DESCRIBED, of_task, strict=True) for each in (key, *pair)]
+    return _in_words({key: values[key] for key in order if key in values})
+
+
 class Names:
     """The short names of configurations that are shown together."""
 
@@ -72,13 +87,33 @@ class Names:
         """Return what acts in `config`, under the keys that these names use."""
         return acting(config, self._apart)
 
-    def name(self, config: TrialConfig | None) -> str:
-        """Return what tells `config` from the others, in one line."""
+    def telling(self, configs: Iterable[TrialConfig]) -> tuple[str, ...]:
+        """Return which of `keys` tell some of the configurations from each other."""
+        values = [self.values(config) for config in configs]
+        return tuple(key for key in self.keys if len({repr(each.get(key)) for each in values}) > 1)
+
+    def name(self, config: TrialConfig | None, first: Collection[str] = ()) -> str:
+        """Return what tells `config` from the others, in one line.
+
+        Args:
+            config: One of them; null: nothing is known of it.
+            first: Keys that are named before the others, where a line may be cut.
+        """
         if config is None:
             return "no configuration"
-        values = self.values(config)
-        words = [_said(key, values[key]) for key in self.keys if key in values]
-        return ", ".join(words) or config.describe()
+        values, shown = self.values(config), dict[str, Any]()
+        for key in sorted(self.keys, key=lambda each: each not in first):
+            if key in values:
+                shown |= {self._of_both(key, values): values[key]}
+        return _in_words(shown) or described(config)
+
+    def _of_both(self, key: str, values: Mapping[str, Any]) -> str:
+        """Return the key without its task, where both vary and are alike in these values."""
+        task, _, both = key.partition("_")
+        pair = [f"{each}_{both}" for each in TASKS]
+        is_alike = task in TASKS and all(each in self.keys for each in pair)
+        is_alike = is_alike and repr(values.get(pair[0])) == repr(values.get(pair[1]))
+        return both if is_alike else key
 
     def of(self, trials: pd.DataFrame) -> dict[int, str]:
         """Return the name of each trial, by number."""
@@ -86,6 +121,10 @@ class Names:
             int(number): self.name(config)
             for number, config in zip(trials["number"], trials["config"], strict=True)
         }
+
+
+def _in_words(values: Mapping[str, Any]) -> str:
+    return ", ".join(_said(key, value) for key, value in values.items())
 
 
 def _said(key: str, value: Any) -> str:

@@ -16,6 +16,7 @@ import optuna
 import pandas as pd
 
 from results.history import searched
+from results.naming import Names
 from results.trial import TrialState
 from trainable.config import TrialConfig
 from trainable.novelty.metrics import METRICS
@@ -191,7 +192,7 @@ def repeats_frame(trials: pd.DataFrame, metrics: list[str], shown: Sequence[str]
     best = best_repeated(configurations, metric)
     are_whole = {each.number for each in whole(configurations)}
     configurations.sort(key=lambda each: (each.number not in are_whole, -each.signed_mean(metric)))
-    rows = []
+    names, rows = Names(trials["config"]), []
     for each in configurations:
         for name in dict.fromkeys((metric, *shown)):
             values = each.values(name)
@@ -205,7 +206,7 @@ def repeats_frame(trials: pd.DataFrame, metrics: list[str], shown: Sequence[str]
                     "min": values.min(),
                     "max": values.max(),
                     **_difference(each, best, name),
-                    "configuration": each.original["config"].describe(),
+                    "configuration": names.name(each.original["config"]),
                 }
             )
     return pd.DataFrame(rows)

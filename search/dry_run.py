@@ -63,9 +63,10 @@ def describe(
     else:
         distributions: dict[str, BaseDistribution] = {}
         met = _met(space, distributions)
-        _describe_space(console, space, [params for params, _ in met], distributions)
         configs = [config for _, config in met]
-        _describe_variants(console, space, configs)
+        names = Names([*_baselines(space), *configs])
+        _describe_space(console, space, [params for params, _ in met], distributions, names)
+        _describe_variants(console, space, configs, names)
         _describe_repeats(console, record, folder)
         with _cluster(options, console) as cluster:
             slots = _slots(options, cluster)
@@ -99,10 +100,11 @@ def _describe_space(
     space: Space,
     params: Sequence[Mapping[str, Any]],
     distributions: Mapping[str, BaseDistribution],
+    names: Names,
 ) -> None:
     console.print(f"{space.num_trials} trials by {', '.join(space.metrics)}")
-    for number, baseline in enumerate(space.baselines[: space.num_trials]):
-        console.print(f"baseline {number}: {TrialConfig.from_dict(baseline).describe()}")
+    for number, baseline in enumerate(_baselines(space)):
+        console.print(f"baseline {number}: {names.name(baseline)}")
     if distributions:
         when = conditions(params, distributions)
         table = _table("parameter", "kind", "range or choices", "only with")
@@ -119,11 +121,16 @@ def _kind(distribution: BaseDistribution) -> str:
     return "whole number" if isinstance(distribution, IntDistribution) else "number"
 
 
-def _describe_variants(console: Console, space: Space, configs: Sequence[TrialConfig]) -> None:
+def _baselines(space: Space) -> list[TrialConfig]:
+    return [TrialConfig.from_dict(each) for each in space.baselines[: space.num_trials]]
+
+
+def _describe_variants(
+    console: Console, space: Space, configs: Sequence[TrialConfig], names: Names
+) -> None:
     """Say how many trials each architecture gets, and what it leaves unused; show samples."""
-    baselines = [TrialConfig.from_dict(each) for each in space.baselines[: space.num_trials]]
+    baselines = _baselines(space)
     everything = [*baselines, *configs]
-    names = Names(everything)
     acts = {
         architecture: {
             key for config in group for key in names.values(config)
@@ -160,10 +167,11 @@ def _describe_repeats(console: Console, record: SearchRecord, folder: UPath) -> 
     trials = trials_frame(folder, record)
     configs = dict(zip(trials["number"], trials["config"], strict=True))
     states = dict(zip(trials["number"], trials["state"], strict=True))
+    names = Names(trials["config"])
     for repeat in record.repeats:
         console.print(
             f"repeat {repeat.number}: trial {repeat.trial} with seed {repeat.seed} "
-            f"({states.get(repeat.number, 'to run')}), {configs[repeat.trial].describe()}"
+            f"({states.get(repeat.number, 'to run')}), {names.name(configs[repeat.trial])}"
         )
 
 
@@ -205,7 +213,7 @@ def _describe_cost(
         console.print("nothing is left to run")
         return
     console.print("training a few images of each kind of trial here, to estimate time and disk")
-    baselines = [TrialConfig.from_dict(each) for each in space.baselines[: space.num_trials]]
+    baselines = _baselines(space)
     wanted = configs[: max(0, space.num_trials - len(baselines))]
     at_once = slots.concurrency or 1
     is_slower = cluster.gpus > 0 and not torch.cuda.is_available()

@@ -4,7 +4,7 @@ import math
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 from rich.console import Console, Group, RenderableType
@@ -233,8 +233,8 @@ class Progress:
             line.append(f"  {one_line(trial.reason)}", style="red")
         return line
 
-    def _name(self, config: TrialConfig) -> str:
-        return without_control(self._names.name(config))
+    def _name(self, config: TrialConfig, first: Collection[str] = ()) -> str:
+        return without_control(self._names.name(config, first))
 
     def _screen(self) -> RenderableType:
         """Return what is at the bottom of a terminal: rows first, then how far all is."""
@@ -262,7 +262,10 @@ class Progress:
         return lines
 
     def _table(self) -> Table:
-        """Return a row for each running trial; only its configuration gives way to the width."""
+        """Return a row for each running trial; only its configuration gives way to the width.
+
+        It begins with what tells it from the others that run, as its end may be cut off.
+        """
         is_wide = self._console.width >= WIDE
         table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="dim", expand=True)
         for column in ("trial", "", "epochs", self._metric, *["time"] * is_wide):
@@ -270,6 +273,7 @@ class Progress:
         table.add_column("configuration", no_wrap=True, overflow="ellipsis", ratio=1)
         room = max(1, self._console.height - 9)
         rows = sorted(self._running.items())
+        told = self._names.telling(each.config for _, each in rows[:room] if each.config)
         for number, trial in rows[:room]:
             if trial.config is None:
                 continue
@@ -282,7 +286,7 @@ class Progress:
                 self._epochs_text(trial, done),
                 self._so_far(trial),
                 *[duration(self._seconds(number))] * is_wide,
-                Text(self._name(trial.config), style="dim"),
+                Text(self._name(trial.config, told), style="dim"),
             )
         if len(rows) > room:
             table.add_row(f"+{len(rows) - room}", "", "", "", *[""] * is_wide, "more are running")

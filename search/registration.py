@@ -15,6 +15,7 @@ from upath import UPath
 
 from results import model as pyfunc
 from results.mlflow_store import connect, experiment_id, explained, local_copies
+from results.naming import described
 from results.promise import intervals_of, range_text
 from results.record import SearchRecord
 from search.champion import CHAMPION, Verdict, champion_line, verdict
@@ -171,7 +172,7 @@ def _description(
     table = ["| rate | promised | 95% |", "|---|---|---|", *rows] if rows else []
     return "\n".join([
         f"Knows {known}, and says novel of others. Trial {trial} of the search `{record.name}`, "
-        f"trained again on every class: {config.describe()}.", "", *table, "",
+        f"trained again on every class: {described(config)}.", "", *table, "",
         f"    mlflow models serve -m models:/{record.name}@{CHAMPION} --env-manager local",
     ])  # fmt: skip
 

@@ -12,6 +12,7 @@ from upath import UPath
 
 from results.evaluate import evaluate_images, promise_lines, write
 from results.history import searched, trials_frame
+from results.naming import Names
 from results.promise import comparable, intervals_of, promise_of_trials, rates_text
 from results.ranking import best_repeated, best_row, ranking_metric, repeated
 from results.record import SearchRecord, trial_folder
@@ -75,7 +76,7 @@ def choose(
     """
     trials = trials_frame(folder, record)
     row = chosen(trials, record, number)
-    note(f"refit of trial {row['number']:05d}: {row['config'].describe()}")
+    note(f"refit of trial {row['number']:05d}: {Names(trials['config']).name(row['config'])}")
     if len(row["seeds"]) > 1:
         note(f"the best mean over {len(row['seeds'])} seeds; their median thresholds")
     numbers = sorted(row["seeds"], key=lambda each: each != row["number"])

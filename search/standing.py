@@ -3,6 +3,7 @@
 from bisect import insort
 from collections import Counter
 
+from results.naming import Names
 from results.ranking import sign
 from results.trial import Trial, TrialState
 
@@ -99,12 +100,13 @@ class Standing:
             names = [name for name in names if name in self.best[0].metrics]
             lines += ["", f"| trial | {' | '.join(names)} | configuration |"]
             lines.append(f"|{'---|' * (len(names) + 2)}")
-            lines += [_row(trial, names) for trial in self.best[:NUM_SHOWN]]
+            naming = Names(trial.config for trial in self.best[:NUM_SHOWN])
+            lines += [_row(trial, names, naming) for trial in self.best[:NUM_SHOWN]]
         return "\n".join(lines)
 
 
-def _row(trial: Trial, names: list[str]) -> str:
+def _row(trial: Trial, names: list[str], naming: Names) -> str:
     values = (trial.metrics.get(name) for name in names)
     numbers = " | ".join("" if value is None else f"{value:.3f}" for value in values)
-    config = trial.config.describe().replace("|", "\\|") if trial.config else ""
-    return f"| {trial.number} | {numbers} | {config} |"
+    name = naming.name(trial.config).replace("|", "\\|")
+    return f"| {trial.number} | {numbers} | {name} |"

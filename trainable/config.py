@@ -40,13 +40,6 @@ class Branch:
     heads: tuple[str, ...]
     """Type of each task's head, in the order of `tasks`."""
 
-    def describe(self) -> str:
-        """Return what tells one branch from another, in a few words."""
-        heads = "+".join(dict.fromkeys(self.heads))
-        backbone = self.backbone if self.backbone != TrialConfig.backbone else ""
-        words = (backbone, self.fine_tune, heads, f"{self.image_size} px", f"lr {self.lr:.1e}")
-        return " ".join(word for word in words if word)
-
 
 @dataclass(frozen=True, kw_only=True)
 @with_overrides
@@ -366,20 +359,6 @@ class TrialConfig:
     def branches(self) -> tuple[Branch, ...]:
         """Return what is trained: one branch with both tasks, or one branch for each."""
         return tuple(self._branch(tasks) for tasks in TASKS_OF_BRANCHES[self.architecture])
-
-    def describe(self) -> str:
-        """Return what tells one configuration from another, in one line."""
-        parts = [self.architecture]
-        branches = {branch.tasks[0]: branch.describe() for branch in self.branches()}
-        if len(set(branches.values())) == 1:
-            parts.append(branches["super"])
-        else:
-            parts += [f"{task} {text}" for task, text in branches.items()]
-        if self.keys_of_loss():
-            parts.append(f"α {self.alpha:.2g} T {self.temperature:.2g}")
-        borrowed = dict.fromkeys(self.of(task, "novel_images") for task in TASKS)
-        parts.append(f"{' and '.join(map(str, borrowed))} novel")
-        return ", ".join(parts)
 
     def _branch(self, tasks: tuple[Task, ...]) -> Branch:
         task = tasks[0]

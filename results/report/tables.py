@@ -10,6 +10,7 @@ from rich.text import Text
 from upath import UPath
 
 from results.history import ran_again, searched
+from results.naming import Names
 from results.promise import intervals_of, nested_choice, rates_text
 from results.ranking import (
     best_repeated,
@@ -51,6 +52,7 @@ def print_tables(
             "\n", (record.name, "bold"), f": {len(trials)} trials ({states or 'none yet'}){history}"
         )
     )
+    names = Names(trials["config"])
     trials = searched(trials)
     best = best_row(trials, record.metrics)
     if best is None:
@@ -62,21 +64,22 @@ def print_tables(
         return
     metric = record.metrics[0]
     if trials["baseline"].any():
-        _print_rows(console, "Baselines", trials[trials["baseline"]], metric, best)
+        _print_rows(console, "Baselines", trials[trials["baseline"]], metric, best, names)
     complete = completed(trials)
     groups = [best_row(group, record.metrics) for _, group in complete.groupby("architecture")]
-    _print_rows(console, "Best by architecture", pd.DataFrame(groups), metric, best)
+    _print_rows(console, "Best by architecture", pd.DataFrame(groups), metric, best, names)
     if len(record.metrics) > 1:
         front = pareto_rows(trials, record.metrics)
-        _print_rows(console, f"Pareto front of {', '.join(record.metrics)}", front, metric, best)
+        title = f"Pareto front of {', '.join(record.metrics)}"
+        _print_rows(console, title, front, metric, best, names)
     console.print(
         f"Best: trial {best['number']:05d}, {metric} {best[metric]:.3f}, "
-        f"{best['config'].describe()}",
+        f"{names.name(best['config'])}",
         soft_wrap=False,
     )
     print_promise(console, trials, best, metric)
     if repeated(everything):
-        _print_repeats(console, everything, record)
+        _print_repeats(console, everything, record, names)
 
 
 def print_promise(
@@ -100,7 +103,9 @@ def _print_indented(console: Console, text: str) -> None:
     console.print(Padding(Text(text), (0, 0, 0, 2), expand=False), soft_wrap=False)
 
 
-def _print_repeats(console: Console, trials: pd.DataFrame, record: SearchRecord) -> None:
+def _print_repeats(
+    console: Console, trials: pd.DataFrame, record: SearchRecord, names: Names
+) -> None:
     """Print each repeated configuration's mean and range, and its difference to the best."""
     metric = ranking_metric(record.metrics, trials)
     frame = repeats_frame(trials, record.metrics, ())
@@ -132,14 +137,15 @@ def _print_repeats(console: Console, trials: pd.DataFrame, record: SearchRecord)
     if best is not None:
         console.print(
             f"Best by mean over {len(best.seeds)} seeds: trial {best.number:05d}, {metric} "
-            f"{best.values(metric).mean():.3f}, {best.original['config'].describe()}",
+            f"{best.values(metric).mean():.3f}, {names.name(best.original['config'])}",
             soft_wrap=False,
         )
 
 
 def _print_rows(
-    console: Console, title: str, rows: pd.DataFrame, metric: str, best: "pd.Series[Any]"
-) -> None:
+    console: Console, title: str, rows: pd.DataFrame, metric: str, best: "pd.Series[Any]",
+    names: Names,
+) -> None:  # fmt: skip
     shown = list(dict.fromkeys((metric, *SHOWN)))
     table = Table(title=title, title_justify="left", box=None, padding=(0, 1))
     table.add_column("trial", no_wrap=True)
@@ -151,7 +157,7 @@ def _print_rows(
         if row["state"] != TrialState.COMPLETE:
             values[0] = str(row["state"])
         style = "bold" if row["number"] == best["number"] else None
-        table.add_row(f"{row['number']:05d}", *values, row["config"].describe(), style=style)
+        table.add_row(f"{row['number']:05d}", *values, names.name(row["config"]), style=style)
     console.print(table, soft_wrap=False)
 
 

@@ -26,6 +26,7 @@ import torch
 from scipy.stats import spearmanr
 from upath import UPath
 
+from results.naming import described
 from tests.benchmarks.common import finish, parser, say, sources
 from trainable.classifier import load_outputs, load_rule
 from trainable.config import Task, TrialConfig
@@ -257,7 +258,7 @@ def run_split(
         yield from rows_of(number, place, "trial", result.metrics, found)
         say(
             f"split {number} configuration {place:2}: promised {result.metrics['score']:.3f}, "
-            f"found {found['score']:.3f}, {config.describe()}"
+            f"found {found['score']:.3f}, {described(config)}"
         )
         if best is None or result.metrics["score"] > best[0]:
             best = result.metrics["score"], config, result.metrics, carried

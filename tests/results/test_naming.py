@@ -1,6 +1,8 @@
 """Configurations are named by what varies among them, and by nothing that does not act."""
 
-from results.naming import Names
+import pytest
+
+from results.naming import Names, described
 from trainable.config import TrialConfig
 from trainable.user_parts import UserParts
 
@@ -31,8 +33,8 @@ def test_what_an_architecture_brings_alone_is_not_named() -> None:
 def test_what_the_loss_does_not_ask_for_is_not_named() -> None:
     found = names({}, {"loss": "cross_entropy"}, {"loss": "cross_entropy", "alpha": 0.5})
     assert found == ["loss cross_entropy+interaction", "loss cross_entropy", "loss cross_entropy"]
-    assert "α" in TrialConfig().describe()
-    assert "α" not in TrialConfig(loss="cross_entropy").describe()
+    assert "α" in described(TrialConfig())
+    assert "α" not in described(TrialConfig(loss="cross_entropy"))
 
 
 def test_weight_and_temperature_are_named_where_a_users_term_may_ask_for_them() -> None:
@@ -59,6 +61,47 @@ def test_a_bound_that_some_lack_is_named() -> None:
 
 
 def test_a_single_configuration_and_seeds_alone_are_described() -> None:
-    config = TrialConfig()
-    assert names({}, {"seed": 1}) == [config.describe()] * 2
+    assert names({}, {"seed": 1}) == [described(TrialConfig())] * 2
     assert Names([None]).name(None) == "no configuration"
+
+
+def test_what_both_tasks_have_alike_is_named_once_though_it_differs_elsewhere() -> None:
+    two = {"architecture": "two_models"}
+    apart = {**two, "super_lr": 0.1, "sub_lr": 0.2}
+    found = names(apart, {**two, "lr": 0.1}, {**two, "lr": 0.2})
+    assert found == ["super lr 0.1, sub lr 0.2", "lr 0.1", "lr 0.2"]
+
+
+def test_what_tells_the_ones_that_are_shown_comes_first() -> None:
+    made = [
+        TrialConfig.from_dict(each)
+        for each in ({"lr": 0.1}, {"lr": 0.2, "head": "cosine"}, {"lr": 0.3, "head": "cosine"})
+    ]
+    naming = Names(made)
+    told = naming.telling(made[1:])
+    assert told == ("lr",)
+    assert naming.name(made[1], told) == "lr 0.2, cosine head"
+    assert naming.name(made[1]) == "cosine head, lr 0.2"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"lr": 0.01}, "lr 0.01"),
+        ({"backbone": "resnet18"}, "resnet18"),
+        ({"sub_head": "cosine"}, "super linear head, sub cosine head"),
+        ({"fine_tune": "frozen"}, "frozen"),
+        ({"image_size": 128}, "128 px"),
+        ({"alpha": 0.5}, "α 0.5"),
+        ({"temperature": 2.0}, "T 2"),
+        ({"novel_images": 0}, "0 borrowed"),
+        ({"architecture": "two_models"}, "two_models"),
+    ],
+)
+def test_a_configuration_alone_is_described_in_the_same_words(
+    change: dict[str, object], said: str
+) -> None:
+    text = described(TrialConfig.from_dict(change))
+    assert said in text
+    assert text != described(TrialConfig())
+    assert text.startswith(str(change.get("architecture", "two_heads")))

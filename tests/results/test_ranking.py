@@ -353,7 +353,7 @@ def test_printed_table_shows_mean_range_and_difference(finished: Search) -> None
     words = row_of(table, 0).split()
     assert words[1:6] == ["3", "0.667", "0.500", "to", "0.900"]
     assert words[6:10] == ["-0.117", "-0.250", "to", "+0.100"]
-    assert "Best by mean over 3 seeds: trial 00001, score 0.783, two_heads" in table
+    assert "Best by mean over 3 seeds: trial 00001, score 0.783, lr 0.02" in table
     assert "Best: trial 00000, score 0.900" in text
     assert "*" not in table
 

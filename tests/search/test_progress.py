@@ -94,6 +94,15 @@ def test_screen_has_all_of_a_running_trial_but_what_its_configuration_gives_way(
     assert lines[-1] == "MLflow: mlflow ui"
 
 
+def test_rows_of_similar_trials_begin_with_what_tells_them_apart() -> None:
+    other = replace(LONG, batch_size=64)
+    seen = Seen(80, samples=[*SAMPLES, other])
+    seen.progress.update(trial(3, 0.5))
+    seen.progress.update(trial(4, 0.5, config=other))
+    starts = [line.split("0.500")[1].strip()[:26] for line in seen.screen()[1:3]]
+    assert starts == ["batch size 32, two_models,", "batch size 64, two_models,"]
+
+
 def test_screen_wider_shows_more() -> None:
     narrow, wide = (Seen(width) for width in (80, 120))
     for seen in (narrow, wide):

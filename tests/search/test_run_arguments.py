@@ -686,7 +686,7 @@ def test_dry_run_prints_the_plan_and_leaves_no_folder(
     lines = captured.out.splitlines()
     assert "asked: Is it a plan?" in lines
     assert "3 trials by score" in lines
-    assert any(line.startswith("baseline 0: two_heads, frozen linear 32 px") for line in lines)
+    assert any(line.startswith("baseline 0: lr ") for line in lines)
     assert any(
         line.split() == ["lr", "number", "0.001", "to", "0.1,", "log", "scale"] for line in lines
     )

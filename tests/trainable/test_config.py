@@ -3,7 +3,6 @@
 import json
 import math
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -445,32 +444,6 @@ def test_dict_and_json_give_the_same_config_back(config: TrialConfig) -> None:
     values = config.to_dict()
     assert TrialConfig.from_dict(values) == config
     assert TrialConfig.from_dict(json.loads(json.dumps(values))) == config
-
-
-@given(configs())
-@settings(deadline=None, max_examples=50)
-def test_description_is_one_line_that_names_the_architecture(config: TrialConfig) -> None:
-    text = config.describe()
-    assert len(text.splitlines()) == 1
-    assert text.startswith(config.architecture)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda: TrialConfig(lr=0.01),
-        lambda: TrialConfig(backbone="resnet18"),
-        lambda: TrialConfig(sub_head="cosine"),
-        lambda: TrialConfig(fine_tune="frozen"),
-        lambda: TrialConfig(image_size=128),
-        lambda: TrialConfig(alpha=0.5),
-        lambda: TrialConfig(temperature=2.0),
-        lambda: TrialConfig(novel_images=0),
-        lambda: TrialConfig(architecture="two_models"),
-    ],
-)
-def test_description_tells_configurations_apart(change: Callable[[], TrialConfig]) -> None:
-    assert change().describe() != TrialConfig().describe()
 
 
 @pytest.mark.parametrize(
