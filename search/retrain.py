@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 from upath import UPath
 
-from results.evaluate import evaluate_images, promise_lines, write
+from results.evaluate import compared, evaluate_images, promise_lines, write
 from results.history import searched, trials_frame
 from results.naming import Names
 from results.promise import comparable, intervals_of, promise_of_trials, rates_text
@@ -339,13 +339,22 @@ def evaluate_built_in(
     record: SearchRecord, target: UPath, promise: dict[str, float], note: Callable[[str], None]
 ) -> None:
     """Say in two lines what was promised and what the built-in data's own test images show; write
-    the evaluation beside the model.
+    the evaluation and its page beside the model.
     """
+    from results.report.evaluated import Asked, write_evaluation_page  # late: matplotlib
+
+    out, classifier = target / "evaluation", Classifier.load(target)
     with folder_for_images(_cache(record)) as cache:
-        folder = synthetic_folder(cache)
-        found = evaluate_images(Classifier.load(target), str(folder), folder / TEST_CSV, note)
-    promise, told = comparable(promise, found.counts)
-    write(target / "evaluation", found, promise)
-    for line in (*promise_lines(found, promise), told):
+        images = synthetic_folder(cache)
+        labels = images / TEST_CSV
+        found = evaluate_images(classifier, str(images), labels, note)
+        promise, told = comparable(promise, found.counts)
+        write(out, found, promise)
+        asked = Asked(
+            model=str(target), images=str(images), labels=str(labels),
+            stored_size=classifier.stored_size, told=told,
+        )  # fmt: skip
+        page = write_evaluation_page(out, asked, found, compared(found, promise))
+    for line in (*promise_lines(found, promise), told, f"wrote {page[0]}"):
         if line:
             note(line)

@@ -1,16 +1,19 @@
 """What the best trial answers to each class."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 
 from results.report.drawing import (
+    FAINT,
     INK,
     KNOWN,
     LEVELS,
@@ -20,10 +23,11 @@ from results.report.drawing import (
     Picture,
     panel,
 )
-from results.report.material import Best
+from results.report.material import Best, Judged
 from trainable.config import Task
 from trainable.data.splits import LEFT_OUT, NOVEL_SUPER, PSEUDO_NOVEL, SECOND, SEEN
 
+_HELD_OUT = ", held out"
 LABELLED_MAX = 40
 """Classes of a confusion that are named beside it."""
 
@@ -74,12 +78,20 @@ def _counts(
 
 def confusion(best: Best) -> Picture:
     """Show at both levels what was taken for what."""
-    return confusion_of(confusion_frames(best), best.who)
+    return confusion_of(confusion_frames(best), best.who, superclass_of(best))
 
 
-def confusion_of(frames: Mapping[Task, pd.DataFrame], who: str) -> Picture:
-    """Show counts of what each class (rows) was answered (columns), by level."""
-    figures = tuple(_matrix(frame, LEVELS[task], who) for task, frame in frames.items())
+def confusion_of(
+    frames: Mapping[Task, pd.DataFrame], who: str, superclass: Mapping[str, str]
+) -> Picture:
+    """Show counts of what each class (rows) was answered (columns), by level.
+
+    Args:
+        frames: Of both levels, or of one.
+        who: Answered.
+        superclass: Of each subclass; more of them than can be named are shown in its groups.
+    """
+    figures = tuple(_matrix(frame, LEVELS[task], who, superclass) for task, frame in frames.items())
     told = []
     for frame in frames.values():
         top = _most_confused(frame)
@@ -117,7 +129,44 @@ def _most_confused(frame: pd.DataFrame) -> tuple[str, str, float, int] | None:
     return str(top[0]), str(top[1]), float(share), int(frame.loc[[top[0]]].to_numpy().sum())
 
 
-def _matrix(frame: pd.DataFrame, level: str, who: str) -> Figure:
+def _in_groups(frame: pd.DataFrame, superclass: Mapping[str, str]) -> pd.DataFrame:
+    """Return the frame with what is of one superclass beside each other, held-out ones apart."""
+    rank = {each: place for place, each in enumerate(dict.fromkeys(superclass.values()))}
+
+    def place(name: str) -> tuple[bool, bool, int]:
+        group = superclass.get(name, "")
+        return not group, name.endswith(_HELD_OUT), rank.get(group, 0)
+
+    rows, columns = (
+        sorted(range(len(names)), key=lambda at: place(str(names[at])))
+        for names in (frame.index, frame.columns)
+    )
+    return frame.iloc[rows, columns]
+
+
+def _name_groups(axis: Axis, names: Sequence[str], superclass: Mapping[str, str]) -> None:
+    """Name each group once, where there is room, with a line between it and the next."""
+    groups = [
+        superclass[name] + _HELD_OUT * name.endswith(_HELD_OUT) if name in superclass else name
+        for name in names
+    ]
+    places, labels, start = list[float](), list[str](), 0
+    for group, members in groupby(groups):
+        end = start + len([*members])
+        middle = (start + end - 1) / 2
+        if not places or middle - places[-1] >= 1.4:
+            places.append(middle)
+            labels.append(group[:24])
+        line = axis.axes.axhline if axis is axis.axes.yaxis else axis.axes.axvline
+        if end < len(groups):
+            line(end - 0.5, color=FAINT, lw=0.6, zorder=0)
+        start = end
+    axis.set_ticks(places, labels, fontsize=7)
+
+
+def _matrix(frame: pd.DataFrame, level: str, who: str, superclass: Mapping[str, str]) -> Figure:
+    if max(frame.shape) > LABELLED_MAX:
+        frame = _in_groups(frame, superclass)
     num_rows, num_columns = frame.shape
     shares = frame.div(frame.sum(axis=1), axis=0).to_numpy()
     is_small = max(frame.shape) <= 12
@@ -141,12 +190,12 @@ def _matrix(frame: pd.DataFrame, level: str, who: str) -> Figure:
                         fontsize=size)  # fmt: skip
         axes.set_yticks(range(num_rows), [each[:34] for each in frame.index], fontsize=size)
     else:
-        axes.set(xticks=[], yticks=[])
-        axes.set_ylabel("classes in the order of the CSV")
+        _name_groups(axes.yaxis, [*map(str, frame.index)], superclass)
+        _name_groups(axes.xaxis, [*map(str, frame.columns)], superclass)
+        axes.tick_params(axis="x", rotation=90)
     axes.tick_params(length=0)
-    axes.set_xlabel(
-        "answered, percent of the row" if is_small else "answered; darker: more of the row"
-    )
+    share = "percent of the row" if is_small else "the fuller, the more of the row"
+    axes.set_xlabel(f"answered (blue right, orange novel, grey wrong), {share}")
     return figure
 
 
@@ -176,19 +225,23 @@ def subclass_frame(best: Best) -> pd.DataFrame:
     subclass) and its share.
     """
     frame = confusion_frames(best)["sub"]
-    of_output = best.outputs.super_of_sub.tolist()
-    superclass = {
-        name: best.superclasses[of_output[i]] for i, name in enumerate(best.outputs_names)
+    return subclass_rows(frame.drop("borrowed", errors="ignore"), superclass_of(best))
+
+
+def superclass_of(judged: Judged) -> dict[str, str]:
+    """Return the superclass of each known subclass, and of those held out, by name."""
+    outputs = judged.outputs
+    of_output = outputs.super_of_sub.tolist()
+    found = {
+        name: judged.superclasses[of_output[place]]
+        for place, name in enumerate(judged.outputs_names[:-1])
     }
-    outputs = best.outputs
     held_out = outputs.kind == PSEUDO_NOVEL
-    for each, target in {
-        (int(a), int(b))
-        for a, b in zip(outputs.true_class[held_out], outputs.super_target[held_out], strict=True)
-    }:
-        if 0 <= each < len(best.subclasses) - 1:
-            superclass[f"{best.subclasses[each]}, held out"] = best.superclasses[target]
-    return subclass_rows(frame.drop("borrowed", errors="ignore"), superclass)
+    pairs = zip(outputs.true_class[held_out], outputs.super_target[held_out], strict=True)
+    for each, target in sorted({(int(a), int(b)) for a, b in pairs}):
+        if 0 <= each < len(judged.subclasses) - 1:
+            found[f"{judged.subclasses[each]}{_HELD_OUT}"] = judged.superclasses[target]
+    return found
 
 
 def subclass_rows(frame: pd.DataFrame, superclass: Mapping[str, str]) -> pd.DataFrame:

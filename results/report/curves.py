@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.axes import Axes
 
 from results.record import trial_folder
 from results.report.drawing import (
@@ -91,7 +92,7 @@ def _curves(
             for x, y in found if len(found) > 1 else ():
                 axes.plot(x, y, color=NOVEL, lw=0.5, alpha=0.5)
             mean = np.mean([_on_grid(x, y) for x, y in found], 0)
-            several = f", mean of {len(found)}" if len(found) > 1 else ""
+            several = f", mean of {len(found)} (thin: each)" if len(found) > 1 else ""
             axes.plot(_GRID, mean, color=NOVEL, lw=1.8, ls=dash, label=f"{label}{several}")
             tables.append(
                 pd.DataFrame(
@@ -129,6 +130,37 @@ def _on_grid(x: Floats, y: Floats) -> Floats:
     return np.interp(_GRID, x[order], y[order])
 
 
+def hierarchy_of(judged: Judged) -> Picture | None:
+    """Show known against novel accuracy, both levels right, of a model that was evaluated.
+
+    None where there was nothing known or nothing novel to judge.
+    """
+    if "hierarchy_area" not in judged.metrics:
+        return None
+    outputs, rule = judged.of("sub"), judged.rule
+    figure, axes = panel(f"Both levels right: known against novel, over all τ, {judged.who}", 4.3)
+    novel, known = hierarchy_curve(outputs, rule)
+    at = both_right(outputs, rule)
+    axes.plot(novel, known, color=BEST, lw=2.0, label="over all τ")
+    axes.plot(*at, marker="o", color=BEST, ms=6, ls="", label="at its τ")
+    _label_hierarchy(axes)
+    return Picture(
+        name="hierarchy",
+        title=f"Known against novel images with both levels right, {judged.who}",
+        caption=f"At its threshold {100 * at[1]:.0f}% of known images have both classes right, and "
+        f"{100 * at[0]:.0f}% of novel ones the right superclass and a subclass called novel. The "
+        f"area under the curve is {100 * judged.metrics['hierarchy_area']:.1f}%.",
+        table=pd.DataFrame({"novel": novel, "known": known}),
+        figures=(figure,),
+    )
+
+
+def _label_hierarchy(axes: Axes) -> None:
+    as_percent(axes.xaxis, "novel images: superclass right, subclass called novel")
+    as_percent(axes.yaxis, "known images: both classes right")
+    legend_below(axes)
+
+
 def hierarchy(search: Search) -> Picture | None:
     """Show known against novel accuracy, both levels right, of the baselines and the best trial.
 
@@ -163,9 +195,7 @@ def hierarchy(search: Search) -> Picture | None:
     if len(tables) > (best in areas):
         axes.plot([], [], color=TRIAL, label="baselines")
     axes.plot([], [], color=BEST, lw=2, label="best")
-    as_percent(axes.xaxis, "novel images: superclass right, subclass called novel")
-    as_percent(axes.yaxis, "known images: both classes right")
-    legend_below(axes)
+    _label_hierarchy(axes)
     left_out = label_points(axes, ends, labels)
     top = max(areas, key=lambda each: areas[each])
     return Picture(

@@ -1,7 +1,7 @@
 """An evaluation as a page like a search's: what was promised, and what labelled images gave."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +10,8 @@ from upath import UPath
 
 from results.evaluation import Evaluation, held_out
 from results.report.answer import versions
-from results.report.confusion import confusion_of, subclass_rows
-from results.report.curves import precision, reliability, roc
+from results.report.confusion import confusion_of, subclass_rows, superclass_of
+from results.report.curves import hierarchy_of, precision, reliability, roc
 from results.report.drawing import (
     BEST,
     INK,
@@ -88,14 +88,17 @@ def _sections(
     shown["sub"] = shown["sub"].rename(
         index={name: f"{name}, held out" for name in held_out(judged)}
     )
+    superclass = superclass_of(judged)
     wrong = _wrong(found)
     images = images_named(asked.images, on_sheets(wrong), asked.stored_size)
     drawn: dict[str, Sequence[Picture | None]] = {
         "thresholds": [thresholds(judged, _UNCHOSEN)],
-        "curves": [roc(judged, ""), precision(judged, "")],
+        "curves": [roc(judged, ""), precision(judged, ""), hierarchy_of(judged)],
         "reliability": [reliability(judged)],
         "subclasses": [],
-        "confused": [confusion_of({k: v for k, v in shown.items() if len(v)}, judged.who)],
+        "confused": [
+            confusion_of({k: v for k, v in shown.items() if len(v)}, judged.who, superclass)
+        ],
         "mistakes": sheets_of(wrong, lambda name: images[name].numpy()),
     }
     titles = {
@@ -108,7 +111,7 @@ def _sections(
         section = Section(anchor, titles[anchor])
         section.pictures += [writer.picture(each) for each in pictures if each is not None]
         if anchor == "subclasses" and len(shown["sub"]):
-            section.tables.append(_subclasses(writer, found, shown["sub"]))
+            section.tables.append(_subclasses(writer, superclass, shown["sub"]))
         sections.append(section)
     return [*sections, Section("run", "What was judged", facts=_facts(asked, found))]
 
@@ -229,13 +232,9 @@ def _wrong(found: Evaluation) -> pd.DataFrame:
     return frame.assign(is_novel=~frame["shows"].isin(known)).drop(columns="score")
 
 
-def _subclasses(writer: Writer, found: Evaluation, frame: pd.DataFrame) -> dict[str, Any]:
-    judged = found.judged
-    of_output = judged.outputs.super_of_sub.tolist()
-    superclass = {
-        name: judged.superclasses[of_output[place]]
-        for place, name in enumerate(judged.outputs_names[:-1])
-    }
+def _subclasses(
+    writer: Writer, superclass: Mapping[str, str], frame: pd.DataFrame
+) -> dict[str, Any]:
     note = (
         "Percent of the images of each subclass, the worst first. A novel one is right where it is "
         "called novel. Confused with: the most frequent wrong known subclass."

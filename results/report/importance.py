@@ -13,8 +13,8 @@ from matplotlib.collections import LineCollection
 from results.report.drawing import (
     BEST,
     FAINT,
-    HALO,
     MANY,
+    PAPER,
     PRUNED,
     TRIAL,
     WIDTH,
@@ -29,6 +29,7 @@ from results.report.drawing import (
     short,
 )
 from results.report.material import Search
+from results.terminal import counted
 
 AXES_MAX = 9
 """Of parallel coordinates: more cannot be told apart."""
@@ -96,9 +97,10 @@ def _sampled(search: Search) -> list[optuna.trial.FrozenTrial]:
 
 def parallel(search: Search) -> Picture | None:
     """Show every complete trial as a line through its choices."""
-    ranked = [key for key in importances(search) if key in search.naming.keys]
-    keys = [*ranked, *(key for key in search.naming.keys if key not in ranked)][:AXES_MAX]
     complete = search.complete.dropna(subset=search.metric)
+    varying = search.naming.telling(complete["config"])
+    ranked = [key for key in importances(search) if key in varying]
+    keys = [*ranked, *(key for key in varying if key not in ranked)][:AXES_MAX]
     if len(complete) < 3 or len(keys) < 2:
         return None
     acts = [search.naming.values(config) for config in complete["config"]]
@@ -128,7 +130,7 @@ def parallel(search: Search) -> Picture | None:
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
     legend_below(axes)
-    left_out = len(search.naming.keys) - len(keys)
+    left_out = len(varying) - len(keys)
     skips = any(key not in each for each in acts for key in keys)
     table = pd.DataFrame([{key: each.get(key) for key in search.naming.keys} for each in acts])
     table.insert(0, "number", complete["number"].to_numpy())
@@ -137,7 +139,7 @@ def parallel(search: Search) -> Picture | None:
         title="Every complete trial as a line through its choices",
         caption=_common(acts, values * search.sign, search.naming.keys)
         + (" A line skips what its configuration does not have." if skips else "")
-        + (f" {left_out} keys are in the CSV alone." if left_out else ""),
+        + (f" In the CSV alone: {counted(left_out, 'key')}." if left_out else ""),
         table=table.assign(**{search.metric: values}),
         figures=(figure,),
     )
@@ -145,7 +147,8 @@ def parallel(search: Search) -> Picture | None:
 
 def _on_line(axes: Axes, x: float, y: float, text: str) -> None:
     """Write beside an axis, readable over the lines that cross it."""
-    axes.text(x + 0.05, y, text, fontsize=7, va="center", zorder=5, path_effects=HALO)
+    paper = {"facecolor": PAPER, "linewidth": 0, "pad": 0.6}
+    axes.text(x + 0.05, y, text, fontsize=7, va="center", zorder=5, bbox=paper)
 
 
 def _draw_parallel(axes: Axes, search: Search, lines: Any, values: Any, numbers: Any) -> None:

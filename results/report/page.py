@@ -7,11 +7,12 @@ from typing import Any
 
 import jinja2
 import pandas as pd
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from upath import UPath
 
 from results.report import anatomy, answer, confusion, drawing, overview
 from results.report.drawing import Picture, plain, said
+from results.report.links import shown_by
 from results.report.material import Search
 from trainable.checkpoint import write_atomically
 
@@ -80,12 +81,14 @@ class Writer:
         Args:
             name: Of its files, without ending.
             frame: What is in it.
-            shown: Its cells as the page shows them.
+            shown: Its cells as the page shows them. Where some take a `whole` line, a narrow
+                screen shows each row as lines, in which `labels` name the other cells.
             more: Contents by ending.
         """
         files = [self.write(f"{name}.csv", _csv(frame))]
         files += [self.write(f"{name}.{ending}", content) for ending, content in more.items()]
-        return {"name": name, "files": files, "note": "", "groups": [], "text": [], **shown}
+        empty = {"note": "", "groups": [], "text": [], "whole": [], "labels": shown["heads"]}
+        return {"name": name, "files": files, **empty, **shown}
 
 
 def write_page(searches: Sequence[Search]) -> list[UPath]:
@@ -119,23 +122,24 @@ def write_sections(
         loader=jinja2.PackageLoader("results.report", "."), autoescape=True,
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
+    environment.filters["whole_options"] = _whole_options
     text = environment.get_template("page.html").render(
         name=name, title=title, sentences=sentences, warnings=warnings,
         sections=[each for each in sections if not each.is_empty],
     )  # fmt: skip
     page = writer.folder / PAGE
-    before = _shown_by(page)
+    before = shown_by(page)
     write_atomically(page, text.encode())
     for each in before - {file.name for file in writer.files}:
         (page.parent / each).unlink(missing_ok=True)  # it would be taken for this page's
     return [page, *writer.files]
 
 
-def _shown_by(page: UPath) -> set[str]:
-    """Return the names of the files that a page written earlier has beside it; none are others'."""
-    text = page.read_text(errors="replace") if page.exists() else ""
-    shown = re.findall(r'<div class="files">.*?</div>', text)
-    return {name for each in shown for name in re.findall(r'<a href="([\w.-]+)">', each)}
+def _whole_options(text: str) -> Markup:
+    """Return a text in which no line ends within the name of a command's option."""
+    return Markup(
+        re.sub(r"(?<!\S)--[\w-]+", r'<span class="option">\g<0></span>', str(escape(text)))
+    )
 
 
 def _sections(searches: Sequence[Search], writer: Writer) -> list[Section]:
@@ -188,7 +192,10 @@ def _main(search: Search, writer: Writer) -> Section:
             ends = f"({plain(name, low)}-{plain(name, high)})" if row.seeds > 1 else ""
             first.append((plain(name, mean), ends))
         cells.append({"cells": first, "is_best": row.is_best})
-    shown = {"groups": groups, "heads": heads, "rows": cells, "text": [1],
+    of_group = {name: f"{name.split('_')[0]} {title}" for title, group in answer.GROUPS
+                for name in group}  # fmt: skip
+    shown = {"groups": groups, "heads": heads, "rows": cells, "text": [1], "whole": [1],
+             "labels": [*heads[:3], *(of_group.get(name, said(name)) for name in names)],
              "note": answer.protocol_note(search)}  # fmt: skip
     frame = answer.main_frame(rows, search.metric)
     section.tables.append(
@@ -218,7 +225,7 @@ def _side_by_side(searches: Sequence[Search], writer: Writer) -> Section:
     heads = ["search", "best trial", "configuration", *(name.replace("_", " ") for name in rates)]
     heads += ["complete", "pruned", "failed", "minutes"]
     note = "In percent, with the 95% interval for other classes of each one's best trial."
-    shown = {"heads": heads, "rows": rows, "text": [0, 2], "note": note}
+    shown = {"heads": heads, "rows": rows, "text": [0, 2], "whole": [0, 2], "note": note}
     section.tables.append(writer.table("searches", frame, shown))
     picture = overview.side_by_side(searches)
     if picture is not None:
@@ -250,10 +257,10 @@ def subclass_table(writer: Writer, frame: pd.DataFrame, note: str) -> dict[str, 
         }
         for row in frame.to_dict("records")
     ]  # fmt: skip
-    heads = ["subclass", "superclass", "", "images", "right", "called novel", "confused with"]
-    return writer.table(
-        "subclasses", frame, {"heads": heads, "rows": rows, "text": [0, 1, 2, 6], "note": note}
-    )
+    heads = ["subclass", "superclass", "kind", "images", "right", "called novel", "confused with"]
+    shown = {"heads": heads, "rows": rows, "text": [0, 1, 2, 6], "whole": [0],
+             "labels": ["", "", "", *heads[3:]], "note": note}  # fmt: skip
+    return writer.table("subclasses", frame, shown)
 
 
 def _csv(frame: pd.DataFrame) -> bytes:

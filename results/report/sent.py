@@ -5,7 +5,8 @@ import json
 import logging
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import PurePath
+from pathlib import Path, PurePath
+from tempfile import TemporaryDirectory
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -13,8 +14,9 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from upath import UPath
 
-from results.mlflow_store import connect, explained, local_copies
+from results.mlflow_store import connect, explained
 from results.record import SearchRecord
+from results.report.links import without_links
 from trainable.errors import UserError
 from trainable.urls import public
 
@@ -50,6 +52,12 @@ def send(record: SearchRecord, files: Sequence[UPath]) -> str:
     return f"{where} has the page, too, as {FOLDER}/{files[0].name} of the search's run"
 
 
+def _as_sent(file: UPath) -> bytes:
+    """Return a file as MLflow gets it: it shows a page alone, so that links would lead nowhere."""
+    content = file.read_bytes()
+    return without_links(content.decode()).encode() if file.suffix == ".html" else content
+
+
 def _run_of(client: MlflowClient, record: SearchRecord) -> Run | None:
     """Return the run of the whole search, if there is one; none is made."""
     if record.experiment_id is not None:
@@ -67,15 +75,17 @@ def _send_changed(client: MlflowClient, run: Run, files: Sequence[UPath]) -> int
     """Send what is not there as it is, delete what is no more part of it; return how many."""
     run_id = run.info.run_id
     before: dict[str, str] = json.loads(run.data.tags.get(SENT, "{}"))
-    now = {file.name: hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in files}
+    now = {file.name: hashlib.sha256(_as_sent(file)).hexdigest()[:16] for file in files}
     if now == before:
         return 0
     changed = [file for file in files if now[file.name] != before.get(file.name)]
     stays = {name: digest for name, digest in now.items() if before.get(name) == digest}
     if stays != before:
         client.set_tag(run_id, SENT, json.dumps(stays))  # of the others nobody knows from here on
-    with local_copies(changed) as copies:
-        for copy in copies:
+    with TemporaryDirectory() as folder:
+        for file in changed:
+            copy = Path(folder, file.name)
+            copy.write_bytes(_as_sent(file))
             client.log_artifact(run_id, str(copy), FOLDER)
     stored = get_artifact_repository(run.info.artifact_uri, tracking_uri=client.tracking_uri)
     for gone in before.keys() - now.keys():

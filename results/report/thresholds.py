@@ -245,7 +245,7 @@ def _tau_caption(rates: dict[str, Floats], start: int, task: Task) -> str:
     mean = rates["harmonic mean of seen and unseen"]
     top = int(mean.argmax())
     text = (
-        f"For the {LEVELS[task]} the trial's threshold finds "
+        f"For the {LEVELS[task]} its threshold finds "
         f"{100 * rates['unseen called novel'][start]:.0f}% of unseen images and answers "
         f"{100 * rates['seen right'][start]:.0f}% of seen ones right"
     )

@@ -36,13 +36,18 @@ CLASSES = {
 }  # fmt: skip
 
 
-@pytest.fixture
-def classifier() -> Classifier:
+def made_classifier() -> Classifier:
+    """Return a classifier of `CLASSES` that answers by `RULE`; it has no network."""
     info = {
         **CLASSES, "config": {}, "stored_size": 8,
         "rule": {**vars(RULE), "tau_sub": list(RULE.tau_sub)},
     }  # fmt: skip
     return Classifier(info, (), ())
+
+
+@pytest.fixture
+def classifier() -> Classifier:
+    return made_classifier()
 
 
 def bounds(low: float, high: float) -> dict[str, float]:
@@ -323,6 +328,7 @@ def test_command_writes_every_figure_beside_the_promise(
     assert [name for name in links if not (out / name).exists()] == []
     assert {"promise.csv", "metrics.csv", "confusion.csv", "subclasses.csv"} <= {*links}
     assert {"thresholds.svg", "roc.png", "precision.png", "mistakes.png"} <= {*links}
+    assert "hierarchy.svg" in links
     assert set(pd.read_csv(out / "wrong.csv")["image"]) <= set(labels["image"])
 
 

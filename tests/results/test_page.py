@@ -1,17 +1,21 @@
-"""The report's page as people see it: opened in a real Chromium, light, dark, narrow, printed."""
+"""A report's page and an evaluation's in a real Chromium: light, dark, narrow, printed."""
 
 import itertools
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from upath import UPath
 
+from results.evaluate import compared
 from results.record import SearchRecord
+from results.report.evaluated import Asked, write_evaluation_page
 from results.report.material import Search as Material
 from results.report.page import write_page
 from tests.made_searches import Search, add, leave_outputs
 from tests.results import browser
+from tests.results.test_evaluate import bounds, evaluated, labels_of, made_classifier
 from tests.trainable.made_outputs import make_outputs, with_folds
 
 pytestmark = [
@@ -57,6 +61,21 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(str(files[0]))
 
 
+@pytest.fixture(scope="module")
+def evaluation(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An evaluation's page, with every kind of picture, of answers that were made up."""
+    images, out = (tmp_path_factory.mktemp(name) for name in ("images", "evaluation"))
+    outputs = make_outputs(num=300)
+    labels = labels_of(outputs)
+    for name in labels.images:
+        Image.new("RGB", (8, 8), "teal").save(images / name)
+    found = evaluated(made_classifier(), outputs, labels)
+    asked = Asked(model="asked & <i>told</i>", images=str(images), labels="truth --csv.csv",
+                  stored_size=8, told="</script><b>told")  # fmt: skip
+    table = compared(found, bounds(0.2, 0.4))
+    return Path(str(write_evaluation_page(UPath(out), asked, found, table)[0]))
+
+
 def read_as(search: Search, name: str) -> Material:
     """Return a search whose name is one that would break a page that does not escape."""
     record = SearchRecord(**{**vars(search.record), "name": name})
@@ -73,10 +92,15 @@ def overlapping(boxes: list[dict[str, Any]]) -> list[tuple[str, str]]:
     ]
 
 
-def test_page_opens_without_errors_and_every_picture_is_there(page: Path, tmp_path: Path) -> None:
+def test_pages_open_without_errors_and_every_picture_is_there(
+    page: Path, evaluation: Path, tmp_path: Path
+) -> None:
     with browser.open_browser(tmp_path / "profile") as chromium:
-        for width, dark in ((1100, False), (1100, True), (390, False)):
-            chromium.open(page, width=width, dark=dark)
+        for shown, (width, dark) in itertools.product(
+            (evaluation, page), ((1100, False), (1100, True), (390, False))
+        ):
+            is_report = shown == page
+            chromium.open(shown, width=width, dark=dark)
             assert chromium.problems == []
             size = chromium.run("[document.documentElement.scrollWidth, innerWidth]")
             assert size[0] <= size[1] == width
@@ -88,17 +112,24 @@ def test_page_opens_without_errors_and_every_picture_is_there(page: Path, tmp_pa
             background = chromium.run("getComputedStyle(document.body).backgroundColor")
             assert (background == "rgb(255, 255, 255)") != dark
             pictures = chromium.run(TEXTS)
-            assert len(pictures) > 20
+            assert len(pictures) > (20 if is_report else 12)
             assert all(len(boxes) > 3 for boxes in pictures)
             assert [pair for boxes in pictures for pair in overlapping(boxes)] == []
             assert [box["id"] for boxes in pictures for box in boxes if not box["inside"]] == []
-        assert chromium.run("document.querySelectorAll('h1 i, td b, .warn b').length") == 0
-        assert chromium.run("document.querySelector('h1').textContent") == "asked & <i>told</i>"
-        chromium.open(page, width=688)  # of A4 within its margins
-        chromium.print_as_screen()
-        wide = """[...document.querySelectorAll("body *")].filter(each => !each.closest("svg") &&
-            each.getBoundingClientRect().right > innerWidth + 1).map(each => each.outerHTML)"""
-        assert chromium.run(wide) == []
+            assert (
+                chromium.run("document.querySelectorAll('h1 i, td b, dd i, .warn b').length") == 0
+            )
+            title = chromium.run("document.querySelector('h1').textContent")
+            assert title.endswith("asked & <i>told</i>")
+            narrow = """[...document.querySelectorAll(".cards td")].filter(each =>
+                each.getBoundingClientRect().right > innerWidth).map(each => each.outerHTML)"""
+            assert chromium.run(narrow) == []
+        for shown in (page, evaluation):
+            chromium.open(shown, width=688)  # of A4 within its margins
+            chromium.print_as_screen()
+            wide = """[...document.querySelectorAll("body *")].filter(each => !each.closest("svg")
+                && each.getBoundingClientRect().right > innerWidth + 1).map(e => e.outerHTML)"""
+            assert chromium.run(wide) == []
         chromium.pdf(tmp_path / "page.pdf")
         assert (tmp_path / "page.pdf").stat().st_size > 100_000
 

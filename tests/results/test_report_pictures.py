@@ -232,6 +232,32 @@ def test_confusion_and_subclass_table_agree_with_the_metrics(search: Search) -> 
     assert wrong["margin"].is_monotonic_decreasing
 
 
+def test_more_classes_than_can_be_named_are_shown_by_superclass() -> None:
+    names = [f"class {number}" for number in range(50)]
+    superclass = {name: ("a", "b")[place % 2] for place, name in enumerate(names)}
+    superclass |= {"class 50, held out": "b"}
+    rows = [*names, "class 50, held out", "borrowed"]
+    frame = pd.DataFrame(1, index=pd.Index(rows, name="shows"), columns=[*names, "novel"])
+    with drawing.style():
+        picture = confusion.confusion_of({"sub": frame}, "a model", superclass)
+        (axes,) = picture.figures[0].axes
+        drawing.laid_out(picture.figures[0])
+    assert [each.get_text() for each in axes.get_yticklabels()] == ["a", "b", "b, held out"]
+    assert [each.get_text() for each in axes.get_xticklabels()] == ["a", "b", "novel"]
+    assert axes.get_yticks()[:2].tolist() == [12.0, 37.0]
+
+
+def test_choices_that_complete_trials_share_have_no_axis(search: Search) -> None:
+    for number in range(6):
+        head = ("linear", "cosine")[number % 2]
+        search.tell(lr=10 ** (-3 + number / 8), head=head, score=number / 10)
+    search.tell("PRUNED", architecture="two_models", score=0.1)
+    picture = importance.parallel(search.read())
+    assert picture is not None
+    labels = [each.get_text() for each in picture.figures[0].axes[0].get_xticklabels()]
+    assert {*labels} == {"lr", "head", "score"}
+
+
 def test_a_search_without_novel_images_has_no_picture_against_them(search: Search) -> None:
     missing = dict.fromkeys(("unseen_super", "unseen_sub"), float("nan"))
     search.tell(lr=0.01, metrics={"score": 0.6} | missing)

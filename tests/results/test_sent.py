@@ -69,10 +69,12 @@ def shown(record: SearchRecord, run_id: str, folder: Path) -> dict[str, str]:
 
 def test_page_is_sent_once_and_anew_where_it_changed(record: SearchRecord, tmp_path: Path) -> None:
     run_id = parent_of(record)
-    files = page(tmp_path / "page", index_html="first", roc_png="1", seeds_png="1", roc_csv="x")
+    html = 'first<div class="files">roc: <a href="roc.csv">CSV</a> </div>'
+    files = page(tmp_path / "page", index_html=html, roc_png="1", seeds_png="1", roc_csv="x")
     assert "has the page, too, as report/index.html of the search's run" in send(record, files)
     first = {"report/index.html": "first", "report/roc.png": "1", "report/seeds.png": "1"}
     assert shown(record, run_id, tmp_path / "got") == first
+    assert files[0].read_text() == html, "the folder's own page keeps its links"
 
     root = tmp_path / "artifacts" if record.tracking_uri.startswith("http") else tmp_path / "mlruns"
     stored = {file.name: file.stat().st_mtime_ns for file in root.rglob("report/*")}

@@ -372,7 +372,9 @@ def test_refit_of_the_built_in_data_says_what_was_promised_and_what_its_test_sho
     monkeypatch.setattr("search.retrain.synthetic_folder", lambda _: data)
     lines: list[str] = []
     evaluate_built_in(search.record, target, promise, lines.append)
-    promised, found = lines
+    promised, found, wrote = lines
+    assert wrote == f"wrote {target / 'evaluation' / 'index.html'}"
+    assert (target / "evaluation" / "index.html").exists()
     assert promised == "promised: score 0.900 (0.800-0.950)"
     written = json.loads((tmp_path / "refit" / "evaluation" / "evaluation.json").read_text())
     assert found.startswith(f"found: score {written['metrics']['score']:.3f} (")

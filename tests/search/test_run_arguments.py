@@ -728,7 +728,7 @@ def test_dry_run_prints_the_repeats_and_plans_none(
     arguments = ["--resume", "--name", "first", "--repeat", "2", "--top", "2", "--dry-run"]
     assert main(arguments) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("repeat")]
-    starts = [line.partition(", two_heads")[0] for line in lines]
+    starts = [line.partition("), ")[0] + ")" for line in lines]
     assert starts == [
         "repeat 3: trial 1 with seed 1 (to run)",
         "repeat 4: trial 2 with seed 1 (to run)",
