@@ -3,9 +3,8 @@
 import contextlib
 import ipaddress
 import os
+import signal
 import stat
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,10 +16,10 @@ import ray
 from search.cluster import own
 from search.cluster.connect import connected
 from search.cluster.settings import ClusterError
+from tests.commands import ROOT, Command, Done, run
 from tests.outsider import outsider
 
 pytestmark = pytest.mark.xdist_group("test_doors.py")  # one process, in this order
-JOIN_LIMIT_S = 240
 LONG_FOLDER = "/tmp/" + "x" * 82
 JOIN = """
 import ray, sys
@@ -29,13 +28,10 @@ print("ran as", ray.get(ray.remote(lambda: __import__("os").getuid()).remote()))
 """
 
 
-def join(address: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+def join(address: str, folder: Path, **token: str) -> Done:
     """Try to run code in this machine's Ray from a process that would look at its loopback."""
-    environment |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-    return subprocess.run(
-        [sys.executable, "-c", JOIN, address],
-        env=environment, capture_output=True, text=True, timeout=JOIN_LIMIT_S, check=False,
-    )  # fmt: skip
+    environment = outsider(folder, **token, RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0")
+    return run(folder, "-c", JOIN, address, within=environment)
 
 
 @pytest.fixture(scope="module")
@@ -70,16 +66,16 @@ def test_reason_why_ray_does_not_start_is_given() -> None:
 def test_stranger_cannot_run_code_in_a_search(
     own_address: str, guess: dict[str, str], tmp_path: Path
 ) -> None:
-    refused = join(own_address, outsider(tmp_path, **guess))
-    assert refused.returncode == 1
-    assert "ran as" not in refused.stdout
-    assert "InvalidAuthToken" in refused.stderr
+    refused = join(own_address, tmp_path, **guess)
+    assert refused.code == 1
+    assert "ran as" not in refused.out
+    assert "InvalidAuthToken" in refused.err
 
 
 @pytest.mark.slow
 def test_whoever_has_the_token_can_run_code_in_a_search(own_address: str, tmp_path: Path) -> None:
     token = {n: os.environ[n] for n in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
-    assert f"ran as {os.getuid()}" in join(own_address, outsider(tmp_path, **token)).stdout
+    assert f"ran as {os.getuid()}" in join(own_address, tmp_path, **token).out
 
 
 @pytest.mark.slow
@@ -134,14 +130,13 @@ def test_folder_of_a_killed_driver_is_deleted_by_the_next_and_no_other(
         monkeypatch.setenv("RAY_TMPDIR", short)
         other = Path(short) / "ray-of-somebody"
         other.mkdir()
-        holder = subprocess.Popen(
-            [sys.executable, "-c", HOLDER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        assert holder.stdout is not None
-        held = Path(holder.stdout.readline().strip())
-        with own.sockets(print):
-            assert held.exists(), "its driver lives"
-        holder.communicate("now\n")
+        with Command(ROOT, "-c", HOLDER) as holder:
+            holder.wait_for(lambda: holder.done().out.endswith("\n"))
+            held = Path(holder.done().out.strip())
+            with own.sockets(print):
+                assert held.exists(), "its driver lives"
+            holder.tell("now")
+            assert holder.ended().code == -signal.SIGKILL
         assert held.exists(), "it was killed"
         with own.sockets(print) as mine:
             assert {*Path(short).iterdir()} == {other, Path(mine)}

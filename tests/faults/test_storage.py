@@ -139,7 +139,7 @@ def test_a_search_on_s3_and_postgresql_survives_a_kill_and_gives_predictions(
     def listing() -> str:
         return str(store.find("searches"))
 
-    driver = Command(tmp_path, *first, **s3_environment)
+    driver = Command(tmp_path, *first, within=os.environ | s3_environment)
     try:
         driver.wait_for(lambda: "checkpoint_00001" in listing())
         driver.process.kill()

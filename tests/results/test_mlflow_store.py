@@ -3,8 +3,6 @@
 import shutil
 import socket
 import sqlite3
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +12,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from results.mlflow_store import TrackingError, connect, experiment_id, runs_page
-
-ROOT = Path(__file__).parents[2]
+from tests.commands import ROOT, Command
 
 
 @pytest.fixture(scope="module")
@@ -129,15 +126,10 @@ def test_commands_that_start_at_once_make_one_database(tmp_path: Path) -> None:
         "from results.mlflow_store import connect; print('ready', flush=True); input(); "
         f"connect('sqlite:///{tmp_path / 'mlflow.db'}')"
     )
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    started = [
-        subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, text=True, **pipes)
-        for _ in range(2)
-    ]
-    assert [each.stdout.readline() for each in started if each.stdout] == ["ready\n"] * 2
-    for each in started:
-        assert each.stdin is not None
-        each.stdin.write("\n")
-        each.stdin.flush()
-    ended = [each.communicate(timeout=300)[1][-500:] for each in started]
-    assert [each.returncode for each in started] == [0, 0], ended
+    with Command(ROOT, "-c", code) as one, Command(ROOT, "-c", code) as other:
+        one.wait_for(lambda: one.done().out)
+        other.wait_for(lambda: other.done().out)
+        for each in (one, other):
+            each.tell("")
+        ended = one.ended(), other.ended()
+    assert [each.code for each in ended] == [0, 0], ended

@@ -1,7 +1,5 @@
 """What happens to memory that is freed, and to threads that wait."""
 
-import os
-import subprocess
 import sys
 
 import pytest
@@ -45,16 +43,14 @@ def test_large_blocks_are_reused_instead_of_mapped_anew() -> None:
     [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
 )
 def test_threads_that_wait_give_way_unless_the_user_says_otherwise(
-    package: str, given: dict[str, str], expected: str | None
+    package: str, given: dict[str, str], expected: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """OpenMP reads it once, when torch is imported: so before that."""
     code = f"import os, sys, {package}; assert 'torch' not in sys.modules"
-    names = {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}
-    env = {name: value for name, value in os.environ.items() if name not in names} | given
-    shown = "print(os.environ.get('GOMP_SPINCOUNT'))"
-    command = [sys.executable, "-c", f"{code}; {shown}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
-    assert done.stdout.strip() == str(expected)
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    done = run(ROOT, "-c", f"{code}; print(os.environ.get('GOMP_SPINCOUNT'))", **given)
+    assert (done.code, done.out.strip()) == (0, str(expected)), done
 
 
 PEAK = """

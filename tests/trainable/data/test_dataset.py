@@ -7,8 +7,6 @@ import pickle
 import shutil
 import socket
 import struct
-import subprocess
-import sys
 import tracemalloc
 import zipfile
 import zlib
@@ -22,6 +20,7 @@ import torch
 from PIL import Image
 from torchvision.datasets import CIFAR100
 
+from tests.commands import ROOT, Command
 from tests.made_data import SIZE, course, picture, pool, tree, write_csv, zipped
 from trainable.data import sources, synthetic
 from trainable.data.dataset import (
@@ -34,8 +33,7 @@ from trainable.data.dataset import (
 )
 from trainable.errors import DataError
 
-PROJECT = Path(__file__).parents[3]
-REAL = PROJECT.parent / "shared" / "data"
+REAL = ROOT.parent / "shared" / "data"
 
 
 def patch_central(path: Path, offset: int, value: bytes) -> Path:
@@ -830,17 +828,13 @@ print(loaded.fingerprint, int(loaded.images.sum()))
 
 def test_two_processes_at_once_decode_once(case: Case, tmp_path: Path) -> None:
     arguments = [str(path) for path in (case.known, case.pool, case.cache, tmp_path)]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", LOADER, *arguments, *order],
-            cwd=PROJECT,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for order in (("a", "b"), ("b", "a"))
-    ]
-    outputs = [process.communicate(timeout=300)[0].splitlines() for process in processes]
-    assert [process.returncode for process in processes] == [0, 0]
+    with (
+        Command(ROOT, "-c", LOADER, *arguments, "a", "b") as one,
+        Command(ROOT, "-c", LOADER, *arguments, "b", "a") as other,
+    ):
+        ended = [one.ended(), other.ended()]
+    assert [done.code for done in ended] == [0, 0], ended
+    outputs = [done.out.splitlines() for done in ended]
     assert sorted(len(lines) for lines in outputs) == [1, 2]  # one of them said "decoding"
     expected = case.load()
     assert {lines[-1] for lines in outputs} == {
