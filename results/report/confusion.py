@@ -195,7 +195,7 @@ def _matrix(frame: pd.DataFrame, level: str, who: str, superclass: Mapping[str, 
         axes.tick_params(axis="x", rotation=90)
     axes.tick_params(length=0)
     share = "percent of the row" if is_small else "the fuller, the more of the row"
-    axes.set_xlabel(f"answered (blue right, orange novel, grey wrong), {share}")
+    axes.set_xlabel(f"answered, {share}\n(blue right, orange novel, grey wrong)")
     return figure
 
 
