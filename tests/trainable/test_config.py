@@ -51,7 +51,8 @@ def test_part_that_is_registered_is_a_choice_and_is_helped_with(
 
 def test_loss_terms_are_named_one_by_one() -> None:
     assert TrialConfig(loss="cross_entropy").loss_terms() == ["cross_entropy"]
-    with pytest.raises(ConfigError, match="`loss` must be one of cross_entropy, interaction, but"):
+    known = "cross_entropy, class_balanced, interaction"
+    with pytest.raises(ConfigError, match=f"`loss` must be one of {known}, but"):
         TrialConfig(loss="cross_entropy+interactoin")
     with pytest.raises(ConfigError, match=r"`loss` names 'interaction' twice, in .*: drop one"):
         TrialConfig(loss="interaction+cross_entropy+interaction")
