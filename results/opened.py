@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from upath import UPath
@@ -13,12 +13,16 @@ from results.history import trials_frame
 from results.predict import predict_images
 from results.ranking import best_trial
 from results.record import RECORD_FILE, SearchRecord, load_record, run_folder, trial_folder
+from results.report.material import Search
 from results.trial import TrialState
 from trainable.classifier import INFO_FILE, Classifier, load_outputs
 from trainable.config import BEST, DECISION_KEYS, TASKS
 from trainable.data.pixels import check_whole
 from trainable.errors import ConfigError, DataError, nearest
 from trainable.novelty.metrics import evaluate
+
+if TYPE_CHECKING:
+    from results.report.drawing import Picture
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,19 @@ class OpenedSearch:
             for file in sorted(self.folder.glob(f"{kind}/*/{INFO_FILE}"))
         ]
         return {f"{folder.parent.name}/{folder.name}": folder for folder in found}
+
+    @property
+    def pictures(self) -> "dict[str, Picture]":
+        """The report's pictures by name, drawn anew; a notebook shows each.
+
+        Their `figures` are matplotlib's, `table` is what they show, `caption` what to conclude.
+
+        Raises:
+            UserError: The study cannot be read.
+        """
+        from results.report.page import pictures_of  # late: matplotlib
+
+        return pictures_of(Search(self.folder, self.record))
 
     def load(self, model: str | None = None) -> Classifier:
         """Return a model that answers.

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 import noveltune
 from results.opened import OpenedSearch
@@ -31,6 +32,17 @@ def test_open_search_has_trials_the_best_and_models(old: OpenedSearch) -> None:
     assert best["number"] in {*complete["number"]}
     assert {*old.models} >= {f"trials/{number:05d}" for number in complete["number"]}
     assert noveltune.open("old").models == old.models
+
+
+def test_pictures_of_an_open_search_are_figures_with_what_they_show(old: OpenedSearch) -> None:
+    pictures = old.pictures
+    assert {"history", "tradeoff", "learning"} <= {*pictures}
+    for picture in pictures.values():
+        assert all(isinstance(each, Figure) for each in picture.figures)
+        assert len(picture.table) > 0
+    shown = pictures["history"]._repr_html_()
+    assert shown.count("data:image/png") == len(pictures["history"].figures)
+    assert pictures["history"].caption[:20] in shown
 
 
 def test_models_of_an_open_search_predict(old: OpenedSearch, data: Path) -> None:

@@ -1,5 +1,6 @@
 """How every picture looks: one style, one meaning for each colour, no word over another."""
 
+import base64
 import io
 import re
 import textwrap
@@ -13,6 +14,7 @@ import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from markupsafe import escape
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -83,6 +85,13 @@ class Picture:
     """Its panels."""
     slider: dict[int, dict[str, Any]] = field(default_factory=dict)
     """What a threshold slider below a panel needs, by panel; see `thresholds.thresholds`."""
+
+    def _repr_html_(self) -> str:
+        """Return it as a notebook shows it."""
+        with style():
+            shown = [base64.b64encode(png(each)).decode() for each in self.figures]
+        panels = "".join(f'<img width="460" src="data:image/png;base64,{each}">' for each in shown)
+        return f"<div>{panels}</div><p>{escape(self.caption)}</p>"
 
 
 @contextmanager

@@ -91,6 +91,14 @@ class Writer:
         return {"name": name, "files": files, **empty, **shown}
 
 
+def pictures_of(search: Search) -> dict[str, Picture]:
+    """Return the pictures of a search's page by name."""
+    search.parts.use()
+    with drawing.style():
+        found = [*overview.pictures(search), *anatomy.pictures(search)]
+    return {each.name: each for each in found}
+
+
 def write_page(searches: Sequence[Search]) -> list[UPath]:
     """Write the page of the first search, the others beside it; return the files."""
     search = searches[0]
@@ -145,7 +153,7 @@ def _whole_options(text: str) -> Markup:
 def _sections(searches: Sequence[Search], writer: Writer) -> list[Section]:
     """Return the parts of the page in the order in which they answer."""
     search = searches[0]
-    drawn = {each.name: each for each in (*overview.pictures(search), *anatomy.pictures(search))}
+    drawn = pictures_of(search)
     order = (
         ("questions", "What each choice changes", ("questions",)),
         ("seen-unseen", "Seen against unseen", ("tradeoff", "hierarchy")),
