@@ -11,9 +11,9 @@ Result:  of 3% rejected known images, the last row finds .973 of a superclass th
          first one .937, at the same share of seen superclasses right (.954 and .956): see
          docs/results.md. Each lever alone: 192 px .961, lite2 .932, both of these .962.
 Rejected: sums of scores: at the same bound max_logit beside knn_difference finds fewer (.901), rmds
-         rejects more known images (.076), and all three are within luck (hmean_super .950 and
-         .942 without, from .898 to .992 by seed). 3,600 borrowed images: likewise within luck
-         (.950), for 30% more features.
+         rejects more known images (.076), and all three are within luck (hmean_super .950,
+         .923 to .965 by seed; without .942, .914 to .980). 3,600 borrowed images: likewise
+         (.950, .922 to .981), for 30% more features.
 """
 
 from typing import Any
