@@ -66,6 +66,8 @@ class OpenedSearch:
                     f"`{name}` is decided before training, so it needs a trial of its own; without "
                     f"one there can be another {', '.join(DECISION_KEYS)}"
                 )
+        if "novelty_score" in decision:  # of both, also where each has its own
+            decision = {"super_novelty_score": None, "sub_novelty_score": None} | decision
         trials = self.trials
         row = trials[(trials["number"] == trial) & (trials["state"] == TrialState.COMPLETE)]
         if not len(row):

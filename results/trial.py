@@ -83,20 +83,20 @@ class Trial:
     @property
     def usage(self) -> dict[str, Any]:
         """What it ran on and took, by the names in `USAGE`: it differs from run to run."""
-        busy_s = sum(each.seconds or 0.0 for each in self.epochs)
-        images = sum((each.images_per_s or 0.0) * (each.seconds or 0.0) for each in self.epochs)
+        timed = [(e.images_per_s, e.seconds) for e in self.epochs if e.images_per_s and e.seconds]
+        busy_s = sum(seconds for _, seconds in timed)
         utilisations = [e.gpu_utilisation for e in self.epochs if e.gpu_utilisation is not None]
-        passed_s = sum(each.elapsed_s or 0.0 for each in self.epochs)
+        gpu_s = sum((each.gpus or 0.0) * (each.elapsed_s or 0.0) for each in self.epochs)
         return {
             "host": self.host, "node": self.node, "device": self.device, "gpu": self.gpu,
             "gpus": self.gpus, "reruns": self.reruns, "lost_nodes": self.lost_nodes,
-            "images_per_s": images / busy_s if busy_s else None,
+            "images_per_s": sum(a * s for a, s in timed) / busy_s if busy_s else None,
             "peak_bytes": max((e.peak_bytes for e in self.epochs if e.peak_bytes), default=None),
             "host_peak_bytes": max(
                 (e.host_peak_bytes for e in self.epochs if e.host_peak_bytes), default=None
             ),
             "gpu_utilisation": sum(utilisations) / len(utilisations) if utilisations else None,
-            "gpu_hours": self.gpus * passed_s / 3600 if passed_s else None,
+            "gpu_hours": gpu_s / 3600 if gpu_s else None,
         }  # fmt: skip
 
     @property

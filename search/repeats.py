@@ -33,7 +33,11 @@ def planned(
         ConfigError: A seed beyond what a configuration takes.
     """
     asked = trials[trials["state"] != "WAITING"]
-    own = asked[~asked["number"].isin([repeat.number for repeat in record.repeats])]
+    repeated = {repeat.number for repeat in record.repeats}
+    for retry in record.retries:  # in order, so that one of another is one of the repeat, too
+        if retry.trial in repeated:
+            repeated.add(retry.number)
+    own = asked[~asked["number"].isin(repeated)]
     retries = [retry.number for retry in record.retries]
     num_ended = int(((own["state"] != "RUNNING") & ~own["number"].isin(retries)).sum())
     if num_ended < record.num_trials:

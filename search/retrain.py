@@ -25,7 +25,7 @@ from trainable.classifier import (
 from trainable.config import TrialConfig
 from trainable.data.built_in import TEST_CSV, synthetic_folder
 from trainable.data.dataset import Data, folder_for_images, load_data, same_data
-from trainable.errors import UserError, typed
+from trainable.errors import UserError, reason_of, typed
 from trainable.novelty.rule import Rule, for_num_classes
 from trainable.novelty.scores.sums import plain
 from trainable.novelty.thresholds import choose_rule
@@ -350,11 +350,16 @@ def evaluate_built_in(
         found = evaluate_images(classifier, str(images), labels, note)
         promise, told = comparable(promise, found.counts)
         write(out, found, promise)
+        for line in (*promise_lines(found, promise), told):
+            if line:
+                note(line)
         asked = Asked(
             model=str(target), images=str(images), labels=str(labels),
             stored_size=classifier.stored_size, told=told,
         )  # fmt: skip
-        page = write_evaluation_page(out, asked, found, compared(found, promise))
-    for line in (*promise_lines(found, promise), told, f"wrote {page[0]}"):
-        if line:
-            note(line)
+        try:
+            page = write_evaluation_page(out, asked, found, compared(found, promise))
+        except Exception as error:  # noqa: BLE001 (whatever it is, model and figures are there)
+            note(f"{out / 'index.html'} is not written ({reason_of(error)})")
+        else:
+            note(f"wrote {page[0]}")

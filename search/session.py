@@ -206,7 +206,8 @@ def _run_on(
         )  # fmt: skip
         slots = replace(slots, max_reruns=search.record.max_reruns)
         note(slots_line(slots))
-        if line := shortage(cluster, slots, options.concurrency):
+        asked = options.concurrency if options.address else slots.concurrency
+        if line := shortage(cluster, slots, asked):
             note(line)
         search.log.open(search.folder)
         within = partial(read_within, job.folder)

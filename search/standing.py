@@ -41,6 +41,8 @@ class Standing:
         if trial.number in self._values:
             return False
         self.counts[trial.state] += 1
+        if trial.retry_of is not None:  # the failed one is history by now
+            self.counts[TrialState.FAIL] -= 1
         value = trial.metrics.get(self.metric)
         is_ranked = trial.state is TrialState.COMPLETE and trial.repeat_of is None
         is_ranked = is_ranked and value is not None and value == value

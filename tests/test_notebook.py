@@ -62,6 +62,8 @@ def test_trial_is_judged_by_another_decision_without_training(old: OpenedSearch)
     )
     assert none <= some <= many == 1.0
     assert old.judged(number, sub_novelty_score="energy")["auroc_sub"] != as_it_was["auroc_sub"]
+    both = old.judged(number, novelty_score="energy")
+    assert both == old.judged(number, super_novelty_score="energy", sub_novelty_score="energy")
     assert old.judged(number, couple_novel=True)["unseen_sub"] >= as_it_was["unseen_sub"]
 
 

@@ -10,7 +10,7 @@ _NUMBER = "epoch"
 _BOOKKEEPING = {
     "seconds": "epoch_s", "images_per_s": "images_per_s", "peak_bytes": "peak_bytes",
     "elapsed_s": "elapsed_s", "host_peak_bytes": "host_peak_bytes",
-    "gpu_utilisation": "gpu_utilisation",
+    "gpu_utilisation": "gpu_utilisation", "gpus": "gpus",
 }  # fmt: skip
 """Fields, and the names they are stored under among the metrics."""
 
@@ -38,6 +38,8 @@ class Epoch:
     gpu_utilisation: float | None = None
     """Share of the time that the GPU was busy at the end of the epoch, with all that share it, 0 to
     1; null: on no GPU, or NVML does not answer."""
+    gpus: float | None = None
+    """Share of a GPU that it had; null: on none, or an earlier version."""
 
     @classmethod
     def of(cls, stored: Mapping[str, Any]) -> Self:

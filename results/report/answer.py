@@ -152,11 +152,11 @@ def _cell(name: str, row: Row) -> str:
 def sentences(search: Search) -> list[str]:
     """Return what is best, by how much, and how sure that is."""
     if search.best is None:
-        counts = search.everything["state"].value_counts()
-        states = ", ".join(f"{count} {state}" for state, count in counts.items()) or "none yet"
         reasons = search.everything.loc[search.everything["reason"] != "", "reason"]
         why = f" Most often: {reasons.value_counts().index[0]}" if len(reasons) else ""
-        return [f"No trial has finished, so there is no result ({states}).{why}"]
+        return [
+            f"No trial has finished, so there is no result ({search.states or 'none yet'}).{why}"
+        ]
     return [_what(search), _by_how_much(search), _how_sure(search)]
 
 
@@ -320,9 +320,6 @@ def facts(search: Search) -> list[tuple[str, str]]:
         command += ["--no-cache"]
     for key, value in record.fixed.items():
         command += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
-    states = ", ".join(
-        f"{n} {str(s).lower()}" for s, n in search.everything["state"].value_counts().items()
-    )
     hosts = sorted({*search.everything["host"].dropna()} - {""})
     devices = sorted({*search.everything["device"].dropna()} - {""})
     wall = f"{float(times['end_s'].max()) / 60:.1f} minutes" if len(times) else "none"
@@ -330,7 +327,7 @@ def facts(search: Search) -> list[tuple[str, str]]:
     trained = float(epochs["epoch_s"].sum()) / 3600
     return [
         ("the same search again", shlex.join(command)),
-        ("trials", states),
+        ("trials", search.states),
         ("images", f"{record.data}; borrowed from {record.novel}"),
         ("data fingerprint", record.data_fingerprint),
         ("protocol", str(record.protocol)),

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from upath import UPath
 
-from results.history import frame_of, read_study, searched
+from results.history import frame_of, ran_again, read_study, searched
 from results.naming import Names
 from results.ranking import Repeated, best_trial, completed, ranking_metric, repeated, sign
 from results.record import SearchRecord, trial_folder
@@ -114,8 +114,17 @@ class Search:
 
     @cached_property
     def trials(self) -> pd.DataFrame:
-        """Without repeats."""
-        return searched(self.everything)
+        """Without repeats, and without failed ones that ran again."""
+        return searched(self.everything[~ran_again(self.everything)])
+
+    @property
+    def states(self) -> str:
+        """How many trials of each state there are, repeats too, in words."""
+        is_past = ran_again(self.everything)
+        counts = self.everything[~is_past]["state"].value_counts()
+        words = [f"{count} {str(state).lower()}" for state, count in counts.items()]
+        past = [f"{is_past.sum()} more failed and ran again"] if is_past.any() else []
+        return ", ".join(words + past)
 
     @cached_property
     def complete(self) -> pd.DataFrame:

@@ -90,7 +90,7 @@ def run_trial(wire: dict[str, Any], shipped: tuple[Any, ...] = (None,)) -> None:
         metrics = train(
             TrialConfig.from_dict(assigned.config),
             node_data(job.data, job.novel, job.cache, job.fingerprint, *shipped),
-            _reporting(),
+            _reporting(assigned.gpus),
             folder=assigned.folder,
             cache=job.cache,
             weights=job.weights,
@@ -142,8 +142,10 @@ def _send(message: Message) -> None:
     tune.report({"event": to_wire(message)})
 
 
-def _reporting() -> Callable[[Metrics], None]:
-    """Return what sends each epoch, with the time since the one before or since now."""
+def _reporting(gpus: float) -> Callable[[Metrics], None]:
+    """Return what sends each epoch, with its share of a GPU, and the time since the one before or
+    since now.
+    """
     before_s = time.perf_counter()
 
     def report(metrics: Metrics) -> None:
@@ -151,7 +153,7 @@ def _reporting() -> Callable[[Metrics], None]:
         now_s = time.perf_counter()
         epoch = replace(
             Epoch.of(metrics), elapsed_s=now_s - before_s, host_peak_bytes=host_peak_bytes(),
-            gpu_utilisation=_utilisation(),
+            gpu_utilisation=_utilisation(), gpus=gpus or None,
         )  # fmt: skip
         _send(EpochDone(epoch=epoch))
         before_s = now_s
@@ -182,7 +184,7 @@ def _utilisation() -> float | None:
         return None
     try:
         return float(torch.cuda.utilization()) / 100
-    except (ModuleNotFoundError, RuntimeError):  # no pynvml, or a driver that says nothing
+    except Exception:  # noqa: BLE001 (NVML's errors are its own; a figure for people ends no trial)
         return None
 
 

@@ -1,5 +1,7 @@
 """A trial goes into Optuna's attributes and comes back the same, by the one codec."""
 
+from dataclasses import replace
+
 import optuna
 import pytest
 from hypothesis import given, settings
@@ -76,15 +78,17 @@ def test_usage_of_a_trial_is_over_all_its_epochs() -> None:
     epochs = tuple(
         Epoch(
             number=n, metrics={}, seconds=seconds, images_per_s=speed, elapsed_s=1800.0,
-            peak_bytes=n, host_peak_bytes=10 - n, gpu_utilisation=0.2 * n,
+            peak_bytes=n, host_peak_bytes=10 - n, gpu_utilisation=0.2 * n, gpus=0.25 * n,
         )
         for n, seconds, speed in ((1, 10.0, 30.0), (2, 30.0, 10.0))
     )  # fmt: skip
+    before = Epoch(number=0, metrics={}, seconds=10.0)  # of a version that did not measure it
     trial = Trial(
-        number=0, config=None, state=TrialState.RUNNING, is_baseline=False, epochs=epochs,
-        gpus=0.25,
+        number=0, config=None, state=TrialState.RUNNING, is_baseline=False,
+        epochs=(before, *epochs), gpus=1.0,
     )  # fmt: skip
     usage = trial.usage
-    assert (usage["images_per_s"], usage["gpu_hours"]) == (15.0, 0.25)
+    assert (usage["images_per_s"], usage["gpu_hours"]) == (15.0, 0.375)
     assert (usage["peak_bytes"], usage["host_peak_bytes"]) == (2, 9)
     assert usage["gpu_utilisation"] == pytest.approx(0.3)
+    assert replace(trial, epochs=(before,)).usage["images_per_s"] is None

@@ -162,3 +162,15 @@ def test_repeats_come_after_retries_and_a_retry_stands_for_no_trial_that_was_ask
     assert planned(trials, search, num_seeds=2, top=1) == [Repeat(number=6, trial=5, seed=1)]
     with pytest.raises(RepeatError, match="5 of 6 trials are finished"):
         planned(trials, replace(search, num_trials=6), num_seeds=2, top=1)
+
+
+def test_retry_of_a_repeat_ranks_no_configuration() -> None:
+    """Another seed's score is no trial's own."""
+    search = replace(
+        asked(5, [Repeat(number=5, trial=4, seed=1)]),
+        retries=[Retry(number=6, trial=5), Retry(number=7, trial=6)],
+    )
+    own = [*SEARCH[:4], ("COMPLETE", 0.7, 0.5, 0)]
+    of_4 = [("FAIL", 0.0, 0.5, 1), ("FAIL", 0.0, 0.5, 1), ("COMPLETE", 0.99, 0.5, 1)]
+    repeats = planned(table(*own, *of_4), search, num_seeds=2, top=1)
+    assert pairs(repeats) == [(4, 1), (2, 1)]

@@ -47,6 +47,15 @@ def test_best_by_number_is_that_of_the_trials_in_order_whenever_they_finish(
     assert standing.best == ranked[:NUM_SHOWN]
 
 
+def test_failed_trial_that_ran_again_is_counted_once() -> None:
+    standing = Standing(("score",))
+    standing.add(trial(0, None, state=TrialState.FAIL))
+    standing.add(trial(1, None, state=TrialState.FAIL))
+    standing.add(trial(2, 0.5, retry_of=1))
+    tags = standing.tags("Which?")
+    assert (tags["trials_complete"], tags["trials_fail"]) == ("1", "1")
+
+
 def test_repeats_and_pruned_trials_are_counted_and_not_ranked() -> None:
     standing = Standing(("seen_sub", "unseen_sub"))
     standing.add(trial(0, 0.1))

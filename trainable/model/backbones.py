@@ -545,6 +545,11 @@ def boundary(fine_tune: str, num_stages: int) -> int:
     if trained is None:
         trained = int(fine_tune.removeprefix("last_"))
         if trained >= num_stages:
+            if num_stages == 1:
+                raise ConfigError(
+                    f"fine_tune {fine_tune} needs a backbone of several stages, but this one has "
+                    "a single one: use full or frozen"
+                )
             raise ConfigError(
                 f"fine_tune {fine_tune} must leave a stage frozen, but this backbone has "
                 f"{num_stages}: use full, or last_N with N below {num_stages}"

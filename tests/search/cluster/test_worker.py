@@ -99,3 +99,19 @@ def test_trial_that_raises_says_why(
     worker.run_trial(wire)
     assert isinstance(events[0], Started)
     assert events[1:] == [event]
+
+
+def test_gpu_that_does_not_say_how_busy_it_is_ends_no_trial(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class NVMLError(Exception):
+        """Like pynvml's, which is of no family of Python's own."""
+
+    def refuse() -> int:
+        raise NVMLError("Not Supported")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "utilization", lambda: 40)
+    assert worker._utilisation() == 0.4
+    monkeypatch.setattr(torch.cuda, "utilization", refuse)
+    assert worker._utilisation() is None

@@ -518,7 +518,7 @@ def test_timm_backbone_is_built_once_for_many_trials() -> None:
 def test_family_that_is_no_sequence_is_one_stage_and_says_so() -> None:
     stages = backbones.build("test_vit2", 160, pretrained=False).stages
     assert len(stages) == 1
-    with pytest.raises(ConfigError, match="this backbone has 1: use full"):
+    with pytest.raises(ConfigError, match="has a single one: use full or frozen"):
         backbones.boundary("last_1", len(stages))
 
 
@@ -579,5 +579,5 @@ def test_one_file_of_weights_for_several_backbones_is_refused(tmp_path: Path) ->
 def test_backbones_side_by_side_are_tuned_whole_or_not_at_all() -> None:
     num_stages = len(backbones.build(f"{LITE0}+efficientnet_lite2", 32, pretrained=False).stages)
     assert [backbones.boundary(each, num_stages) for each in ("full", "frozen")] == [0, 1]
-    with pytest.raises(ConfigError, match="this backbone has 1: use full"):
+    with pytest.raises(ConfigError, match="has a single one: use full or frozen"):
         backbones.boundary("last_1", num_stages)
