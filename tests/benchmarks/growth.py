@@ -144,7 +144,7 @@ def _measured(grown: UPath, space: Space, num_asks: int) -> dict[str, Any]:
         draw = random.Random(0)
         for trial in filter(None, asked):
             number = trial.number
-            events.once("start", partial(opened.start, number, "node", "cpu"))
+            events.once("start", partial(opened.start, number, host="node", device="cpu"))
             # The first decides at a rung, the second decides nothing.
             for n in (1, 2):
                 if not opened.trials[number].is_finished:
