@@ -251,6 +251,7 @@ def test_a_tuned_refit_is_asked_about_images_that_it_did_not_train_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("trainable.out_of_fold.KEPT_MIN", 24)
+    monkeypatch.setattr("trainable.out_of_fold.TAIL_MIN", 1)
     data = many(tiny_data, 5)
     config = tiny_config(novel_images=0, novelty_score="knn", **changes)
     pools = pools_of_refit(data, config)
@@ -268,6 +269,9 @@ def test_a_tuned_refit_is_asked_about_images_that_it_did_not_train_on(
     found = carried_over(rule, rejected, config, pools, result)
     free = BOTH if config.tau_super is None else ("sub",)
     assert found == moved(rule, rejected, known, free) != rule
+    rare = Rejected(1 / len(known.rows) - 1e-6, (0.1,) * 3)
+    found = carried_over(rule, rare, config, pools, result)
+    assert found == moved(rule, rare, known, ("sub",))  # the other hangs on too few images
 
 
 def test_few_images_are_all_trained_on_and_thresholds_stay(
