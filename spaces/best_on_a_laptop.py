@@ -11,15 +11,17 @@ third epoch where they are behind.
 
 Command: python -m search.run --space spaces/best_on_a_laptop.py --data DATA.zip --novel POOL.zip
 Cost:    not measured with nothing beside it; what was measured beside other work is in LOG.md.
-Result:  the first trial, .931: seen_super .975, unseen_super .998, seen_sub .926, unseen_sub .831,
-         known_rejected_sub .048, known_rejected_super .025. A second one, without label smoothing
-         and outlier exposure at lr 3.8e-4: .918. The other four were not run.
+Result:  the first trial, .928: seen_super .968, unseen_super .999, seen_sub .926, unseen_sub .825,
+         known_rejected_sub .048, known_rejected_super .032. A second one, without label smoothing
+         and outlier exposure at lr 3.8e-4: .914. The other four were not run. Both ran with 2.5%
+         of the superclasses rejected (.931 and .918), and were judged anew.
          By the bounds of before (4 and 11% of the known images) the first trial has .931, seen_sub
          .882, unseen_sub .883, and the recipe of before .929, .882, .890: that one tuned all of
          lite0 for 9 epochs, and its superclass branch was frozen lite0 at 160 px.
 Chosen:  the superclass branch by ladder_super, the subclass branch by ladder_sub.
          5% of the known subclasses rejected, for the same share of later images: a refit finds its
-         thresholds on known images that it did not train on. 2.5% of the superclasses.
+         thresholds on known images that it did not train on. 3% of the superclasses, as
+         in the ladder: over its seeds hmean_super is .960 at 2%, .963 at 3%, .965 at 4%.
          32 images a step: at 128 px as fast as 64 with half the memory, and twice the steps.
          1,000 borrowed images: knn_difference is as good as with 3,600, and an epoch is shorter.
 Rejected: by the recipe of before: max_logit times the similarity to frozen features (AUROC of
@@ -50,7 +52,7 @@ COMMON: dict[str, Any] = {
     "super_image_size": 192,
     "super_lr": 1e-3,
     "super_novelty_score": "knn_difference",
-    "known_rejection_super": 0.025,
+    "known_rejection_super": 0.03,
     "sub_backbone": "efficientnet_lite2",
     "sub_fine_tune": "last_5",
     "sub_feature_views": 4,
