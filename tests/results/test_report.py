@@ -11,6 +11,7 @@ from PIL import Image
 from upath import UPath
 
 from results.report import __main__ as report
+from results.report import answer
 from results.report.tables import write_tables
 from tests.made_searches import Search
 from trainable.user_parts import PARTS_FOLDER, UserParts
@@ -47,6 +48,19 @@ def test_search_in_which_all_failed_gives_the_reasons_by_number(search: Search) 
         "2 failed: the loss is nan",
         "1 failed: out of memory",
     ]
+
+
+def test_failed_trial_that_ran_again_is_counted_once_everywhere(search: Search) -> None:
+    search.tell()
+    search.tell("FAIL", reason="lost")
+    search.tell("FAIL", reason="lost")
+    search.tell(retry_of=2)
+    assert "3 trials (2 COMPLETE, 1 FAIL); 1 more failed and ran again" in search.tables()
+    read = search.read()
+    assert read.states == "2 complete, 1 fail, 1 more failed and ran again"
+    assert dict(answer.facts(read))["trials"] == read.states
+    (row,) = answer.comparison([read]).to_dict("records")
+    assert (row["complete"], row["failed"]) == (2, 1)
 
 
 def test_search_that_was_only_pruned_has_no_result(search: Search) -> None:
