@@ -1,5 +1,6 @@
 """The refit: which trial, by which rule, trained on every class for as long as was best."""
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -16,7 +17,7 @@ from results.naming import Names
 from results.promise import comparable, intervals_of, promise_of_trials, rates_text
 from results.ranking import best_repeated, best_row, ranking_metric, repeated
 from results.record import SearchRecord, trial_folder
-from trainable.checkpoint import write_atomically
+from trainable.checkpoint import has_checkpoints, remove_folder, write_atomically
 from trainable.classifier import (
     Classifier,
     load_outputs,
@@ -35,6 +36,8 @@ from trainable.train import Metrics, together, train
 
 ASKED_FILE = "refit.json"
 """What a refitted classifier was trained by; written when it is whole."""
+CHECKPOINTS = "checkpoints"
+"""Beside it until then: by a digest of what it is trained by, a folder for each model."""
 
 
 class RefitError(UserError):
@@ -180,6 +183,8 @@ def retrain(
 ) -> None:
     """Train, unless `target` holds what would come of it: of a refit that could not register.
 
+    One that was interrupted goes on after its last epoch, if the same is asked.
+
     Args:
         choice: What.
         record: Of the search.
@@ -195,13 +200,16 @@ def retrain(
     asked = _asked(choice, rule, record, data) | ({"ensemble": ensemble} if ensemble > 1 else {})
     content = json.dumps(asked, indent=2)
     file = target / ASKED_FILE
+    checkpoints = target / CHECKPOINTS
     if file.exists() and _stored(file) == json.loads(content):
         note(f"{target} is trained already; to train it again, delete that folder")
-        return
-    if file.exists():
-        file.unlink()
-    _train(replace(choice, rule=rule), record, data, target, note, ensemble)
-    write_atomically(file, content.encode())
+    else:
+        if file.exists():
+            file.unlink()
+        own = checkpoints / hashlib.sha256(content.encode()).hexdigest()[:16]
+        _train(replace(choice, rule=rule), record, data, target, own, note, ensemble)
+        write_atomically(file, content.encode())
+    remove_folder(checkpoints)  # also of a refit that was interrupted just before this
 
 
 def _asked(choice: Choice, rule: Rule, record: SearchRecord, data: Data) -> dict[str, Any]:
@@ -240,6 +248,7 @@ def _train(
     record: SearchRecord,
     data: Data,
     target: UPath,
+    checkpoints: UPath,
     note: Callable[[str], None],
     ensemble: int,
 ) -> None:
@@ -280,12 +289,16 @@ def _train(
     for number in range(ensemble):
         if ensemble > 1:
             note(f"member {number + 1} of {ensemble}")
+        folder = checkpoints / f"{number:02d}"
+        if has_checkpoints(folder):
+            note("it goes on from its checkpoint; the epochs before it are told again")
         members.append(
             train(
                 replace(config, seed=(config.seed + number) % 2**31),
                 data,
                 report,
                 pools=pools,
+                folder=folder,
                 cache=_cache(record),
                 is_fast=record.is_fast,
                 weights=Path(record.weights) if record.weights else None,

@@ -81,6 +81,17 @@ def drop_checkpoints(folder: UPath) -> None:
         file.unlink(missing_ok=True)
 
 
+def remove_folder(folder: UPath) -> None:
+    """Delete a folder and all in it, if it is there."""
+    if folder.exists():
+        folder.fs.rm(folder.path, recursive=True)
+
+
+def has_checkpoints(folder: UPath) -> bool:
+    """Return whether an earlier run left any, damaged ones included."""
+    return bool(_checkpoints(folder))
+
+
 def _checkpoints(folder: UPath) -> list[UPath]:
     """Return the checkpoint files, newest first."""
     return sorted(folder.glob("checkpoint_*.pt"), key=lambda file: file.name, reverse=True)

@@ -594,7 +594,7 @@ class Trainer:
         if state["frozen"] != [model.frozen_fingerprint for model in self.branches]:
             raise WeightsError(
                 "the checkpoint is of a frozen backbone with other weights: "
-                "resume with the --weights of before"
+                "go on with those of before (--weights), or delete the checkpoint"
             )
         if "optimizers" not in state:
             raise TrialError(

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, assert_never
 
 import pyarrow.fs
-from upath import UPath
 
 from results.database import STORAGE_ERRORS
 from results.record import MAX_RERUNS
@@ -30,6 +29,7 @@ from search.cluster.settings import ClusterError
 from search.cluster.worker import run_trial
 from search.study.lock import LeaseLostError
 from search.study.study import Study
+from trainable.checkpoint import remove_folder
 
 from ray import tune  # isort: skip  (after search.cluster.settings, which sets what Ray reads)
 from ray.exceptions import OutOfMemoryError  # isort: skip
@@ -164,7 +164,7 @@ def _fit(
         trainable = tune.with_parameters(run_trial, shipped=(job.shipped,))
     scratch = job.folder / ".tune"
     is_local = isinstance(scratch, Path)
-    _remove(scratch)  # a killed driver leaves it behind
+    remove_folder(scratch)  # a killed driver leaves it behind
     try:
         tune.Tuner(
             tune.with_resources(
@@ -191,12 +191,7 @@ def _fit(
             ),
         ).fit()
     finally:
-        _remove(scratch)
-
-
-def _remove(folder: UPath) -> None:
-    if folder.exists():
-        folder.fs.rm(folder.path, recursive=True)
+        remove_folder(scratch)
 
 
 def _assignment(trial: Any) -> Assignment:

@@ -24,6 +24,7 @@ from results.predict import main as predict
 from results.record import SearchRecord, load_record, study_url, trial_folder
 from search.refit import main
 from search.retrain import (
+    Choice,
     RefitError,
     choose,
     chosen,
@@ -32,6 +33,7 @@ from search.retrain import (
     refit_data,
     retrain,
 )
+from tests import commands
 from tests.made_searches import Search, record
 from tests.trainable.tiny import silent, tiny_config, write_weights
 from trainable.classifier import Classifier, read_info, save_classifier
@@ -41,6 +43,7 @@ from trainable.novelty.metrics import MAIN
 from trainable.novelty.rule import Rule
 from trainable.schema import SCHEMA
 from trainable.train import train
+from trainable.trainer import Trainer
 
 
 @pytest.fixture
@@ -304,6 +307,138 @@ def test_ensemble_is_refitted_and_kept_as_one_model(
     )
     retrain(choice, record, data, run / "three", told.append)
     assert read_info(run / "three")["members"] == 1
+
+
+# --- Interrupted ---------------------------------------------------------------------------------
+
+
+def ask_for_three_epochs(folder: Path) -> None:
+    """Add a frozen trial to the search, whose third epoch is the best of all."""
+    run = UPath(folder / "runs/asked")
+    study = optuna.load_study(study_name="asked", storage=study_url(run, load_record(run)))
+    attributes = study.trials[0].user_attrs
+    config = tiny_config(novel_images=16, fine_tune="frozen", epochs=3, ema=0.9)
+    metrics = attributes["metrics"] | {"epoch": 3, "score": 1.0}
+    attributes = {"config": config.to_dict(), "metrics": metrics, "epoch_00003": metrics}
+    study.add_trial(create_trial(state=TrialState.COMPLETE, value=1.0, user_attrs=attributes))
+    shutil.copytree(folder / "runs/asked/trials/00000", folder / "runs/asked/trials/00001")
+
+
+def left_by(target: UPath) -> dict[str, Any]:
+    """Return all that a refit leaves, but for the seconds that it took."""
+    assert {file.name for file in target.iterdir()} == {
+        "model.safetensors", "model.json", "refit.json"
+    }  # fmt: skip
+    info = read_info(target)
+    for name in ("epoch_s", "images_per_s"):
+        del info["metrics"][name]
+    return {
+        "info": info,
+        "weights": (target / "model.safetensors").read_bytes(),
+        "asked": (target / "refit.json").read_bytes(),
+    }
+
+
+def counted_epochs(monkeypatch: pytest.MonkeyPatch, *, kill_at: int | None = None) -> list[int]:
+    """Return a list that gets the number of every epoch that is trained from now on.
+
+    Args:
+        monkeypatch: Of the test.
+        kill_at: Before the epoch of this place in the list the refit is interrupted.
+    """
+    trained: list[int] = []
+
+    def train_epoch(trainer: Trainer, epoch: int, *said: Any) -> dict[str, float]:
+        if len(trained) + 1 == kill_at:
+            raise KeyboardInterrupt
+        trained.append(epoch)
+        return TRAIN_EPOCH(trainer, epoch, *said)
+
+    monkeypatch.setattr(Trainer, "train_epoch", train_epoch)
+    return trained
+
+
+TRAIN_EPOCH = Trainer.train_epoch
+DIES = """
+import os, signal
+from search.refit import main
+from trainable.trainer import Trainer
+
+train_epoch, epochs = Trainer.train_epoch, []
+def dying(trainer, epoch, *said):
+    epochs.append(epoch)
+    if len(epochs) == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return train_epoch(trainer, epoch, *said)
+
+Trainer.train_epoch = dying
+main(["--name", "asked", "--ensemble", "2"])
+"""
+
+
+def test_refit_that_was_killed_goes_on_after_its_last_epoch_and_ends_as_an_undisturbed_one(
+    capsys: pytest.CaptureFixture[str], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the second epoch of the second model; thresholds are of what both say at the end."""
+    ask_for_three_epochs(folder)
+    target = UPath(folder / "runs/asked/refit/00001")
+    killed = commands.run(folder, "-c", DIES, OMP_NUM_THREADS="1")  # as this process does
+    assert killed.code == -signal.SIGKILL, killed
+    assert [file.name for file in target.iterdir()] == ["checkpoints"]
+
+    trained = counted_epochs(monkeypatch)
+    assert main(["--name", "asked", "--ensemble", "2"]) == 0
+    said = capsys.readouterr().out
+    assert trained == [2, 3]
+    assert said.count("it goes on from its checkpoint") == 2  # the first model has nothing to do
+    assert "registered models:/asked/1" in said
+
+    disturbed = left_by(target)
+    shutil.rmtree(str(target))
+    record = change(folder)
+    choice = choose(UPath(folder / "runs/asked"), record, None, silent)
+    retrain(choice, record, refit_data(record, silent), target, silent, ensemble=2)
+    assert trained == [2, 3, 1, 2, 3, 1, 2, 3]
+    assert disturbed == left_by(target)
+    tau = disturbed["info"]["rule"]["tau_super"]
+    assert tau != choice.rule.tau_super, "no threshold was found by further heads"
+
+
+def test_refit_goes_on_only_from_what_was_asked_alike(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask_for_three_epochs(folder)
+    record, search = change(folder), UPath(folder / "runs/asked")
+    data, choice = refit_data(record, silent), choose(search, record, None, silent)
+    target = search / "refit" / "00001"
+
+    def refit(choice: Choice, ensemble: int = 1) -> None:
+        retrain(choice, record, data, target, silent, ensemble=ensemble)
+
+    with monkeypatch.context() as patch:
+        counted_epochs(patch, kill_at=3)
+        with pytest.raises(KeyboardInterrupt):
+            refit(choice)
+    for other, number in (
+        (replace(choice, config=replace(choice.config, lr=0.01)), 1),
+        (replace(choice, rule=replace(choice.rule, tau_super=0.123)), 1),
+        (replace(choice, epochs=2), 1),
+        (choice, 2),
+    ):
+        with monkeypatch.context() as patch:
+            trained = counted_epochs(patch, kill_at=2)
+            with pytest.raises(KeyboardInterrupt):
+                refit(other, number)
+        assert trained == [1], "it went on from a checkpoint of something else"
+    trained = counted_epochs(monkeypatch)
+    refit(choice)
+    assert trained == [3]
+    assert not (target / "checkpoints").exists()
+
+    (target / "checkpoints/left").mkdir(parents=True)  # by a kill after all was written
+    refit(choice)
+    assert trained == [3]
+    assert not (target / "checkpoints").exists()
 
 
 # --- Predict -------------------------------------------------------------------------------------
