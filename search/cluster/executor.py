@@ -1,6 +1,7 @@
 """Where and when trials run: Tune's adapters, resources per trial, and the fit."""
 
 import math
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -33,6 +34,7 @@ from trainable.checkpoint import remove_folder
 
 from ray import tune  # isort: skip  (after search.cluster.settings, which sets what Ray reads)
 from ray.exceptions import OutOfMemoryError  # isort: skip
+from ray.tune.experiment import Trial as TuneTrial  # isort: skip
 from ray.tune.schedulers import FIFOScheduler  # isort: skip
 from ray.tune.search import Searcher  # isort: skip
 
@@ -159,6 +161,7 @@ def _fit(
     only_resumed: bool = False,
 ) -> None:
     """Run one Tune experiment; what it leaves on the disk is not needed afterwards."""
+    scheduler.watch(has_limit=slots.concurrency is not None)
     trainable = run_trial
     if job.shipped is not None:
         trainable = tune.with_parameters(run_trial, shipped=(job.shipped,))
@@ -227,6 +230,8 @@ class _StudySearcher(_NotPickled, Searcher):
         self._only_resumed = only_resumed
 
     def suggest(self, trial_id: str) -> Any:
+        if self._scheduler.is_one_waiting():
+            return None
         while True:
             trial = self._study.next(only_resumed=self._only_resumed)
             if trial is None or self._scheduler.is_hopeless:
@@ -261,8 +266,42 @@ class _StudyScheduler(_NotPickled, FIFOScheduler):
         """By trial: the id of the node that it was last on."""
         self._devices: set[str] = set()
         self._failures_in_a_row: list[str] = []
+        self._controller: Any = None
+        self._has_limit = True
         self.set_aside: set[int] = set()
         """Trials for which a share of a GPU was too small."""
+
+    def watch(self, *, has_limit: bool) -> None:
+        """Begin with another experiment of Tune."""
+        self._controller, self._has_limit = None, has_limit
+
+    def choose_trial_to_run(self, tune_controller: Any) -> TuneTrial | None:
+        """Choose the first trial that waits for room: the next process that gets free is for it.
+
+        Tune by itself chooses the first that is not under way, so that one whose process starts
+        leaves that process for the free one; and looks for it through all that have ended.
+        """
+        self._controller = tune_controller._tune_controller
+        if not self._has_limit:
+            self._controller.update_max_pending_trials(sys.maxsize)
+        return min(self._waiting(), key=lambda trial: _assignment(trial).number, default=None)
+
+    def is_one_waiting(self) -> bool:
+        """Return whether a trial waits for room, so that none is to be suggested yet.
+
+        Without a limit Tune by itself starts one process at a time, and a large cluster would take
+        hours to fill; with one it suggests as many trials at once, for which a cluster may grow.
+        """
+        return not self._has_limit and bool(self._waiting())
+
+    def _waiting(self) -> list[TuneTrial]:
+        """Return the trials that wait for room; one whose process starts has it."""
+        if self._controller is None:
+            return []
+        with_room = set(self._controller._actor_manager.live_actors)
+        process_of = self._controller._trial_to_actor
+        pending = self._controller._pending_trials
+        return [trial for trial in pending if process_of.get(trial) not in with_room]
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         assignment = _assignment(trial)

@@ -4,6 +4,7 @@ The number of a trial says what happens to it; a marker file in its folder says 
 has. Everything else is the real thing.
 """
 
+import contextlib
 import os
 import signal
 import time
@@ -84,9 +85,48 @@ def record_process(_trainer: Trainer, epoch: int, folder: Path) -> None:
 def meet(_trainer: Trainer, epoch: int, folder: Path, *, nodes: tuple[int, ...]) -> None:
     """Leave the node's id behind; wait until trials were on `nodes[epoch - 1]` nodes, in all."""
     (folder / f"node_{ray.get_runtime_context().get_node_id()}").touch()
+    at_least = nodes[epoch - 1]
+    _wait_for(lambda: len({file.name for file in folder.parent.glob("*/node_*")}) >= at_least)
+
+
+class AtStart:
+    """No fault, but each process that is sent it does something as it starts.
+
+    A trial that it befalls leaves behind which process it is in.
+    """
+
+    def __init__(self, do: Callable[[Path], None], folder: Path) -> None:
+        """Do `do(folder)`."""
+        self._sent = (do, folder, os.getpid())
+
+    def __call__(self, trainer: Trainer, epoch: int, folder: Path) -> None:
+        record_process(trainer, epoch, folder)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _arrived, self._sent
+
+
+def _arrived(do: Callable[[Path], None], folder: Path, driver: int) -> AtStart:
+    if os.getpid() != driver:
+        do(folder)
+    return AtStart(do, folder)
+
+
+def start_as_two(folder: Path) -> None:
+    """Wait until another process starts, too; the second of them for a file `go` as well."""
+    own = str(os.getpid())
+    (folder / f"process_{own}").touch()
+    _wait_for(lambda: len(list(folder.glob("process_*"))) > 1)
+    with contextlib.suppress(FileExistsError), (folder / "first").open("x") as file:
+        file.write(own)
+    if (folder / "first").read_text() != own:
+        _wait_for((folder / "go").exists)
+
+
+def _wait_for(event: Callable[[], bool]) -> None:
     deadline = time.monotonic() + MEETING_LIMIT_S
-    while len({file.name for file in folder.parent.glob("*/node_*")}) < nodes[epoch - 1]:
-        assert time.monotonic() < deadline, "no trial came to another node"
+    while not event():
+        assert time.monotonic() < deadline, "what was waited for did not come"
         time.sleep(0.05)
 
 

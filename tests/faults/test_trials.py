@@ -65,6 +65,30 @@ def test_a_trial_whose_process_always_dies_fails_after_as_many_reruns_as_asked(
     assert (study.trials[0].reruns, study.trials[0].lost_nodes) == (max_reruns, 0)
 
 
+def test_processes_start_side_by_side_and_one_trial_waits_where_as_many_run_as_fit(
+    small_search: SmallSearch, tmp_path: Path
+) -> None:
+    running: set[int] = set()
+    at_once: list[int] = []
+
+    def watch(trial: Trial) -> None:
+        (running.discard if trial.is_finished else running.add)(trial.number)
+        at_once.append(len(running))
+        if trial.number == 3:  # so trial 2 waits no longer
+            (tmp_path / "go").touch()
+
+    fault = faulty.AtStart(faulty.start_as_two, tmp_path)
+    small_search.run(6, dict.fromkeys(range(2), fault), concurrency=None, observers=[watch])
+    assert small_search.states() == ["COMPLETE"] * 6
+    assert len(list(tmp_path.glob("process_*"))) == 2
+    assert max(at_once) == 3, "two run, and one waits for room"
+    first, second = (
+        {file.name for file in trial_folder(small_search.folder, number).glob("process_*")}
+        for number in range(2)
+    )
+    assert first != second, "the process that was free first took the trial that waited"
+
+
 def test_ten_failures_in_a_row_stop_the_search_with_the_commonest_reason(
     small_search: SmallSearch,
 ) -> None:
