@@ -122,7 +122,9 @@ def run_trials(
                 _fit(study, job, alone, scheduler, should_stop, only_resumed=True)
                 is_retrying = False
             _fit(study, job, slots, scheduler, should_stop)
-            if not scheduler.set_aside or should_stop() or scheduler.is_hopeless:
+            # Left are those set aside, and what Tune gives up: a trial whose process died while it
+            # was handed on from another one.
+            if not study.handed_out or should_stop() or scheduler.is_hopeless:
                 break
         except Exception as error:
             if (lost := _behind(error, (LeaseLostError, *STORAGE_ERRORS))) is not None:

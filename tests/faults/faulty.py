@@ -15,6 +15,7 @@ from unittest import mock
 
 import ray
 import torch
+from ray.tune.trainable.function_trainable import FunctionTrainable
 
 from search.cluster.messages import Assignment
 from search.cluster.worker import run_trial
@@ -121,6 +122,18 @@ def start_as_two(folder: Path) -> None:
         file.write(own)
     if (folder / "first").read_text() != own:
         _wait_for((folder / "go").exists)
+
+
+def die_when_reused_once(folder: Path) -> None:
+    """Have the first process die that is given another trial, before it begins with that."""
+    reset: Any = FunctionTrainable.reset_config
+
+    def die(*given: Any) -> object:
+        if _once(folder / "died"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return reset(*given)
+
+    FunctionTrainable.reset_config = die  # type: ignore[method-assign]
 
 
 def _wait_for(event: Callable[[], bool]) -> None:
