@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 from sqlalchemy import make_url
 from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 
-from results.stored_trials import stored_trials
+from results.stored_trials import stored_trials, uncollected
 
 RETRY_S = (0.1, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
 """Waits between the tries of one call: half a minute, in which a server can restart."""
@@ -73,7 +73,8 @@ class Storage(optuna.storages.RDBStorage):
         def read() -> list[optuna.trial.FrozenTrial]:
             session = self.scoped_session()
             try:
-                return stored_trials(session, *which, **named)
+                with uncollected():
+                    return stored_trials(session, *which, **named)
             finally:
                 session.close()
 

@@ -2,13 +2,15 @@
 
 from typing import Any
 
+import numpy as np
 import optuna
 import pandas as pd
 from upath import UPath
 
 from results.database import Storage, is_missing
 from results.record import RunError, SearchRecord, password_hint, study_url
-from results.trial import Trial, TrialState, from_optuna
+from results.stored_trials import uncollected
+from results.trial import USAGE, Trial, from_optuna
 from trainable.config import TrialConfig
 from trainable.errors import reason_of
 from trainable.novelty.metrics import MAIN, METRICS
@@ -20,6 +22,7 @@ INTERVALS = tuple(f"interval.{name}.{end}" for name in MAIN for end in ("low", "
 """Ends of the main rates' 95% intervals; trials of before version 0.2 have none."""
 RATES_OF_PARTS = tuple(f"{part}.{name}" for part in ("part_a", "part_b") for name in MAIN)
 """The main rates of either part of the validation images, since protocol 2."""
+_TAKEN = ("images_per_s", "peak_bytes", "host_peak_bytes", "gpu_utilisation", "gpu_hours")
 
 
 def read_trials(folder: UPath, record: SearchRecord) -> list[Trial]:
@@ -64,18 +67,40 @@ def trials_frame(folder: UPath, record: SearchRecord) -> pd.DataFrame:
         RunError: The study cannot be read.
         SchemaError: A later version wrote it.
     """
-    return frame_of(read_trials(folder, record))
+    with uncollected():
+        return frame_of(read_trials(folder, record))
 
 
 def frame_of(trials: list[Trial]) -> pd.DataFrame:
     """Return the table that `trials_frame` describes."""
-    rows = [_row(trial) for trial in trials]
-    columns = _row(Trial(number=0, config=None, state=TrialState.RUNNING, is_baseline=False))
-    # A column without any value would be of objects, and its nulls no NaN.
-    taken = ("images_per_s", "peak_bytes", "host_peak_bytes", "gpu_utilisation", "gpu_hours")
-    floats = dict.fromkeys((*METRICS, *INTERVALS, *RATES_OF_PARTS, "train_loss", *taken), float)
-    numbers = dict.fromkeys(("repeat_of", "retry_of"), "Int64")
-    return pd.DataFrame(rows, columns=[*columns]).astype({**numbers, **floats})
+    configs = [trial.config.to_dict() if trial.config else {} for trial in trials]
+    metrics = [trial.metrics for trial in trials]
+    usage = [trial.usage for trial in trials]
+
+    def measured(name: str) -> Any:
+        # Without a value it would be of objects, and its nulls no NaN.
+        return np.array([each.get(name) for each in metrics], dtype=float)
+
+    columns: dict[str, Any] = {
+        "number": [trial.number for trial in trials],
+        "state": [trial.state.value for trial in trials],
+        "reason": [trial.reason for trial in trials],
+        "baseline": [trial.is_baseline for trial in trials],
+        "repeat_of": pd.array([trial.repeat_of for trial in trials], dtype="Int64"),
+        "retry_of": pd.array([trial.retry_of for trial in trials], dtype="Int64"),
+        "epochs_trained": [len(trial.epochs) for trial in trials],
+        **{name: [each[name] for each in usage] for name in USAGE},
+        "config": [trial.config for trial in trials],
+        **{key: [each.get(key) for each in configs] for key in CONFIG_KEYS},
+        "best_epoch": [trial.best.number if trial.best else None for trial in trials],
+        **{name: measured(name) for name in (*METRICS, *INTERVALS, *RATES_OF_PARTS)},
+        "novel_images_used": [each.get("novel_images_used") for each in metrics],
+        "train_loss": measured("train_loss"),
+        "used_tau_super": [each.get("tau_super") for each in metrics],
+        "used_tau_sub": [each.get("tau_sub") for each in metrics],
+    }
+    columns |= {name: np.array(columns[name], dtype=float) for name in _TAKEN}
+    return pd.DataFrame(columns)
 
 
 def searched(trials: pd.DataFrame) -> pd.DataFrame:
@@ -86,25 +111,3 @@ def searched(trials: pd.DataFrame) -> pd.DataFrame:
 def ran_again(trials: pd.DataFrame) -> "pd.Series[bool]":
     """Return which rows are failed trials that ran again: history beside the trials asked for."""
     return trials["number"].isin(trials["retry_of"].dropna())
-
-
-def _row(trial: Trial) -> dict[str, Any]:
-    config = trial.config.to_dict() if trial.config else {}
-    metrics = trial.metrics
-    return {
-        "number": trial.number,
-        "state": trial.state.value,
-        "reason": trial.reason,
-        "baseline": trial.is_baseline,
-        "repeat_of": trial.repeat_of,
-        "retry_of": trial.retry_of,
-        "epochs_trained": len(trial.epochs),
-        **trial.usage,
-        "config": trial.config,
-        **{key: config.get(key) for key in CONFIG_KEYS},
-        "best_epoch": trial.best.number if trial.best else None,
-        **{name: metrics.get(name) for name in (*METRICS, *INTERVALS, *RATES_OF_PARTS)},
-        **{name: metrics.get(name) for name in ("novel_images_used", "train_loss")},
-        "used_tau_super": metrics.get("tau_super"),
-        "used_tau_sub": metrics.get("tau_sub"),
-    }

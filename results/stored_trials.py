@@ -1,9 +1,11 @@
 """Trials as Optuna's database has them, read table by table: an object for each row is slow."""
 
 import functools
+import gc
 import json
 from collections import defaultdict
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,6 +14,8 @@ from optuna.distributions import BaseDistribution, json_to_distribution
 from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.orm import Session
+
+from results.record import RunError
 
 _TRIALS = models.TrialModel.__table__
 
@@ -45,7 +49,7 @@ def stored_trials(
         query = sa.select(table.c.trial_id, *(table.c[name] for name in names))
         query = query.join(_TRIALS, _TRIALS.c.trial_id == table.c.trial_id).where(is_asked)
         found: dict[int, list[Any]] = defaultdict(list)
-        for trial_id, *values in session.execute(query.order_by(*table.primary_key)):
+        for trial_id, *values in session.execute(query.order_by(*table.primary_key)).all():
             found[trial_id].append(values)
         return found
 
@@ -75,13 +79,60 @@ def stored_trials(
                 datetime_complete=_local(complete),
                 params={name: each.to_external_repr(v) for name, (each, v) in drawn.items()},
                 distributions={name: each for name, (each, _) in drawn.items()},
-                user_attrs={key: json.loads(text) for key, text in user[trial_id]},
+                user_attrs=_Attributes(number, user[trial_id]),  # type: ignore[arg-type]
                 system_attrs={key: json.loads(text) for key, text in system[trial_id]},
                 intermediate_values={step: to_step(*stored) for step, *stored in steps[trial_id]},
                 trial_id=trial_id,
             )
         )
     return made
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Have no garbage collected within: it would look at all that is read, again and again."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+class _Attributes(Mapping[str, Any]):
+    """A trial's attributes, each decoded when it is asked for: of a finished trial's epochs, which
+    are nearly all of what is stored, few ever are.
+
+    Raises:
+        RunError: When one is asked for that is no JSON.
+    """
+
+    def __init__(self, number: int, rows: Iterable[Iterable[str]]) -> None:
+        self._number = number
+        self._texts: dict[str, str] = dict(rows)  # type: ignore[arg-type]
+
+    def __getitem__(self, key: str) -> Any:
+        text = self._texts[key]
+        try:
+            return json.loads(text)
+        except ValueError as error:
+            raise RunError(
+                f"attribute {key} of trial {self._number} in the study is damaged ({error}): take "
+                "the study from a copy"
+            ) from error
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._texts
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._texts)
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
 
 
 _OF_A_TRIAL = ("trial_id", "number", "state", "datetime_start", "datetime_complete")

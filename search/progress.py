@@ -79,7 +79,7 @@ class Progress:
     def known(self, trial: Trial) -> None:
         """Take note of a trial of an earlier run of the search."""
         with self._lock:
-            took_s = sum(_seconds(epoch) for epoch in trial.epochs)
+            took_s = trial.taken["passed_s"] or 0.0
             if trial.is_finished:
                 self._trials[trial.number] = trial
                 self._took_s[trial.number] = took_s
@@ -176,7 +176,7 @@ class Progress:
 
     def _pace(self) -> list[str]:
         """Return images per second, the time that passed and the time that is left."""
-        busy_s = sum(map(_seconds, self._latest))
+        busy_s = sum(each.passed_s for each in self._latest)
         images = sum((e.images_per_s or 0) * (e.seconds or 0) for e in self._latest)
         speed = [f"{images / busy_s * len(self._running):,.0f} images/s"] if busy_s else []
         left_s = self._seconds_left()
@@ -305,8 +305,3 @@ class Progress:
             return "-"
         value = best_epoch(trial.epochs, self._metric).metrics.get(self._metric)
         return "-" if value is None else f"{value:.3f}"
-
-
-def _seconds(epoch: Epoch) -> float:
-    """Return what an epoch took, its evaluation included where that was measured."""
-    return epoch.elapsed_s or epoch.seconds or 0.0

@@ -248,15 +248,18 @@ class TrialConfig:
         def __init__(self, **values: Any) -> None: ...
 
     def __post_init__(self) -> None:
-        for name, (about, hint) in _KEYS.items():
-            value = as_type(name, getattr(self, name), hint)
+        given = vars(self)
+        for name, (about, hint, default) in _KEYS.items():
+            value = given[name]
+            if type(value) is type(default) and value == default:
+                continue  # most are: thousands of trials are read at once
+            value = as_type(name, value, hint)
             object.__setattr__(self, name, value)
             if value is not None:
                 about.check(name, value)
         for task in TASKS:
-            for name in BRANCH_KEYS:
-                given = getattr(self, f"{task}_{name}")
-                if self.architecture != "two_models" and given is not None:
+            for name in BRANCH_KEYS if self.architecture != "two_models" else ():
+                if given[f"{task}_{name}"] is not None:
                     raise ConfigError(
                         f"`{task}_{name}` needs architecture 'two_models', but architecture is "
                         f"{self.architecture!r}: drop it, or set `{name}` for the shared branch"
@@ -383,11 +386,12 @@ DECISION_KEYS = (
 """What is decided when all is trained."""
 BRANCH_KEYS = keys_of_scope(TrialConfig, "branch")
 HEAD_KEYS = keys_of_scope(TrialConfig, "head")
-_KEYS: dict[str, tuple[Key, Any]] = {
-    each.name: (key_of(TrialConfig, each.name), typing.get_type_hints(TrialConfig)[each.name])
+_HINTS = typing.get_type_hints(TrialConfig)
+_KEYS: dict[str, tuple[Key, Any, Any]] = {
+    each.name: (key_of(TrialConfig, each.name), _HINTS[each.name], each.default)
     for each in fields(TrialConfig)
 }
-"""What stands at each key, and its type."""
+"""What stands at each key, its type, and what it is unless it is given."""
 
 
 def parse_settings(settings: list[str]) -> dict[str, Any]:

@@ -41,6 +41,11 @@ class Epoch:
     gpus: float | None = None
     """Share of a GPU that it had; null: on none, or an earlier version."""
 
+    @property
+    def passed_s(self) -> float:
+        """How long it took as far as that is known, its evaluation included."""
+        return self.elapsed_s or self.seconds or 0.0
+
     @classmethod
     def of(cls, stored: Mapping[str, Any]) -> Self:
         """Return the epoch that `to_dict` gave, or that an earlier version stored."""

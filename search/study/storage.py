@@ -100,11 +100,16 @@ def with_distributions(
     """
     trials = study.get_trials(deepcopy=False)
     schema = schema_of(study.user_attrs, f"the study {study.study_name}")
-    if schema == SCHEMA and all(
-        _is_compatible(trial.distributions[name], distribution)
+    # Trials share what they were drawn from, so that there are few of them to look at.
+    drawn_from = {
+        (name, id(old)): (name, old)
         for trial in trials
-        for name, distribution in distributions.items()
-        if name in trial.distributions
+        for name, old in trial.distributions.items()
+    }
+    if schema == SCHEMA and all(
+        _is_compatible(old, distributions[name])
+        for name, old in drawn_from.values()
+        if name in distributions
     ):
         return _named(study, metrics)
     storage = storage_of(study)

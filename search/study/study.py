@@ -11,6 +11,7 @@ from optuna.study import StudyDirection
 
 from results.database import patiently
 from results.record import Repeat, Retry
+from results.stored_trials import uncollected
 from results.trial import Trial, TrialState, from_optuna, to_attributes
 from search.internals import ask, ask_again, at_once, live, stored
 from search.space.file import SpaceError
@@ -70,12 +71,12 @@ class Study:
                 self._hidden.add(number)
         self._live: dict[int, optuna.Trial] = {}
         schema = schema_of(study.user_attrs, f"the study {study.study_name}")
-        frozen = self._read()
-        self.trials: dict[int, Trial] = {
-            each.number: from_optuna(each, schema)
-            for each in frozen
-            if "config" in each.user_attrs or each.state == optuna.trial.TrialState.FAIL
-        }
+        with uncollected():
+            self.trials: dict[int, Trial] = {
+                each.number: from_optuna(each, schema)
+                for each in self._read()
+                if "config" in each.user_attrs or each.state == optuna.trial.TrialState.FAIL
+            }
         self._to_resume = [*self._unfinished]
 
     def _read(self) -> list[optuna.trial.FrozenTrial]:

@@ -1,18 +1,21 @@
 """A search on disk becomes a table: one row per trial."""
 
+import sqlite3
 from pathlib import Path
 
 import optuna
 import pytest
 from upath import UPath
 
-from results.history import trials_frame
+from results.history import read_trials, trials_frame
 from results.record import (
     RunError,
     study_url,
 )
+from results.trial import Trial, TrialState, to_attributes
 from tests.made_searches import record
 from trainable.config import TrialConfig
+from trainable.epoch import Epoch
 from trainable.novelty.metrics import METRICS
 from trainable.parts import HEADS
 from trainable.schema import SCHEMA, SchemaError
@@ -64,6 +67,35 @@ def test_a_search_without_parts_leaves_none_of_an_earlier_one_registered(tmp_pat
         assert "mine" not in HEADS
     finally:
         UserParts().use()
+
+
+def test_damaged_attribute_is_named_when_it_is_asked_for(tmp_path: Path) -> None:
+    study = optuna.create_study(storage=study_url(UPath(tmp_path), record()), study_name="asked")
+    study.set_user_attr("schema", SCHEMA)
+    epochs = (Epoch(number=1, metrics={"score": 0.5}, seconds=2.0),)
+    trial = Trial(
+        number=0, config=TrialConfig(), state=TrialState.PRUNED, is_baseline=False, epochs=epochs
+    )
+    told = optuna.trial.create_trial(
+        state=optuna.trial.TrialState.PRUNED, user_attrs=to_attributes(trial)
+    )
+    study.add_trial(told)
+
+    def damage(key: str) -> None:
+        with sqlite3.connect(tmp_path / "study.db") as database:
+            database.execute(
+                "UPDATE trial_user_attributes SET value_json = '{\"torn' WHERE key = ?", (key,)
+            )
+
+    damage("epoch_00001")  # which the table does not need
+    assert [*trials_frame(UPath(tmp_path), record())["epochs_trained"]] == [1]
+    (read,) = read_trials(UPath(tmp_path), record())
+    assert read.taken["passed_s"] == 2.0
+    with pytest.raises(RunError, match=r"attribute epoch_00001 of trial 0 .* is damaged"):
+        list(read.epochs)
+    damage("config")
+    with pytest.raises(RunError, match=r"attribute config of trial 0 .* take the study from"):
+        trials_frame(UPath(tmp_path), record())
 
 
 def test_study_that_cannot_be_read_is_named(tmp_path: Path) -> None:

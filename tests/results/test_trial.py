@@ -58,7 +58,9 @@ def trials(draw: st.DrawFn) -> Trial:
 @settings(deadline=None)
 @given(trials())
 def test_trial_comes_back_as_it_was_stored(trial: Trial) -> None:
-    assert from_optuna(stored(trial), SCHEMA) == trial
+    again = from_optuna(stored(trial), SCHEMA)
+    assert again == trial
+    assert again.usage == trial.usage
 
 
 def test_states_are_optunas() -> None:
