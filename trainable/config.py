@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from trainable.errors import ConfigError, nearest
 from trainable.keys import TASKS as TASKS
-from trainable.keys import Key, as_type, key, key_of, keys_of_scope, with_overrides
+from trainable.keys import Key, as_type, key, key_of, keys_of_scope, types_of, with_overrides
 from trainable.keys import Task as Task
 from trainable.parts import AUGMENTS, HEADS, LOSSES, SCORES, needs_borrowed
 
@@ -249,11 +249,11 @@ class TrialConfig:
 
     def __post_init__(self) -> None:
         given = vars(self)
-        for name, (about, hint, default) in _KEYS.items():
+        for name, (about, types, default) in _KEYS.items():
             value = given[name]
             if type(value) is type(default) and value == default:
                 continue  # most are: thousands of trials are read at once
-            value = as_type(name, value, hint)
+            value = as_type(name, value, types)
             object.__setattr__(self, name, value)
             if value is not None:
                 about.check(name, value)
@@ -314,7 +314,10 @@ class TrialConfig:
         for name in values:
             if name not in _KEYS:
                 raise ConfigError(f"unknown key {name!r}{nearest(str(name), _KEYS)}")
-        return cls(**values)
+        made = object.__new__(cls)
+        vars(made).update({**_DEFAULTS, **values})  # a frozen class sets each by a call of its own
+        made.__post_init__()
+        return made
 
     def to_dict(self) -> dict[str, Any]:
         """Return every key and value, ready for JSON."""
@@ -387,11 +390,12 @@ DECISION_KEYS = (
 BRANCH_KEYS = keys_of_scope(TrialConfig, "branch")
 HEAD_KEYS = keys_of_scope(TrialConfig, "head")
 _HINTS = typing.get_type_hints(TrialConfig)
-_KEYS: dict[str, tuple[Key, Any, Any]] = {
-    each.name: (key_of(TrialConfig, each.name), _HINTS[each.name], each.default)
+_KEYS: dict[str, tuple[Key, tuple[type, ...], Any]] = {
+    each.name: (key_of(TrialConfig, each.name), types_of(_HINTS[each.name]), each.default)
     for each in fields(TrialConfig)
 }
-"""What stands at each key, its type, and what it is unless it is given."""
+"""What stands at each key, its types, and what it is unless it is given."""
+_DEFAULTS = {name: default for name, (_, _, default) in _KEYS.items()}
 
 
 def parse_settings(settings: list[str]) -> dict[str, Any]:

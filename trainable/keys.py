@@ -89,9 +89,15 @@ def keys_of_scope(cls: type, scope: str) -> tuple[str, ...]:
     )
 
 
-def as_type(name: str, value: Any, hint: Any) -> Any:
-    """Return `value` as the field's type; an int serves as a float, nothing else is converted."""
-    allowed = typing.get_args(hint) or (hint,)
+def types_of(hint: Any) -> tuple[type, ...]:
+    """Return what a field may be by its type hint."""
+    return typing.get_args(hint) or (hint,)
+
+
+def as_type(name: str, value: Any, allowed: tuple[type, ...]) -> Any:
+    """Return `value` as a type of the field's; an int serves as a float, nothing else is
+    converted.
+    """
     if float in allowed and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if type(value) not in allowed:

@@ -443,7 +443,9 @@ def configs(draw: st.DrawFn) -> TrialConfig:
 @settings(deadline=None, max_examples=50)
 def test_dict_and_json_give_the_same_config_back(config: TrialConfig) -> None:
     values = config.to_dict()
-    assert TrialConfig.from_dict(values) == config
+    again = TrialConfig.from_dict(dict(reversed(values.items())))
+    assert again == config
+    assert [*again.to_dict()] == [*values]
     assert TrialConfig.from_dict(json.loads(json.dumps(values))) == config
 
 
