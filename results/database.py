@@ -80,6 +80,13 @@ class Storage(optuna.storages.RDBStorage):
 
         return patiently(read)
 
+    def all_trials(
+        self, study_id: int, *, only_attributes: bool = False
+    ) -> list[optuna.trial.FrozenTrial]:
+        """Return a study's trials by number; without parameters and values if attributes do."""
+        trials = self._get_trials(study_id, None, (), -1, only_attributes=only_attributes)
+        return sorted(trials, key=lambda trial: trial.number)
+
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Any = None) -> bool:
         """Set the state; a try whose answer was lost may have done it."""
         is_again = False

@@ -27,13 +27,18 @@ _TAKEN = ("images_per_s", "peak_bytes", "host_peak_bytes", "gpu_utilisation", "g
 
 def read_trials(folder: UPath, record: SearchRecord) -> list[Trial]:
     """Return the trials of a search, by number; raises what `read_study` does."""
-    return read_study(folder, record)[0]
+    return read_study(folder, record, only_attributes=True)[0]
 
 
 def read_study(
-    folder: UPath, record: SearchRecord
+    folder: UPath, record: SearchRecord, *, only_attributes: bool = False
 ) -> tuple[list[Trial], list[optuna.trial.FrozenTrial]]:
     """Return the trials of a search, by number, and as Optuna holds them, with their times.
+
+    Args:
+        folder: The search's.
+        record: What was asked of it.
+        only_attributes: Whether Optuna's may lack their parameters and values.
 
     Raises:
         RunError: The study cannot be read.
@@ -43,8 +48,10 @@ def read_study(
     if is_missing(url):
         raise RunError(f"the study {url} cannot be read: there is no such file")
     try:
-        study = optuna.load_study(study_name=record.study_name, storage=Storage(url))
-        attributes, trials = study.user_attrs, study.get_trials(deepcopy=False)
+        storage = Storage(url)
+        study = storage.get_study_id_from_name(record.study_name)
+        attributes = storage.get_study_user_attrs(study)
+        trials = storage.all_trials(study, only_attributes=only_attributes)
     except Exception as error:  # storage drivers raise their own types
         raise RunError(
             f"the study {url} cannot be read: {reason_of(error)}{password_hint(url)}"
@@ -76,10 +83,10 @@ def frame_of(trials: list[Trial]) -> pd.DataFrame:
     configs = [trial.config.to_dict() if trial.config else {} for trial in trials]
     metrics = [trial.metrics for trial in trials]
     usage = [trial.usage for trial in trials]
-
-    def measured(name: str) -> Any:
-        # Without a value it would be of objects, and its nulls no NaN.
-        return np.array([each.get(name) for each in metrics], dtype=float)
+    rates = (*METRICS, *INTERVALS, *RATES_OF_PARTS)
+    # Without a value a column would be of objects, and its nulls no NaN.
+    measured = np.array([[*map(each.get, rates)] for each in metrics], dtype=float)
+    measured = measured.reshape(len(trials), len(rates))  # of no trial, too
 
     columns: dict[str, Any] = {
         "number": [trial.number for trial in trials],
@@ -93,14 +100,17 @@ def frame_of(trials: list[Trial]) -> pd.DataFrame:
         "config": [trial.config for trial in trials],
         **{key: [each.get(key) for each in configs] for key in CONFIG_KEYS},
         "best_epoch": [trial.best.number if trial.best else None for trial in trials],
-        **{name: measured(name) for name in (*METRICS, *INTERVALS, *RATES_OF_PARTS)},
+        **dict(zip(rates, measured.T, strict=True)),
         "novel_images_used": [each.get("novel_images_used") for each in metrics],
-        "train_loss": measured("train_loss"),
+        "train_loss": np.array([each.get("train_loss") for each in metrics], dtype=float),
         "used_tau_super": [each.get("tau_super") for each in metrics],
         "used_tau_sub": [each.get("tau_sub") for each in metrics],
     }
     columns |= {name: np.array(columns[name], dtype=float) for name in _TAKEN}
-    return pd.DataFrame(columns)
+    frame = pd.DataFrame(columns)
+    # pandas takes a list without values for numbers.
+    lists = [name for name, column in columns.items() if isinstance(column, list)]
+    return frame if trials else frame.astype(dict.fromkeys(lists, object))
 
 
 def searched(trials: pd.DataFrame) -> pd.DataFrame:

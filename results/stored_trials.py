@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from operator import itemgetter
 from typing import Any
 
 import sqlalchemy as sa
@@ -26,8 +27,14 @@ def stored_trials(
     states: Container[TrialState] | None,
     included_trial_ids: Iterable[int],
     trial_id_greater_than: int,
+    *,
+    only_attributes: bool = False,
 ) -> list[FrozenTrial]:
-    """Return what Optuna's own `_get_trials` does, with these arguments."""
+    """Return what Optuna's own `_get_trials` does, with these arguments.
+
+    With the user's attributes alone, without parameters and values, it takes two thirds of the
+    time.
+    """
     is_asked = _TRIALS.c.study_id == study_id
     if states is not None:
         is_asked &= _TRIALS.c.state.in_([state for state in TrialState if state in states])
@@ -44,12 +51,16 @@ def stored_trials(
         return []
 
     def rows(model: Any, *names: str) -> dict[int, list[Any]]:
-        """Return the rows of a table by trial, as they were written."""
-        table = model.__table__
-        query = sa.select(table.c.trial_id, *(table.c[name] for name in names))
-        query = query.join(_TRIALS, _TRIALS.c.trial_id == table.c.trial_id).where(is_asked)
+        """Return the rows of a table by trial, as they were written, if they are asked for."""
         found: dict[int, list[Any]] = defaultdict(list)
-        for trial_id, *values in session.execute(query.order_by(*table.primary_key)).all():
+        if only_attributes and model is not models.TrialUserAttributeModel:
+            return found
+        table = model.__table__
+        (key,) = table.primary_key
+        query = sa.select(key, table.c.trial_id, *(table.c[name] for name in names))
+        query = query.join(_TRIALS, _TRIALS.c.trial_id == table.c.trial_id).where(is_asked)
+        # Sorted here: a database sorts the long texts along.
+        for _, trial_id, *values in sorted(session.execute(query).all(), key=itemgetter(0)):
             found[trial_id].append(values)
         return found
 
@@ -109,7 +120,7 @@ class _Attributes(Mapping[str, Any]):
     """
 
     def __init__(self, number: int, rows: Iterable[Iterable[str]]) -> None:
-        self._number = number
+        self._trial = number
         self._texts: dict[str, str] = dict(rows)  # type: ignore[arg-type]
 
     def __getitem__(self, key: str) -> Any:
@@ -118,9 +129,13 @@ class _Attributes(Mapping[str, Any]):
             return json.loads(text)
         except ValueError as error:
             raise RunError(
-                f"attribute {key} of trial {self._number} in the study is damaged ({error}): take "
+                f"attribute {key} of trial {self._trial} in the study is damaged ({error}): take "
                 "the study from a copy"
             ) from error
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return a value, or the default, without an exception on the way."""
+        return self[key] if key in self._texts else default
 
     def __contains__(self, key: object) -> bool:
         return key in self._texts

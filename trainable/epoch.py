@@ -50,8 +50,9 @@ class Epoch:
     def of(cls, stored: Mapping[str, Any]) -> Self:
         """Return the epoch that `to_dict` gave, or that an earlier version stored."""
         kept = {key: stored.get(name) for key, name in _BOOKKEEPING.items()}
-        aside = {_NUMBER, *_BOOKKEEPING.values()}
-        metrics = {name: value for name, value in stored.items() if name not in aside}
+        metrics = dict(stored)
+        for name in (_NUMBER, *_BOOKKEEPING.values()):
+            metrics.pop(name, None)
         return cls(number=int(stored[_NUMBER]), metrics=metrics, **kept)
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """A database that is away is waited for, and no longer than said."""
 
+import copy
 import math
+import pickle
 import socket
 from pathlib import Path
 from typing import Any
@@ -68,5 +70,23 @@ def test_trials_read_by_table_are_those_that_optuna_reads(tmp_path: Path) -> Non
             found = storage._get_trials(*asked)
             assert repr(found) == repr(expected), "repr: nan is not nan"
             assert [[*trial.params] for trial in found] == [[*trial.params] for trial in expected]
+        whole = storage.all_trials(study_id)
+        for each in whole:
+            each.params, each.distributions, each.system_attrs = {}, {}, {}
+            each.values, each.intermediate_values = None, {}
+        assert repr(storage.all_trials(study_id, only_attributes=True)) == repr(whole)
     assert len(storage._get_trials(2, None, set(), -1)) == 9
     assert storage._get_trials(99, None, set(), -1) == []
+
+
+def test_attributes_that_are_decoded_late_are_those_that_were_written(tmp_path: Path) -> None:
+    storage = Storage(f"sqlite:///{tmp_path / 'study.db'}")
+    trial = optuna.create_study(storage=storage).ask()
+    written = {"config": {"lr": [0.1, None]}, "host": "node", "reruns": 0}
+    for key, value in written.items():
+        trial.set_user_attr(key, value)
+    (read,) = storage.all_trials(1)
+    for each in (read, copy.copy(read), copy.deepcopy(read), pickle.loads(pickle.dumps(read))):
+        assert (each.user_attrs, each) == (written, storage.get_trial(read._trial_id))
+        assert {**each.user_attrs} == written
+        assert (each.user_attrs.get("none", 1), "none" in each.user_attrs) == (1, False)

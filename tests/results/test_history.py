@@ -7,7 +7,7 @@ import optuna
 import pytest
 from upath import UPath
 
-from results.history import read_trials, trials_frame
+from results.history import frame_of, read_trials, trials_frame
 from results.record import (
     RunError,
     study_url,
@@ -53,6 +53,16 @@ def test_rows_show_state_config_and_metrics_of_every_trial(tmp_path: Path) -> No
     assert (first["best_epoch"], first["used_tau_super"], first["used_tau_sub"]) == (2, 0.9, 0.1)
     assert all(first[name] == 0.25 for name in METRICS)
     assert trials.iloc[2]["config"] is None
+
+
+def test_table_without_rows_has_the_columns_of_one_with_rows() -> None:
+    trial = Trial(number=0, config=TrialConfig(), state=TrialState.RUNNING, is_baseline=False)
+    empty, other = frame_of([]), frame_of([trial])
+    assert [*empty] == [*other]
+    for name in ("state", "config", "architecture", "host"):
+        assert empty[name].dtype == object, name
+    for name in ("score", "train_loss", "gpu_hours", "repeat_of"):
+        assert empty[name].dtype == other[name].dtype, name
 
 
 def test_a_search_without_parts_leaves_none_of_an_earlier_one_registered(tmp_path: Path) -> None:
