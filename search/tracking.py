@@ -4,6 +4,7 @@ import contextlib
 import getpass
 import json
 import logging
+import math
 import os
 import subprocess
 import threading
@@ -30,6 +31,7 @@ from results.history import INTERVALS
 from results.mlflow_store import connect, experiment_id, explained, local_copies, runs_page
 from results.naming import acting_together
 from results.record import EXPERIMENT, KEEP_MODELS, SearchRecord, trial_folder
+from results.terminal import counted, duration
 from results.trial import Trial, TrialState
 from search.metric_names import CHOSEN, grouped
 from search.standing import DESCRIPTION, Standing
@@ -45,6 +47,9 @@ CLOSE_S = 60.0
 """How long the end of a search waits for what is not sent yet."""
 HURRY_S = 5.0
 """The same where someone waits for that end."""
+BEHIND_S = 60.0
+"""A change that waited as long to be sent is worth a line; the next is, when one waited twice as
+long as was said."""
 _MODEL_FOLDER = "best"
 """Of a trial's artifacts: the model of its best epoch."""
 _MAX_METRICS = 1000
@@ -153,6 +158,9 @@ class Tracker:
         self._uri = uri
         self._info, self._note = info, note
         self._pending: dict[int, Trial] = {}
+        self._since_s: dict[int, float] = {}
+        """When what is pending of a trial began to wait."""
+        self._worth_telling_s = BEHIND_S
         self._end: _End | None = None
         self._run_ids: dict[int, str] = {}
         self._sent_epochs: dict[int, set[int]] = {}
@@ -223,6 +231,7 @@ class Tracker:
             if trial.number in self._ended:
                 return
             self._pending[trial.number] = trial
+            self._since_s.setdefault(trial.number, time.monotonic())
             self._changed.notify()
 
     def close(
@@ -276,7 +285,12 @@ class Tracker:
                     return
                 # One that is refused again and again must not hold up the others.
                 number = min(self._pending, key=self._order, default=None)
+                behind = self._how_far_behind()
                 trial = None if number is None else self._pending.pop(number)
+                if number is not None:
+                    del self._since_s[number]
+            if behind:
+                self._note(behind)
             try:
                 if trial is not None:
                     self._send(trial)
@@ -304,10 +318,24 @@ class Tracker:
         """Keep what could not be sent, unless something newer is waiting."""
         with self._changed:
             self._pending.setdefault(trial.number, trial)
+            self._since_s.setdefault(trial.number, time.monotonic())
             self._tries[trial.number] = self._tries.get(trial.number, 0) + 1
         # Whether the failed call arrived is unknown: ask before sending again.
         self._sent_epochs.pop(trial.number, None)
         self._run_ids.pop(trial.number, None)
+
+    def _how_far_behind(self) -> str:
+        """Return what is to be said of how far the server, which answers, is behind the search."""
+        behind_s = time.monotonic() - min(self._since_s.values(), default=math.inf)
+        if behind_s < BEHIND_S:
+            self._worth_telling_s = BEHIND_S
+        if behind_s < self._worth_telling_s or self._tries:
+            return ""
+        self._worth_telling_s = 2 * behind_s
+        return (
+            f"MLflow is {duration(behind_s)} behind, with {counted(len(self._pending), 'trial')} "
+            "to send; the search does not wait for it"
+        )
 
     def _tell_failure(self, error: Exception) -> None:
         line = reason_of(error)

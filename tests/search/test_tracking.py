@@ -11,6 +11,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlflow
@@ -163,6 +164,12 @@ class Shown:
 # --- A file --------------------------------------------------------------------------------------
 
 
+@pytest.fixture(autouse=True)
+def is_never_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However busy the machine is: what a test expects to be said is about what it does."""
+    monkeypatch.setattr(tracking, "BEHIND_S", float("inf"))
+
+
 @pytest.fixture(scope="module")
 def database(tmp_path_factory: pytest.TempPathFactory, make_mlflow: Callable[[Path], Path]) -> Path:
     """A folder with an MLflow database, shared: the searches in it have ids of their own."""
@@ -199,6 +206,25 @@ def opened(uri: str, search_id: str, tmp_path: Path) -> Opener:
         return tracker
 
     return opened
+
+
+def test_tracker_that_falls_behind_says_by_how_much(
+    uri: str, search_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = 0.0
+    clock = SimpleNamespace(monotonic=lambda: now_s, time=time.time, sleep=time.sleep)
+    monkeypatch.setattr(tracking, "time", clock)
+    monkeypatch.setattr(tracking, "BEHIND_S", 600.0)
+    notes = Notes()
+    tracker = Tracker(uri, info_of(tmp_path, search_id), notes)
+    for number in range(3):
+        tracker.update(trial(number))
+    now_s = 720.0
+    tracker.start(DATA, [])
+    assert tracker.close("FINISHED", [], within_s=DEADLINE_S)
+    assert notes == [
+        "MLflow is 12 min behind, with 3 trials to send; the search does not wait for it"
+    ], "once, and not of each that waited as long"
 
 
 def test_complete_trial_is_shown_with_its_epochs_and_its_best(
