@@ -30,6 +30,7 @@ from trainable.classifier import Classifier
 from trainable.data.dataset import image_blocks
 from trainable.data.pixels import check_whole
 from trainable.errors import DataError, Parser, UserError, typed
+from trainable.memory import keep_freed_memory
 from trainable.novelty.intervals import interval_of
 from trainable.novelty.metrics import MAIN, METRICS
 from trainable.novelty.rule import Response, joined
@@ -54,6 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     add_skip_broken(parser.add_argument, "skipped.csv")
     parser.add_argument("--json", action="store_true", help="end with all figures as one line")
     args = parser.parse_args(argv)
+    keep_freed_memory()
     console = plain_console()
     try:
         out = args.out or _beside(args.model, args.storage)

@@ -25,6 +25,7 @@ from trainable.classifier import INFO_FILE, Classifier
 from trainable.data.dataset import image_blocks
 from trainable.data.pixels import check_whole
 from trainable.errors import DataError, Parser, UserError, reason_of, typed
+from trainable.memory import keep_freed_memory
 
 COLUMNS = ["image", "superclass_index", "subclass_index"]
 REMEDY = "replace or remove each, or pass --skip-broken"
@@ -43,6 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     add_skip_broken(parser.add_argument, "FILE.skipped.csv")
     args = parser.parse_args(argv)
+    keep_freed_memory()
     try:
         if args.out.is_dir():
             raise DataError(f"--out {args.out}: this is a folder, a file name is needed")
