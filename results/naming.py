@@ -37,7 +37,7 @@ def acting(config: TrialConfig, apart: Collection[str] = _BY_TASK) -> dict[str, 
         values |= of_task if key in apart else {key: config.of("super", key)}
     for key in {"alpha", "temperature"} - {*config.keys_of_loss()}:
         values.pop(key)
-    if not config.of("sub", "novel_images"):
+    if not config.of("sub", "novel_images") and not config.near_novel:
         values.pop("outlier_exposure")
     return {key: value for key, value in values.items() if value is not None}
 

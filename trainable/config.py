@@ -111,7 +111,9 @@ class TrialConfig:
     batch_size: int = key(64, "Images per optimizer step.", limits=(2, 65536))
     epochs: int = key(
         15,
-        "Passes over the training pool; 0 evaluates the untrained heads.",
+        """Passes over the training pool; 0 evaluates the untrained heads. A branch with fewer than
+        the trial stays as it is after them, on a schedule of its own.""",
+        scope="branch",
         limits=(0, 99_999),
     )
     optimizer: str = key("adam", "What takes the steps.", choices=lambda: OPTIMIZERS)
@@ -138,6 +140,13 @@ class TrialConfig:
         0.0,
         """Weight of a uniform target over the known subclasses for borrowed images, in place of the
         novel class (Hendrycks, Mazeika and Dietterich, ICLR 2019); 0: the novel class.""",
+        limits=(0.0, 10.0),
+    )
+    near_novel: float = key(
+        0.0,
+        """Weight of blends of two images of one superclass but two subclasses, which the subclass
+        head learns to call novel, or what outlier_exposure says (a branch with a frozen part blends
+        its features); 0: off.""",
         limits=(0.0, 10.0),
     )
     ema: float = key(
@@ -265,7 +274,18 @@ class TrialConfig:
                         f"{self.architecture!r}: drop it, or set `{name}` for the shared branch"
                     )
             self._check_decision(task)
+        self._check_epochs()
         self._check_loss()
+
+    def _check_epochs(self) -> None:
+        """Check that some branch learns in every epoch, and none is to learn after the last one."""
+        own = {task: self.of(task, "epochs") for task in TASKS}
+        if (longest := max(own.values())) != self.epochs:
+            raise ConfigError(
+                f"`epochs` must be that of the branch with most, but got {self.epochs}, with "
+                f"{own['super']} of the superclass branch and {own['sub']} of the subclass branch: "
+                f"set epochs={longest}"
+            )
 
     def _check_loss(self) -> None:
         """Check that the terms of `loss` are several, and something to learn from."""

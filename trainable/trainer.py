@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from trainable.batch import Batch, Mixup
+from trainable.batch import Batch, Blends, Mixup
 from trainable.config import BEST, TASKS, Task, TrialConfig
 from trainable.data.dataset import Data
 from trainable.data.splits import Pools, make_folds, rows_of_branch, true_classes
@@ -81,7 +81,6 @@ class Trainer:
             )
             for model, own, rows in zip(self.branches, self.configs, self.rows, strict=True)
         ]
-        self.steps_per_epoch = max(map(self._num_steps_of, self.rows))
         self.folds = dict(enumerate(shares)) or make_folds(pools, config)
         """Pools of the folds in which a superclass is left out, by its number; or the shares."""
         self.fold_trainers = {}
@@ -108,7 +107,7 @@ class Trainer:
         self._frozen_scores: dict[tuple[str, int, int | None], torch.Tensor] = {}
         self.optimizers = [*map(self._optimizer, self.branches, self.configs)]
         """Of each branch, which has no step where it has no images left in an epoch."""
-        self.schedules = [*map(self._schedule, self.optimizers, self.rows)]
+        self.schedules = [*map(self._schedule, self.optimizers, self.configs, self.rows)]
         self.super_of_sub = {
             superclass: torch.tensor(each.super_of_sub, device=self.device)
             for superclass, each in self._all_pools().items()
@@ -170,9 +169,9 @@ class Trainer:
         )
 
     def _schedule(
-        self, optimizer: torch.optim.Optimizer, rows: torch.Tensor
+        self, optimizer: torch.optim.Optimizer, config: TrialConfig, rows: torch.Tensor
     ) -> torch.optim.lr_scheduler.LRScheduler:
-        total_steps = max(1, self._num_steps_of(rows) * self.config.epochs)
+        total_steps = max(1, self._num_steps_of(rows) * config.epochs)
         peaks = [group["lr"] for group in optimizer.param_groups]
         schedules = torch.optim.lr_scheduler
         makers: dict[str, Callable[[], torch.optim.lr_scheduler.LRScheduler]] = {
@@ -202,6 +201,7 @@ class Trainer:
         """
         start_s = time.perf_counter()
         batches = self._epoch_batches(epoch)
+        num_steps = max(map(len, batches))
         for model, inputs in zip(self.branches, self.inputs, strict=True):
             model.train()
             inputs.start_epoch(epoch)
@@ -218,7 +218,7 @@ class Trainer:
                 self.optimizers[number].step()
                 self.schedules[number].step()
                 self._average(number)
-            within((step + 1) / self.steps_per_epoch / num_passes)
+            within((step + 1) / num_steps / num_passes)
         train_loss = float(total_loss) / len(self.pools.train)
         for number, trainer in enumerate(self.fold_trainers.values(), 1):
             trainer.train_epoch(epoch, part_of(within, number / num_passes, 1 / num_passes))
@@ -236,7 +236,9 @@ class Trainer:
         return metrics
 
     def _epoch_batches(self, epoch: int) -> list[Sequence[torch.Tensor]]:
-        """Return the batches of each branch: the same ones where the images are the same."""
+        """Return the batches of each branch: the same ones where the images are the same, and none
+        after its last epoch where another branch has more.
+        """
         found: dict[int, Sequence[torch.Tensor]] = {}
         for rows in self.rows:
             if len(rows) not in found:
@@ -245,7 +247,10 @@ class Trainer:
                 # Near-equal batches: no last one of a single image, which batch norm could not
                 # take.
                 found[len(rows)] = rows[order].tensor_split(self._num_steps_of(rows))
-        return [found[len(rows)] for rows in self.rows]
+        return [
+            found[len(rows)] if epoch <= own.epochs or own.epochs == self.config.epochs else ()
+            for rows, own in zip(self.rows, self.configs, strict=True)
+        ]
 
     def _targets(
         self, rows: torch.Tensor, mixup: float, epoch: int, step: int
@@ -281,10 +286,16 @@ class Trainer:
             purpose = (self.config.seed, "layers", epoch, step, *model.branch.tasks)
             _seed_layers(generator(*purpose).initial_seed(), self.device)
             x = inputs.training(rows)
-            if mixed is not None:
-                x = mixed.of(x)
-            pooled = self._pooled(model, x)
+            blends = self._blends(model, rows, epoch, step)
+            passed = [x if mixed is None else mixed.of(x)]
+            if blends is not None:
+                passed.append(blends.of(x))
+            # In one pass, so that batch norm sees both.
+            whole = self._pooled(model, torch.cat(passed) if blends is not None else passed[0])
+            pooled, *blended = whole.split([len(each) for each in passed])
             loss = self._loss(pooled, model.classify(pooled), number, None, batches[None])
+            if blends is not None:
+                loss = loss + self._loss_of_blends(blended[0], model, None, blends, rows)
             if not loss.requires_grad:
                 tasks = " and ".join(model.branch.tasks)
                 raise TrialError(
@@ -299,6 +310,10 @@ class Trainer:
                     seen = pooled.index_select(0, batch.place)  # faster than pooled[...]
                     logits = model.classify(seen, superclass)
                     of_folds = of_folds + self._loss(seen, logits, number, superclass, batch)
+                    if blends is not None:
+                        of_folds = of_folds + self._loss_of_blends(
+                            blended[0].detach(), model, superclass, blends, rows
+                        )
             yield number, loss, of_folds
 
     def _loss(
@@ -325,6 +340,43 @@ class Trainer:
         for name in self.config.loss_terms():
             loss = loss + LOSSES.named(name)(step)
         return loss
+
+    def _blends(
+        self, model: BranchModel, rows: torch.Tensor, epoch: int, step: int
+    ) -> Blends | None:
+        """Return which of the images `rows` are blended for the subclass head; null: none."""
+        if not self.config.near_novel or "sub" not in model.branch.tasks:
+            return None
+        pools = self.pools
+        target: dict[Task, torch.Tensor] = {
+            "super": pools.super_target[rows], "sub": pools.sub_target[rows]
+        }  # fmt: skip
+        return Blends.draw(target, len(pools.subclasses), self.config.seed, epoch, step)
+
+    def _loss_of_blends(
+        self,
+        pooled_MD: torch.Tensor,
+        model: BranchModel,
+        fold: int | None,
+        blends: Blends,
+        rows: torch.Tensor,
+    ) -> torch.Tensor:
+        """Return the loss of the blends that the trial, or a fold, may see, each weighing
+        `near_novel` times as much as one of its images.
+        """
+        left_out = self._all_pools()[fold].left_out
+        left_out_N = None if left_out is None else left_out[rows]
+        kept = blends.seen(left_out_N).to(self.device)
+        logits = model.classify(pooled_MD.index_select(0, kept), fold)["sub"]
+        novel = logits.shape[1] - 1
+        wanted = soft_targets(
+            torch.full((len(logits),), novel, device=self.device),
+            novel + 1,
+            outlier_exposure=self.config.outlier_exposure,
+        )
+        total = torch.nn.functional.cross_entropy(logits, wanted, reduction="sum")
+        num_images = len(rows) if left_out_N is None else int((~left_out_N).sum())
+        return self.config.near_novel * total / num_images
 
     def _unexposed(self, batch: Batch, novel: int) -> torch.Tensor | None:
         """Return the images whose subclass target outlier exposure leaves alone; null: all."""

@@ -60,6 +60,12 @@ def test_a_bound_that_some_lack_is_named() -> None:
     assert names({}, {"known_rejection_sub": 0.1})[1] == "known rejection sub 0.1"
 
 
+def test_outlier_exposure_of_blends_is_named_without_borrowed_images() -> None:
+    alone = {"novel_images": 0, "near_novel": 0.3}
+    found = names({**alone, "outlier_exposure": 0.5}, {**alone, "outlier_exposure": 0.0})
+    assert found == ["outlier exposure 0.5", "outlier exposure 0"]
+
+
 def test_a_single_configuration_and_seeds_alone_are_described() -> None:
     assert names({}, {"seed": 1}) == [described(TrialConfig())] * 2
     assert Names([None]).name(None) == "no configuration"

@@ -302,11 +302,23 @@ OVERRIDES = {
     "feature_views": 5,
     "layer_decay": 0.7,
     "max_norm": 2.0,
+    "epochs": 7,
 }
 
 
 def test_every_key_that_can_be_overridden_is_tested() -> None:
     assert {*BRANCH_KEYS, *HEAD_KEYS} == set(OVERRIDES)
+
+
+@pytest.mark.parametrize(("super_epochs", "sub_epochs", "longest"), [(3, 4, 4), (16, None, 16)])
+def test_epochs_that_are_not_those_of_the_longer_branch_are_refused(
+    super_epochs: int, sub_epochs: int | None, longest: int
+) -> None:
+    own = {"super_epochs": super_epochs, "sub_epochs": sub_epochs}
+    with pytest.raises(ConfigError, match=f"but got 15, with .*: set epochs={longest}$"):
+        TrialConfig(architecture="two_models", **own)
+    config = TrialConfig(architecture="two_models", epochs=longest, **own)
+    assert config.of("super", "epochs") == super_epochs
 
 
 @pytest.mark.parametrize("task", ["super", "sub"])

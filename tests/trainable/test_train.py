@@ -21,7 +21,7 @@ import trainable.train as module
 from tests.made_data import make_data
 from tests.trainable.tiny import BACKBONE, silent, tiny_config
 from trainable import config as config_module
-from trainable.batch import Mixup
+from trainable.batch import Blends, Mixup
 from trainable.classifier import INFO_FILE, MODEL_FILE, OUTPUTS_FILE, TABLE_FILE, load_outputs
 from trainable.config import Branch, Task, TrialConfig
 from trainable.data.dataset import Data
@@ -101,6 +101,11 @@ Run = Callable[..., tuple[TrialResult, list[Metrics]]]
 
 def state_of(model: BranchModel) -> dict[str, torch.Tensor]:
     return {key: tensor.clone() for key, tensor in model.state_dict().items()}
+
+
+def num_steps(trainer: Trainer) -> int:
+    """Return how many steps the first epoch has."""
+    return max(map(len, trainer._epoch_batches(1)))
 
 
 def differing(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> set[str]:
@@ -225,6 +230,22 @@ def test_branch_with_own_options_is_what_it_is_where_both_have_them(
         assert torch.equal(found["knn_difference"], wanted["knn_difference"])
 
 
+@pytest.mark.parametrize("short", ["super", "sub"])
+def test_branch_with_fewer_epochs_ends_as_it_would_alone(trainer: Make, short: str) -> None:
+    shared = {"architecture": "two_models", "schedule": "one_cycle", "sub_novel_images": 20}
+    each = trainer(tiny_config(**shared, epochs=3, **{f"{short}_epochs": 1}))
+    shares: list[float] = []
+    for epoch in (1, 2, 3):
+        each.train_epoch(epoch, shares.append)
+        assert shares[-1] == 1
+    for number, task in enumerate(("super", "sub")):
+        epochs = 1 if task == short else 3
+        alike = trainer(tiny_config(**shared, epochs=epochs))
+        for epoch in range(1, epochs + 1):
+            alike.train_epoch(epoch)
+        assert not differing(state_of(alike.branches[number]), state_of(each.branches[number]))
+
+
 @pytest.mark.parametrize("task", ["super", "sub"])
 def test_every_own_option_of_a_branch_acts(trainer: Make, task: str) -> None:
     """Alone, on what that branch learns."""
@@ -345,7 +366,7 @@ def test_learning_rate_of_a_branch_is_its_own(trainer: Make, slow: str) -> None:
         )
         for model, old in zip(both.branches, before, strict=True)
     }
-    steps = both.steps_per_epoch
+    steps = num_steps(both)
     assert moved[slow] <= 1.1e-8 * steps + 1e-6  # float32 near 10 has steps of 1e-6
     assert moved[fast] > 5e-3
 
@@ -391,7 +412,7 @@ def learning_rates(trainer: Trainer, num_epochs: int) -> list[list[float]]:
 def test_one_cycle_rises_to_lr_and_ends_near_zero(trainer: Make) -> None:
     each = trainer(tiny_config(fine_tune="last_1", head_lr=1e-2, schedule="one_cycle", epochs=4))
     for rates, peak in zip(learning_rates(each, 4), (1e-3, 1e-2), strict=True):
-        assert len(rates) == 4 * each.steps_per_epoch == 12
+        assert len(rates) == 4 * num_steps(each) == 12
         top = rates.index(max(rates))
         assert 0 < top < 6
         # PyTorch's defaults: from a 25th of the peak, to a 10,000th of that.
@@ -428,7 +449,7 @@ def test_gradient_is_scaled_down_to_its_largest_norm(trainer: Make) -> None:
 
 def test_constant_learning_rate_stays(trainer: Make) -> None:
     each = trainer(tiny_config(fine_tune="last_1", head_lr=1e-2, epochs=2))
-    steps = 2 * each.steps_per_epoch
+    steps = 2 * num_steps(each)
     assert learning_rates(each, 2) == [[1e-3] * steps, [1e-2] * steps]
 
 
@@ -480,10 +501,88 @@ def test_no_batch_is_a_single_image_even_with_batches_of_two(
 
 def test_cosine_falls_from_lr_to_zero(trainer: Make) -> None:
     each = trainer(tiny_config(fine_tune="last_1", head_lr=1e-2, schedule="cosine", epochs=2))
-    total = 2 * each.steps_per_epoch
+    total = 2 * num_steps(each)
     for rates, peak in zip(learning_rates(each, 2), (1e-3, 1e-2), strict=True):
         expected = [peak * (1 + math.cos(math.pi * step / total)) / 2 for step in range(total)]
         assert rates == pytest.approx(expected, rel=1e-12)
+
+
+# --- Blends near what is known -------------------------------------------------------------------
+
+
+def test_blends_are_of_two_subclasses_of_one_superclass() -> None:
+    superclass = torch.tensor([0, 1, 2]).repeat(100)
+    subclass = torch.arange(300) % 12
+    subclass[250:] = 12  # novel
+    drawn = Blends.draw({"super": superclass, "sub": subclass}, 12, 0, 1)
+    row, partner = drawn.row_M, drawn.partner_M
+    assert torch.equal(superclass[row], superclass[partner])
+    assert (subclass[row] != subclass[partner]).all()
+    assert (torch.cat([row, partner]) < 250).all()
+    assert 30 < len(row) == len(row.unique()) < 90
+    assert 0.3 <= drawn.share_M.min() < 0.4
+    assert 0.6 < drawn.share_M.max() <= 0.7
+    again, other = (
+        Blends.draw({"super": superclass, "sub": subclass}, 12, 0, epoch) for epoch in (1, 2)
+    )
+    assert torch.equal(again.row_M, row)
+    assert not torch.equal(other.row_M, row)
+
+
+def test_blend_is_a_share_of_each_and_a_fold_sees_those_of_two_images_it_may_see() -> None:
+    blends = Blends(
+        row_M=torch.tensor([0, 2]),
+        partner_M=torch.tensor([1, 0]),
+        share_M=torch.tensor([0.75, 0.5]),
+    )
+    images = torch.tensor([[4.0, 0.0], [0.0, 8.0], [2.0, 2.0]])
+    assert blends.of(images).tolist() == [[3.0, 2.0], [3.0, 1.0]]
+    assert blends.of(images[:, None, :, None]).shape == (2, 1, 2, 1)
+    assert blends.seen(None).tolist() == [0, 1]
+    assert blends.seen(torch.tensor([False, False, True])).tolist() == [0]
+    assert blends.seen(torch.tensor([True, False, False])).tolist() == []
+
+
+@pytest.mark.parametrize("exposure", [0.0, 0.5])
+def test_loss_of_blends_says_novel_or_what_outlier_exposure_says(
+    trainer: Make, exposure: float
+) -> None:
+    each = trainer(tiny_config(near_novel=2.0, outlier_exposure=exposure))
+    (model,) = each.branches
+    order = torch.randperm(len(each.rows[0]), generator=torch.Generator().manual_seed(0))
+    rows = each.rows[0][order[:16]]
+    blends = Blends(
+        row_M=torch.arange(15), partner_M=torch.arange(1, 16), share_M=torch.full((15,), 0.5)
+    )
+    pooled = torch.randn(15, model.heads["sub"].in_features)
+    log_p = model.classify(pooled)["sub"].log_softmax(1)
+    wanted = log_p[:, :-1].mean(1) * exposure if exposure else log_p[:, -1]
+    expected = -2.0 * wanted.sum() / 16
+    found = each._loss_of_blends(pooled, model, None, blends, rows).detach()
+    assert float(found) == pytest.approx(float(expected), rel=1e-5)
+    for superclass in each.folds:
+        is_seen = ~each._all_pools()[superclass].left_out[rows]
+        seen = [bool(is_seen[n] and is_seen[n + 1]) for n in range(15)]
+        assert 0 < sum(seen) < 15
+        log_p = model.classify(pooled, superclass)["sub"].log_softmax(1)[seen]
+        wanted = log_p[:, :-1].mean(1) * exposure if exposure else log_p[:, -1]
+        of_fold = each._loss_of_blends(pooled, model, superclass, blends, rows).detach()
+        expected = -2.0 * wanted.sum() / is_seen.sum()
+        assert float(of_fold) == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("fine_tune", ["frozen", "last_1", "full"])
+def test_near_novel_acts_on_the_subclass_alone(trainer: Make, fine_tune: str) -> None:
+    shared = {"architecture": "two_models", "fine_tune": fine_tune, "mixup": 0.4}
+    states = []
+    for near_novel in (0.0, 1.0):
+        each = trainer(tiny_config(**shared, near_novel=near_novel))
+        each.train_epoch(1)
+        states.append([state_of(model) for model in each.branches])
+    assert not differing(states[0][0], states[1][0])
+    changed = differing(states[0][1], states[1][1])
+    assert any(name.startswith("heads") for name in changed)
+    assert any(name.startswith("folds") for name in changed)
 
 
 # --- Mixup and averages ------------------------------------------------------------------
