@@ -242,8 +242,8 @@ def test_space_file_that_is_not_there_is_named(capsys: pytest.CaptureFixture[str
     message = mistake(capsys, "--space", "other.py")
     assert message == (
         "--space other.py: there is no such file, and no shipped space of that name; shipped are "
-        "backbones, best_on_a_laptop, frozen_heads, full_ablation, ladder_sub, ladder_super, "
-        "paper, smoke, thresholds, two_heads"
+        "backbones, best_in_ten_minutes, best_on_a_laptop, frozen_heads, full_ablation, "
+        "ladder_sub, ladder_super, paper, smoke, thresholds, two_heads"
     )
 
 
