@@ -26,7 +26,7 @@ from trainable.classifier import (
 from trainable.config import TrialConfig
 from trainable.data.built_in import TEST_CSV, synthetic_folder
 from trainable.data.dataset import Data, folder_for_images, load_data, same_data
-from trainable.errors import UserError, reason_of, typed
+from trainable.errors import ConfigError, UserError, reason_of, typed
 from trainable.novelty.rule import Rule, for_num_classes
 from trainable.novelty.scores.sums import plain
 from trainable.novelty.thresholds import choose_rule
@@ -238,8 +238,10 @@ def _stored(file: UPath) -> dict[str, Any] | None:
     """
     try:
         stored = json.loads(file.read_text())
-        return upgraded(stored, schema_of(stored, str(file)), ASKED_STEPS)
-    except (ValueError, TypeError, AttributeError, KeyError):
+        found = upgraded(stored, schema_of(stored, str(file)), ASKED_STEPS)
+        # A key that is younger than the file has its default there.
+        return found | {"config": TrialConfig.from_dict(found["config"]).to_dict()}
+    except (ValueError, TypeError, AttributeError, KeyError, ConfigError):
         return None
 
 
