@@ -139,10 +139,14 @@ def model_folder(model: str, storage: UPath | None) -> UPath:
         folder = place(model)
     except ValueError as error:
         raise DataError(f"--model {model}: {error}") from error
-    if re.fullmatch(r"\w[\w.-]*", model) and (storage is not None or not folder.exists()):
+    if _is_name(model) and (storage is not None or not folder.exists()):
         named = run_folder(model, storage)
-        return named if (named / RECORD_FILE).exists() else folder
+        return named if (named / RECORD_FILE).exists() or not folder.exists() else folder
     return folder
+
+
+def _is_name(model: str) -> bool:
+    return re.fullmatch(r"\w[\w.-]*", model) is not None
 
 
 def _load_registered(model: str, weights: Path | None, uri: str) -> Classifier:
@@ -181,7 +185,7 @@ def _load(model: str, weights: Path | None, folder: UPath, study: str | None) ->
     Raises:
         UserError: There is none.
     """
-    if (folder / RECORD_FILE).exists():
+    if (folder / RECORD_FILE).exists() or (_is_name(model) and not folder.exists()):
         record = load_record(folder).reached(study, None)
         best = best_trial(trials_frame(folder, record), record.metrics)
         if best is None:

@@ -116,7 +116,12 @@ def chosen(trials: pd.DataFrame, record: SearchRecord, number: int | None) -> "p
         return pd.Series({**row, "seeds": [row["number"]]})
     rows = trials[(trials["number"] == number) & (trials["state"] == "COMPLETE")]
     if not len(rows):
-        raise RefitError(f"{record.name}: there is no COMPLETE trial {number}")
+        states = dict(zip(trials["number"], trials["state"], strict=True))
+        state = f", it is {states[number]}" if number in states else ""
+        table = f"{typed('results.report')} --name {record.name}"
+        raise RefitError(
+            f"{record.name}: there is no COMPLETE trial {number}{state}; {table} shows them all"
+        )
     return pd.Series({**rows.iloc[0], "seeds": [number]})
 
 

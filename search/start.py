@@ -89,7 +89,8 @@ def study_of(
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise SearchError(f"--storage: a search cannot be kept there: {error}") from error
+        why = f"{error.filename}: {error.strerror}"
+        raise SearchError(f"--storage: a search cannot be kept there: {why}") from error
     try:
         if resume:
             return open_study(url, record.study_name), None

@@ -333,7 +333,7 @@ class TrialConfig:
         """
         for name in values:
             if name not in _KEYS:
-                raise ConfigError(f"unknown key {name!r}{nearest(str(name), _KEYS)}")
+                raise ConfigError(f"unknown key {name!r}{nearest(str(name), _KEYS) or _WHERE}")
         made = object.__new__(cls)
         vars(made).update({**_DEFAULTS, **values})  # a frozen class sets each by a call of its own
         made.__post_init__()
@@ -409,6 +409,7 @@ DECISION_KEYS = (
 """What is decided when all is trained."""
 BRANCH_KEYS = keys_of_scope(TrialConfig, "branch")
 HEAD_KEYS = keys_of_scope(TrialConfig, "head")
+_WHERE = " (docs/config.md has all)"
 _HINTS = typing.get_type_hints(TrialConfig)
 _KEYS: dict[str, tuple[Key, tuple[type, ...], Any]] = {
     each.name: (key_of(TrialConfig, each.name), types_of(_HINTS[each.name]), each.default)
@@ -431,7 +432,9 @@ def parse_settings(settings: list[str]) -> dict[str, Any]:
         if not equals:
             raise ConfigError(f"--set takes KEY=VALUE, but got {setting!r}")
         if name not in _KEYS:
-            raise ConfigError(f"--set {setting}: unknown key {name!r}{nearest(name, _KEYS)}")
+            raise ConfigError(
+                f"--set {setting}: unknown key {name!r}{nearest(name, _KEYS) or _WHERE}"
+            )
         try:
             value = json.loads(text)
         except json.JSONDecodeError:

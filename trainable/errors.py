@@ -45,7 +45,7 @@ class _Once(argparse.Action):
 
 
 class Parser(argparse.ArgumentParser):
-    """A command line whose mistakes show no password.
+    """A command line whose mistakes are a line that shows no password.
 
     A value that is empty, as of a variable that is not set, is no default; `~/` is the home folder.
     An option that is given twice with different values is refused.
@@ -69,13 +69,21 @@ class Parser(argparse.ArgumentParser):
                 word = word.removesuffix(value) + os.path.expanduser(value)  # noqa: PTH111 (a word)
             words.append(word)
             flag = word
+            self._check_option(word.partition("=")[0])
         _say_what_is_alike()
         vars(self)["given"] = {}
         return super().parse_args(words, namespace)
 
+    def _check_option(self, option: str) -> None:
+        """Name the nearest one where there is no such option, or none that begins so."""
+        known = self._option_string_actions
+        if option.startswith("--") and not any(name.startswith(option) for name in known):
+            hint = f"{self.prog} --help lists those that there are"
+            self.error(f"there is no option {option}{nearest(option, known)}; {hint}")
+
     def error(self, message: str) -> NoReturn:
-        """Print usage and message, and exit with 2."""
-        super().error(hidden(message))
+        """Print the message as one line, and exit with 2."""
+        self.exit(2, f"error: {hidden(message)}\n")
 
 
 def _say_what_is_alike() -> None:

@@ -214,26 +214,31 @@ def _best(history: list[Metrics], metric: str) -> Metrics:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Train one configuration and print its metrics; return the exit code."""
+    """Train one configuration and print its metrics."""
     from upath import UPath  # nothing else here needs it, and the GPU benchmark goes without
 
     parts = "; ".join(f"{each.key}: {', '.join(each)}" for each in REGISTRIES)
     parser = Parser(
         prog=typed("trainable.train"),
         description=main.__doc__,
-        epilog=f"Keys: docs/config.md. Their parts: {parts}.",
+        epilog=f"Names that keys may have as values: {parts}.",
     )
     add = parser.add_argument
-    add("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings")
-    add("--data", default="synthetic", metavar="PATH|synthetic")
-    add("--novel", metavar="PATH|cifar100|synthetic")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings",
+        help="a key of the configuration, see docs/config.md")  # fmt: skip
+    add("--data", default="synthetic", metavar="PATH|synthetic",
+        help="folder or .zip (default: built-in synthetic)")  # fmt: skip
+    add("--novel", metavar="PATH|cifar100|synthetic",
+        help="borrowed images: folder or .zip (default with --data: cifar100)")  # fmt: skip
     add("--weights", type=Path, metavar="PATH", help="pretrained weights: a file or a folder")
-    add("--folder", type=UPath, help="keep checkpoints, the best model and its outputs here")
+    add("--folder", type=UPath, metavar="DIR",
+        help="keep checkpoints, the best model and its outputs here")  # fmt: skip
     add("--metric", default="score", choices=METRICS, metavar="NAME", help="chooses the best epoch")
     add("--parts", action="append", default=[], type=UPath, metavar="FILE",
         help="a file of own parts, see docs/extending.md")  # fmt: skip
     where = parser.add_mutually_exclusive_group().add_argument
-    where("--cache", type=Path, default=default_cache(), help="decoded images and frozen features")
+    where("--cache", type=Path, metavar="DIR", default=default_cache(),
+          help="decoded images and frozen features")  # fmt: skip
     where("--no-cache", action="store_true", help="keep neither, and compute in float32")
     args = parser.parse_args(argv)
     keep_freed_memory()
@@ -300,8 +305,9 @@ def left_out_lines(configs: Sequence[TrialConfig], data: Data) -> list[str]:
         lines.append(f"left_out train: where something is tuned, a trial trains {1 + folds} times")
     if any(each.left_out == "features" and "super" in tuned_tasks(each) for each in configs):
         lines.append(
-            "left_out features: a tuned superclass branch has seen what is left out, and promises "
-            f"too much; left_out=train does not, at {1 + folds} trainings a trial"
+            "left_out features: a fine-tuned superclass branch has seen the superclass left "
+            "out, so unseen_super promises too much; left_out=train does not, and trains "
+            f"{1 + folds} times a trial"
         )
     return lines
 

@@ -14,7 +14,7 @@ from trainable.errors import Parser, UserError, typed
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print a search's tables and write its page, others beside it; return the exit code."""
+    """Print a search's tables and write its page, others beside it."""
     parser = Parser(prog=typed("results.report"), description=main.__doc__)
     parser.add_argument(
         "--name", required=True, action="append", metavar="NAME",

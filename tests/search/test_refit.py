@@ -95,7 +95,9 @@ def test_search_without_a_complete_trial_is_refused(tmp_path: Path) -> None:
     search.tell("FAIL")
     with pytest.raises(RefitError, match="no trial is COMPLETE"):
         chosen(search.trials, search.record, None)
-    with pytest.raises(RefitError, match="no COMPLETE trial 7"):
+    with pytest.raises(RefitError, match="no COMPLETE trial 0, it is FAIL; python"):
+        chosen(search.trials, search.record, 0)
+    with pytest.raises(RefitError, match="no COMPLETE trial 7; python"):
         chosen(search.trials, search.record, 7)
 
 
@@ -481,6 +483,8 @@ def test_search_predicts_by_its_name_in_a_storage(
     monkeypatch.chdir(data)
     assert predict(["--model", "memory://nowhere/asked", *where, "x.csv"]) == 2
     assert "memory://nowhere/asked holds no model.json" in capsys.readouterr().err
+    assert predict(["--model", "askd", *where, "x.csv"]) == 2
+    assert capsys.readouterr().err == "error: runs/askd: no search of that name\n"
     stored = ["--model", "asked", "--storage", str(folder / "runs")]
     assert predict([*stored, *where, str(folder / "stored.csv")]) == 0
     assert (folder / "stored.csv").read_text() == (folder / "named.csv").read_text()

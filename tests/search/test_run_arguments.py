@@ -232,7 +232,9 @@ def test_unknown_argument_exits_2(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as raised:
         main(["--space", "asked.py", "--trails", "3"])
     assert raised.value.code == 2
-    assert "--trails" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said.startswith("error: there is no option --trails (did you mean '--trials'?); ")
+    assert said.count("\n") == 1
 
 
 # --- What the arguments name ---------------------------------------------------------------------
@@ -281,8 +283,8 @@ def test_option_with_two_values_is_refused_and_both_are_named(
     module, flag, first, *second = command.replace("=", " ").split()
     with pytest.raises(SystemExit, match="2"):
         importlib.import_module(module).main(command.split()[1:])
-    expected = f"argument {flag}: given twice, {first} and {second[-1]}: drop one\n"
-    assert capsys.readouterr().err.endswith(expected)
+    expected = f"error: argument {flag}: given twice, {first} and {second[-1]}: drop one\n"
+    assert capsys.readouterr().err == expected
 
 
 def test_unknown_metric_is_refused_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:

@@ -807,8 +807,9 @@ def test_what_left_out_superclasses_are_worth_and_cost_is_said() -> None:
     dear = replace(tuned, left_out="train")
     cost = "left_out train: where something is tuned, a trial trains 3 times"
     worth = (
-        "left_out features: a tuned superclass branch has seen what is left out, and promises too "
-        "much; left_out=train does not, at 3 trainings a trial"
+        "left_out features: a fine-tuned superclass branch has seen the superclass left "
+        "out, so unseen_super promises too much; left_out=train does not, and trains 3 times "
+        "a trial"
     )
     assert left_out_lines([config, dear], many) == [cost]
     assert left_out_lines([tuned, dear], many) == [cost, worth]

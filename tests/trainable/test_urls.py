@@ -108,5 +108,6 @@ def test_error_holds_no_password(kind: type[Exception]) -> None:
 
 def test_mistake_in_the_arguments_shows_no_password(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        Parser().parse_args(["--studdy", "postgresql://me:S3CRET@h/d"])
-    assert "unrecognized arguments: --studdy postgresql://me:***@h/d" in capsys.readouterr().err
+        Parser().parse_args(["postgresql://me:S3CRET@h/d"])
+    said = capsys.readouterr().err
+    assert said == "error: unrecognized arguments: postgresql://me:***@h/d\n"

@@ -107,8 +107,10 @@ def load_data(source: str, novel: str, cache: Path, *, note: Callable[[str], Non
             the borrowed ones or in two classes; or a cache without space.
     """
     known_path = synthetic_folder(cache) if source == "synthetic" else source
-    pool_path = novel_path(novel, cache, note)
-    with open_source(known_path) as known_source, open_source(pool_path) as pool_source:
+    with (
+        open_source(known_path) as known_source,
+        open_source(novel_path(novel, cache, note)) as pool_source,
+    ):
         if known_source.place == pool_source.place:
             raise DataError(f"--data and --novel must differ, both are {known_source.place}")
         for remark in (*known_source.remarks, *pool_source.remarks):

@@ -448,6 +448,8 @@ def test_a_missing_source_is_named_with_the_nearest_keyword(case: Case, tmp_path
         case.load(tmp_path / "absent")
     with pytest.raises(DataError, match="did you mean 'cifar100'"):
         case.load(novel="cifar10")
+    with pytest.raises(DataError, match="absent', found neither"):  # before what may take a while
+        case.load(tmp_path / "absent", novel="cifar10")
 
 
 def test_a_file_that_is_no_zip_is_refused(case: Case, tmp_path: Path) -> None:
