@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from results.terminal import counted
 from trainable.data.layouts import NOVEL_CLASS
 from trainable.errors import DataError, nearest
 
@@ -195,9 +196,9 @@ def matched(labels: Labels, images: Sequence[str], note: Callable[[str], None]) 
             f"images are called {_some(images)}"
         )
     if gone:
-        note(f"{len(gone):,} rows are of images that are not there: {_some(gone)}")
+        note(f"{counted(len(gone), 'row')} of images that are not there: {_some(gone)}")
     if bare:
-        note(f"{len(bare):,} images have no row and are not judged: {_some(bare)}")
+        note(f"{counted(len(bare), 'image')} without a row, not judged: {_some(bare)}")
     return judged
 
 

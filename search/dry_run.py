@@ -102,7 +102,7 @@ def _describe_space(
     distributions: Mapping[str, BaseDistribution],
     names: Names,
 ) -> None:
-    console.print(f"{space.num_trials} trials by {', '.join(space.metrics)}")
+    console.print(f"{counted(space.num_trials, 'trial')} by {', '.join(space.metrics)}")
     for number, baseline in enumerate(_baselines(space)):
         console.print(f"baseline {number}: {names.name(baseline)}")
     if distributions:

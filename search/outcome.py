@@ -20,6 +20,7 @@ from results.record import RECORD_FILE, SearchRecord, study_url
 from results.report.material import Search
 from results.report.sent import send
 from results.report.tables import print_tables
+from results.terminal import counted
 from results.trial import TrialState
 from search.cluster.executor import Slots
 from search.interrupts import INTERRUPTED
@@ -36,10 +37,11 @@ def introduce(console: Console, record: SearchRecord, space: Space, data: Data) 
     """Say which search this is, and on which data."""
     console.print(Text.assemble((record.name, "bold"), f": {space.question}"))
     borrowed = len(data.images) - data.num_known
-    classes = f" in {len(data.borrowed_classes)} classes" if data.borrowed_classes else ""
+    num = len(data.borrowed_classes)
+    classes = f" in {counted(num, 'class')}" if num else ""
     console.print(
-        f"{data.num_known:,} images in {len(data.superclasses)} superclasses and "
-        f"{len(data.subclasses)} subclasses; {borrowed:,} borrowed{classes}"
+        f"{counted(data.num_known, 'image')} in {counted(len(data.superclasses), 'superclass')} "
+        f"and {counted(len(data.subclasses), 'subclass')}; {borrowed:,} borrowed{classes}"
     )
     console.print(f"images from {record.data}; borrowed from {record.novel}")
 

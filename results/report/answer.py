@@ -15,6 +15,7 @@ from results.ranking import best_repeated, best_row, repeats_frame, whole
 from results.record import SearchRecord
 from results.report.drawing import between, is_fraction, number, plain, said
 from results.report.material import Search
+from results.terminal import counted
 from trainable.errors import typed
 from trainable.novelty.metrics import METRICS
 from trainable.urls import public
@@ -167,8 +168,9 @@ def _what(search: Search) -> str:
     top = best_repeated(search.repeated, metric)
     if top is not None:
         values = top.values(metric)
+        several = counted(len(whole(search.repeated)), "configuration")
         return (
-            f"The best of {len(whole(search.repeated))} configurations with {len(values)} seeds "
+            f"The best of {several} with {len(values)} seeds "
             f"is trial {top.number} ({name}), with a mean {said(metric)} of "
             f"{number(metric, values.mean())} ({between(metric, values.min(), values.max())})."
         )

@@ -24,6 +24,7 @@ from results.report.drawing import (
     panel,
 )
 from results.report.material import Best, Judged
+from results.terminal import counted
 from trainable.config import Task
 from trainable.data.splits import LEFT_OUT, NOVEL_SUPER, PSEUDO_NOVEL, SECOND, SEEN
 
@@ -97,7 +98,8 @@ def confusion_of(
         top = _most_confused(frame)
         if top is not None:
             truth, answer, share, count = top
-            told.append(f"{truth} for {answer} ({100 * share:.0f}% of {count} images)")
+            images = counted(count, "image")
+            told.append(f"{truth} for {answer} ({100 * share:.0f}% of {images})")
     table = pd.concat(
         [frame.reset_index().melt("shows", var_name="answer", value_name="images")
          .assign(level=LEVELS[task]) for task, frame in frames.items()]

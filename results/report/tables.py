@@ -22,6 +22,7 @@ from results.ranking import (
     repeats_frame,
 )
 from results.record import SearchRecord
+from results.terminal import counted
 from results.trial import TrialState
 from trainable.checkpoint import write_atomically
 from trainable.novelty.metrics import METRICS
@@ -46,11 +47,10 @@ def print_tables(
     history = f"; {is_past.sum()} more failed and ran again" if is_past.any() else ""
     everything, trials = trials, trials[~is_past]
     counts = trials["state"].replace(TrialState.RUNNING.value, running).value_counts()
+    num = counted(len(trials), "trial")
     states = ", ".join(f"{count} {state}" for state, count in counts.items())
     console.print(
-        Text.assemble(
-            "\n", (record.name, "bold"), f": {len(trials)} trials ({states or 'none yet'}){history}"
-        )
+        Text.assemble("\n", (record.name, "bold"), f": {num} ({states or 'none yet'}){history}")
     )
     names = Names(trials["config"])
     trials = searched(trials)
@@ -90,10 +90,10 @@ def print_promise(
         _print_indented(console, f"with 95% intervals for other classes: {rates_text(best, ends)}")
     nested = nested_choice(trials, metric)
     if nested is not None:
-        num = len(completed(trials))
+        num = counted(len(completed(trials)), "trial")
         _print_indented(
             console,
-            f"best of {num} trials: promised {metric} {best[metric]:.3f}; by nested choice (one "
+            f"best of {num}: promised {metric} {best[metric]:.3f}; by nested choice (one "
             f"half of the validation images chooses, the other judges) {nested:.3f}",
         )
 

@@ -343,8 +343,8 @@ def test_command_counts_what_does_not_match_and_refuses_what_cannot(
     arguments += ["--labels", str(tmp_path / "labels.csv"), "--out"]
     assert main([*arguments, str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
-    assert "1 rows are of images that are not there: nosuch.png" in printed
-    assert "1 images have no row and are not judged: " in printed
+    assert "1 row of images that are not there: nosuch.png" in printed
+    assert "1 image without a row, not judged: " in printed
     assert f"{len(labels) - 1} images: " in printed
     images = tmp_path / "images"
     shutil.copytree(data / "test_images", images)

@@ -95,8 +95,8 @@ def test_images_without_rows_and_rows_without_images_are_counted(read) -> None: 
     notes: list[str] = []
     assert matched(labels, ["b", "x", "a", "y", "z", "w"], notes.append) == ["b", "a"]
     assert notes == [
-        "1 rows are of images that are not there: gone",
-        "4 images have no row and are not judged: x, y, z and 1 more",
+        "1 row of images that are not there: gone",
+        "4 images without a row, not judged: x, y, z and 1 more",
     ]
     assert labels.of(["b", "a"]).subclass.tolist() == [1, 0]
     with pytest.raises(DataError, match=r"rows name a, b, gone, images are called test/a"):

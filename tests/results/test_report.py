@@ -65,7 +65,7 @@ def test_failed_trial_that_ran_again_is_counted_once_everywhere(search: Search) 
 
 def test_search_that_was_only_pruned_has_no_result(search: Search) -> None:
     search.tell("PRUNED")
-    assert "asked: 1 trials (1 PRUNED)" in search.tables()
+    assert "asked: 1 trial (1 PRUNED)" in search.tables()
     assert "No trial has finished" in search.tables()
 
 

@@ -101,11 +101,11 @@ def sort_out_copies(
     remarks = []
     if groups:
         remarks.append(
-            f"{sum(map(len, groups)) - len(groups):,} images are copies of another of their kind: "
+            f"copies of another image of their kind: {sum(map(len, groups)) - len(groups):,}; "
             "copies train together or judge together"
         )
     if num_moved:
         remarks.append(
-            f"{num_moved:,} of them are in two borrowed classes, and count as of the first"
+            f"of these in two borrowed classes, and counted as of the first: {num_moved:,}"
         )
     return groups, borrowed_class, remarks

@@ -213,8 +213,8 @@ def test_copies_within_a_class_are_known_as_such(case: Case) -> None:
         data = case.load()
         assert data.copies == ((0, 2), (7, 8, 10))
         assert data.borrowed_class[7:].tolist() == [0, 0, 1, 0]
-        assert case.noted("3 images are copies of another of their kind")
-        assert case.noted("1 of them are in two borrowed classes, and count as of the first")
+        assert case.noted("copies of another image of their kind: 3;")
+        assert case.noted("of these in two borrowed classes, and counted as of the first: 1")
 
 
 def test_images_of_one_colour_are_counted(case: Case) -> None:
