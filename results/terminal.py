@@ -77,9 +77,11 @@ def counted(number: int, noun: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return a time as a person says it: 45 s, 12 min, 3 h 05 min, 2 d 4 h."""
+    """Return a time as a person says it: under 1 s, 45 s, 12 min, 3 h 05 min, 2 d 4 h."""
     if not seconds >= 0:
         return "unknown"
+    if seconds < 1:
+        return "under 1 s"
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

@@ -225,8 +225,9 @@ def _describe_cost(
     if found is None:
         return
     features = f"; {_size(found.feature_bytes)} of features in the cache"
+    about = duration(max(1, found.seconds))
     console.print(
-        f"{counted(num_left, 'trial')}: about {duration(found.seconds)} without pruning, {at_once} "
+        f"{counted(num_left, 'trial')}: about {about} without pruning, {at_once} "
         f"at a time; pruning saves some of it. About {_size(found.kept_bytes)} in the search's "
         f"folder, and copies of the models in MLflow{features if found.feature_bytes else ''}"
     )

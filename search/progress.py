@@ -180,9 +180,10 @@ class Progress:
         images = sum((e.images_per_s or 0) * (e.seconds or 0) for e in self._latest)
         speed = [f"{images / busy_s * len(self._running):,.0f} images/s"] if busy_s else []
         left_s = self._seconds_left()
-        left = "time left: after the first epoch" if left_s is None else f"{duration(left_s)} left"
-        passed = f"{duration(time.monotonic() - self._start_s)} passed"
-        return [*speed, passed, left if left_s is None else f"about {left}"]
+        passed = f"{duration(max(1, time.monotonic() - self._start_s))} passed"
+        if left_s is None:
+            return [*speed, passed, "time left: after the first epoch"]
+        return [*speed, passed, f"about {duration(max(1, left_s))} left"]
 
     def _seconds_left(self) -> float | None:
         seconds = self._took_s | {number: self._seconds(number) for number in self._running}
@@ -219,7 +220,7 @@ class Progress:
             line.append(f"  {self._metric} {trial.metrics[self._metric]:.3f}")
         if trial.config is not None:
             line.append(f"  {len(trial.epochs):>2}/{trial.config.epochs} epochs")
-            line.append(f" {self._took_s[trial.number]:5.0f} s  ")
+            line.append(f" {duration(self._took_s[trial.number]):>9}  ")
             line.append(self._name(trial.config), style="dim")
         if trial.is_baseline:
             line.append("  (baseline)", style="dim")

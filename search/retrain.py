@@ -17,6 +17,7 @@ from results.naming import Names
 from results.promise import comparable, intervals_of, promise_of_trials, rates_text
 from results.ranking import best_repeated, best_row, ranking_metric, repeated
 from results.record import SearchRecord, trial_folder
+from results.terminal import duration
 from trainable.checkpoint import has_checkpoints, remove_folder, write_atomically
 from trainable.classifier import (
     Classifier,
@@ -287,7 +288,7 @@ def _train(
             return  # the heads as they were drawn
         note(
             f"epoch {metrics['epoch']:.0f}/{epochs}  train_loss {metrics['train_loss']:.3f}"
-            f"  {metrics['epoch_s']:.1f} s"
+            f"  {duration(metrics['epoch_s'])}"
         )
 
     if ensemble > 1:

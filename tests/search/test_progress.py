@@ -172,7 +172,9 @@ def test_heartbeat_of_a_screen_or_a_quiet_search_is_only_heard(options: dict[str
     assert ";" not in file.getvalue()
 
 
-def test_seconds_of_a_resumed_trial_count_all_its_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_seconds_of_a_trial_count_all_its_runs_and_are_never_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     now_s = 100.0
     monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now_s))
     seen = Seen(None)
@@ -181,7 +183,11 @@ def test_seconds_of_a_resumed_trial_count_all_its_runs(monkeypatch: pytest.Monke
     seen.progress.update(trial(0, 0.1, 0.2))
     now_s = 157.0
     seen.progress.update(trial(0, 0.1, 0.2, 0.3, state="COMPLETE"))
-    assert f"3/8 epochs {27:5.0f} s" in seen.file.getvalue()
+    assert f"3/8 epochs {'27 s':>9}  two" in seen.file.getvalue()
+    seen.progress.update(trial(1, 0.1))
+    now_s = 157.4
+    seen.progress.update(trial(1, 0.1, state="COMPLETE"))
+    assert "1/8 epochs under 1 s  two" in seen.file.getvalue(), "and not 0 s"
 
 
 def test_trials_of_an_earlier_run_count_and_are_not_told_again() -> None:
