@@ -5,7 +5,9 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
+from rich.text import Text
 
 WIDEST = 100_000
 """Columns for whoever has no terminal, a file or a pipe: a row of a table is a line there."""
@@ -14,6 +16,12 @@ _AS_IT_IS: dict[str, Any] = {
 }  # fmt: skip
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 """Escape sequences and control characters, all but line ends and tabs."""
+_WHOLE = re.compile(
+    r"(?:python -m|noveltune (?=[a-z])|mlflow (?=ui|models|server)|\w+=\S+ (?=mlflow )).*|\S+"
+)
+"""What no line is broken in: a word, such as a path, and a command to the end of its line."""
+_INDENT = "\n  "
+"""Before what goes on on another line."""
 
 
 class HeardConsole(Console):
@@ -28,11 +36,37 @@ class HeardConsole(Console):
         """Print, and tell."""
         objects = tuple(without_control(o) if isinstance(o, str) else o for o in objects)
         if self.is_terminal or self.is_jupyter:
-            super().print(*objects, **options)
+            shown = objects
+            if options.get("soft_wrap", self.soft_wrap):
+                shown = tuple(_between_words(each, self.width) for each in objects)
+            super().print(*shown, **options)
         else:
             super().print(_in_full_width(*objects, **options), end="")
         if self.listener is not None:
             self.listener(_in_full_width(*objects, **options))
+
+
+def _between_words(printed: Any, width: int) -> Any:
+    """Return text with its lines broken between words where a terminal would break them anywhere.
+
+    What is no text comes back as it is. A path or a command stays whole, to be copied.
+    """
+    if not isinstance(printed, str | Text):
+        return printed
+    lines = []
+    for line in (Text(printed) if isinstance(printed, str) else printed).split(allow_blank=True):
+        plain, begin, breaks = line.plain, 0, list[int]()
+        for word in _WHOLE.finditer(plain):
+            room = width if not breaks else width - len(_INDENT) + 1
+            is_first = not plain[begin : word.start()].strip()
+            if not is_first and cell_len(plain[begin : word.end()]) > room:
+                begin = word.start()
+                breaks.append(begin)
+        pieces = line.divide(breaks)
+        for piece in pieces:
+            piece.rstrip()
+        lines.append(Text(_INDENT).join(pieces))
+    return Text("\n").join(lines)
 
 
 def _in_full_width(*objects: Any, **options: Any) -> str:
