@@ -13,17 +13,16 @@ from typing import Any, NamedTuple
 
 import torch
 
-from trainable.batch import Batch, Blends, Mixup
+from trainable.batch import Batch
 from trainable.config import BEST, TASKS, Task, TrialConfig
 from trainable.data.dataset import Data
 from trainable.data.splits import Pools, make_folds, rows_of_branch, true_classes
 from trainable.errors import TrialError, WeightsError, chosen
 from trainable.model.branch import BranchModel
 from trainable.model.inputs import FORWARD_BATCH, FeatureInputs, inputs_for
-from trainable.model.losses import Step, soft_targets
 from trainable.novelty.bank import FeatureBank, all_of_features, formula
 from trainable.novelty.thresholds import Fold, Outputs
-from trainable.parts import LOSSES
+from trainable.objective import Objective, num_classes
 from trainable.rng import generator
 
 BANK_KNOWN_MAX, BANK_BORROWED_MAX = 8192, 4096
@@ -66,7 +65,7 @@ class Trainer:
             cache = None
             torch.backends.cudnn.allow_tf32 = False
         self.branches = [
-            BranchModel.build(branch, _num_classes(pools), config.seed, weights)
+            BranchModel.build(branch, num_classes(pools), config.seed, weights)
             .to(memory_format=torch.channels_last)
             .to(self.device)
             for branch in config.branches()
@@ -92,7 +91,7 @@ class Trainer:
                     if shares:
                         model.add_share(superclass)
                     else:
-                        model.add_fold(superclass, _num_classes(fold), config.seed)
+                        model.add_fold(superclass, num_classes(fold), config.seed)
                 model.folds.to(self.device)
         self.evaluated = [
             model.with_own_weights() if own.ema else model
@@ -108,18 +107,13 @@ class Trainer:
         self.optimizers = [*map(self._optimizer, self.branches, self.configs)]
         """Of each branch, which has no step where it has no images left in an epoch."""
         self.schedules = [*map(self._schedule, self.optimizers, self.configs, self.rows)]
-        self.super_of_sub = {
-            superclass: torch.tensor(each.super_of_sub, device=self.device)
-            for superclass, each in self._all_pools().items()
-        }
-        self.num_images = [
-            {
-                superclass: _num_images(each, rows_of_branch(each, own.novel_images), self.device)
-                for superclass, each in self._all_pools().items()
-            }
-            for own in self.configs
-        ]
-        """Training images of each output, by branch and fold."""
+        # A fold that is trained from the start has an objective of its own.
+        learnt: dict[int | None, Pools] = self._all_pools()
+        if self.fold_trainers:
+            learnt = {None: self.pools}
+        self._objective = Objective(
+            config, learnt, [each.novel_images for each in self.configs], self.device
+        )
 
     def _all_pools(self) -> dict[int | None, Pools]:
         """Return the pools of the trial, and those of its folds by what they leave out."""
@@ -252,15 +246,6 @@ class Trainer:
             for rows, own in zip(self.rows, self.configs, strict=True)
         ]
 
-    def _targets(
-        self, rows: torch.Tensor, mixup: float, epoch: int, step: int
-    ) -> dict[int | None, Batch]:
-        """Return what is wanted of a batch, by the trial and by each fold."""
-        mixed = Mixup.draw(len(rows), mixup, self.config.seed, epoch, step) if mixup else None
-        # A fold that is trained from the start makes its own.
-        asked = {None: self.pools} if self.fold_trainers else self._all_pools()
-        return {each: Batch.of(rows, pools, mixed, self.device) for each, pools in asked.items()}
-
     def _losses(
         self, rows_of: Sequence[torch.Tensor | None], epoch: int, step: int
     ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
@@ -280,22 +265,22 @@ class Trainer:
                 continue
             which = len(self.rows[number]), self.configs[number].mixup
             if which not in made:
-                made[which] = self._targets(rows, which[1], epoch, step)
+                made[which] = self._objective.targets(rows, which[1], epoch, step)
             batches, mixed = made[which], made[which][None].mixed
             # Layers that draw (dropout) have no generator of their own.
             purpose = (self.config.seed, "layers", epoch, step, *model.branch.tasks)
             _seed_layers(generator(*purpose).initial_seed(), self.device)
             x = inputs.training(rows)
-            blends = self._blends(model, rows, epoch, step)
+            blends = self._objective.blends(model.branch, rows, epoch, step)
             passed = [x if mixed is None else mixed.of(x)]
             if blends is not None:
                 passed.append(blends.of(x))
             # In one pass, so that batch norm sees both.
             whole = self._pooled(model, torch.cat(passed) if blends is not None else passed[0])
             pooled, *blended = whole.split([len(each) for each in passed])
-            loss = self._loss(pooled, model.classify(pooled), number, None, batches[None])
+            loss = self._objective.loss(pooled, model.classify(pooled), number, None, batches[None])
             if blends is not None:
-                loss = loss + self._loss_of_blends(blended[0], model, None, blends, rows)
+                loss = loss + self._objective.of_blends(blended[0], model, None, blends, rows)
             if not loss.requires_grad:
                 tasks = " and ".join(model.branch.tasks)
                 raise TrialError(
@@ -309,99 +294,14 @@ class Trainer:
                 if batch.place is not None and len(batch.place):
                     seen = pooled.index_select(0, batch.place)  # faster than pooled[...]
                     logits = model.classify(seen, superclass)
-                    of_folds = of_folds + self._loss(seen, logits, number, superclass, batch)
+                    of_folds = of_folds + self._objective.loss(
+                        seen, logits, number, superclass, batch
+                    )
                     if blends is not None:
-                        of_folds = of_folds + self._loss_of_blends(
+                        of_folds = of_folds + self._objective.of_blends(
                             blended[0].detach(), model, superclass, blends, rows
                         )
             yield number, loss, of_folds
-
-    def _loss(
-        self,
-        pooled: torch.Tensor,
-        logits: dict[Task, torch.Tensor],
-        number: int,
-        fold: int | None,
-        batch: Batch,
-    ) -> torch.Tensor:
-        """Return the sum of the loss terms of the heads of branch `number`, or of a fold of it."""
-        step = Step(
-            config=self.config,
-            logits=logits,
-            wanted={
-                task: self._wanted(task, batch, each.shape[1]) for task, each in logits.items()
-            },
-            pooled_ND=pooled,
-            super_of_sub=self.super_of_sub[fold],
-            num_images=self.num_images[number][fold],
-            keep_N=self._unexposed(batch, self.super_of_sub[fold].shape[0] - 1),
-        )
-        loss = torch.zeros((), device=self.device)
-        for name in self.config.loss_terms():
-            loss = loss + LOSSES.named(name)(step)
-        return loss
-
-    def _blends(
-        self, model: BranchModel, rows: torch.Tensor, epoch: int, step: int
-    ) -> Blends | None:
-        """Return which of the images `rows` are blended for the subclass head; null: none."""
-        if not self.config.near_novel or "sub" not in model.branch.tasks:
-            return None
-        pools = self.pools
-        target: dict[Task, torch.Tensor] = {
-            "super": pools.super_target[rows], "sub": pools.sub_target[rows]
-        }  # fmt: skip
-        return Blends.draw(target, len(pools.subclasses), self.config.seed, epoch, step)
-
-    def _loss_of_blends(
-        self,
-        pooled_MD: torch.Tensor,
-        model: BranchModel,
-        fold: int | None,
-        blends: Blends,
-        rows: torch.Tensor,
-    ) -> torch.Tensor:
-        """Return the loss of the blends that the trial, or a fold, may see, each weighing
-        `near_novel` times as much as one of its images.
-        """
-        left_out = self._all_pools()[fold].left_out
-        left_out_N = None if left_out is None else left_out[rows]
-        kept = blends.seen(left_out_N).to(self.device)
-        logits = model.classify(pooled_MD.index_select(0, kept), fold)["sub"]
-        novel = logits.shape[1] - 1
-        wanted = soft_targets(
-            torch.full((len(logits),), novel, device=self.device),
-            novel + 1,
-            outlier_exposure=self.config.outlier_exposure,
-        )
-        total = torch.nn.functional.cross_entropy(logits, wanted, reduction="sum")
-        num_images = len(rows) if left_out_N is None else int((~left_out_N).sum())
-        return self.config.near_novel * total / num_images
-
-    def _unexposed(self, batch: Batch, novel: int) -> torch.Tensor | None:
-        """Return the images whose subclass target outlier exposure leaves alone; null: all."""
-        if not self.config.outlier_exposure:
-            return None
-        is_known_N = batch.target["sub"] < novel
-        if batch.mixed is not None:
-            is_known_N = is_known_N & batch.mixed.partners(is_known_N)
-        return is_known_N if batch.place is None else is_known_N[batch.place]
-
-    def _wanted(self, task: Task, batch: Batch, num_classes: int) -> torch.Tensor:
-        """Return the targets of `task`: class indices, or (N, C) where an option softens them."""
-        exposure = self.config.outlier_exposure if task == "sub" else 0.0
-        wanted = batch.target[task]
-        smoothing = self.config.of(task, "label_smoothing")
-        if smoothing or exposure or batch.mixed is not None:
-            wanted = soft_targets(
-                wanted,
-                num_classes,
-                label_smoothing=smoothing,
-                outlier_exposure=exposure,
-            )
-        if batch.mixed is not None:
-            wanted = batch.mixed.of(wanted)
-        return wanted if batch.place is None else wanted.index_select(0, batch.place)
 
     def _clip(self, number: int) -> None:
         """Scale a branch's gradient down to the norm asked for, and that of each fold's heads."""
@@ -484,7 +384,7 @@ class Trainer:
         for number, model in enumerate(self.evaluated):
             found: dict[str, torch.Tensor] = {}
             if (features := pooled[number]) is None:
-                sizes = _num_classes(pools)
+                sizes = num_classes(pools)
                 answers = {
                     task: torch.full((len(pools.val), sizes[task]), math.nan)
                     for task in model.branch.tasks
@@ -500,7 +400,7 @@ class Trainer:
             "sub_logits": logits["sub"],
             "super_feature_scores": scores["super"],
             "sub_feature_scores": scores["sub"],
-            "super_of_sub": self.super_of_sub[fold].cpu(),
+            "super_of_sub": torch.tensor(pools.super_of_sub),
             "super_target": pools.super_target[pools.val],
             "sub_target": pools.sub_target[pools.val],
             "kind": pools.val_kind,
@@ -672,20 +572,6 @@ class Trainer:
 def part_of(within: Callable[[float], None], start: float, size: float) -> Callable[[float], None]:
     """Return what tells `within` of a part of the whole, from the share of that part, 0 to 1."""
     return lambda share: within(start + share * size)
-
-
-def _num_classes(pools: Pools) -> dict[Task, int]:
-    """Return how many outputs each head has, novel included."""
-    return {"super": pools.super_of_sub[-1] + 1, "sub": len(pools.subclasses) + 1}
-
-
-def _num_images(pools: Pools, rows: torch.Tensor, device: torch.device) -> dict[Task, torch.Tensor]:
-    """Return how many of `rows` each output of each head has: int64 (C + 1,)."""
-    targets: dict[Task, torch.Tensor] = {"super": pools.super_target, "sub": pools.sub_target}
-    return {
-        task: targets[task][rows].bincount(minlength=num).to(device)
-        for task, num in _num_classes(pools).items()
-    }
 
 
 class _Features(NamedTuple):

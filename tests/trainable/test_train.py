@@ -558,7 +558,7 @@ def test_loss_of_blends_says_novel_or_what_outlier_exposure_says(
     log_p = model.classify(pooled)["sub"].log_softmax(1)
     wanted = log_p[:, :-1].mean(1) * exposure if exposure else log_p[:, -1]
     expected = -2.0 * wanted.sum() / 16
-    found = each._loss_of_blends(pooled, model, None, blends, rows).detach()
+    found = each._objective.of_blends(pooled, model, None, blends, rows).detach()
     assert float(found) == pytest.approx(float(expected), rel=1e-5)
     for superclass in each.folds:
         is_seen = ~each._all_pools()[superclass].left_out[rows]
@@ -566,7 +566,7 @@ def test_loss_of_blends_says_novel_or_what_outlier_exposure_says(
         assert 0 < sum(seen) < 15
         log_p = model.classify(pooled, superclass)["sub"].log_softmax(1)[seen]
         wanted = log_p[:, :-1].mean(1) * exposure if exposure else log_p[:, -1]
-        of_fold = each._loss_of_blends(pooled, model, superclass, blends, rows).detach()
+        of_fold = each._objective.of_blends(pooled, model, superclass, blends, rows).detach()
         expected = -2.0 * wanted.sum() / is_seen.sum()
         assert float(of_fold) == pytest.approx(float(expected), rel=1e-5)
 
