@@ -229,7 +229,12 @@ def print_tables(console: Console, found: Evaluation, promise: Mapping[str, floa
             {"share": "{:.2f}", "images": "{:,}"},
         )  # fmt: skip
     surest = found.wrong.head(SHOWN)[["image", "truth", "answer", "margin"]]
-    _print_rows(console, "Most surely wrong", surest, {"margin": "{:.1f}"})
+    _print_rows(
+        console,
+        "Most surely wrong, by standard deviations beyond the threshold",
+        surest,
+        {"margin": "{:.1f}"},
+    )
 
 
 def promise_lines(found: Evaluation, promise: Mapping[str, float]) -> list[str]:

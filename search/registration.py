@@ -15,10 +15,11 @@ from upath import UPath
 
 from results import model as pyfunc
 from results.mlflow_store import connect, experiment_id, explained, local_copies
-from results.naming import described
+from results.naming import acting_together, described
 from results.promise import intervals_of, range_text
 from results.record import SearchRecord
 from search.champion import CHAMPION, Verdict, champion_line, verdict
+from search.tracking import dataset_input, source_tags
 from trainable.classifier import (
     INFO_FILE,
     MODEL_FILE,
@@ -26,7 +27,7 @@ from trainable.classifier import (
 )
 from trainable.config import TrialConfig
 from trainable.data.dataset import Data
-from trainable.novelty.metrics import MAIN
+from trainable.novelty.metrics import MAIN, METRICS
 from trainable.novelty.scores.sums import plain
 from trainable.schema import version as noveltune_version
 
@@ -88,6 +89,8 @@ class Registration:
         """
         name = self._record.name
         tags = {"search": name, "search_id": self._record.id, "level": "refit"}
+        tags |= source_tags("search.refit")
+        info = read_info(target)
         with explained(self._uri), _logging_to(self._uri):
             # Not by start_run, which would go on with the run that MLFLOW_RUN_ID names.
             made = self._client.create_run(self._experiment_id, tags=tags, run_name=f"{name}-refit")
@@ -95,7 +98,12 @@ class Registration:
                 mlflow.start_run(made.info.run_id) as run,
                 local_copies([target / name for name in (MODEL_FILE, INFO_FILE)]) as files,
             ):
-                mlflow.log_params({"trial": trial, **config.to_dict()})
+                mlflow.log_params({"trial": trial, **acting_together(config)})
+                mlflow.log_metrics(
+                    {f"promised/{key}": info["promise"][key] for key in METRICS
+                     if key in info["promise"]}
+                )  # fmt: skip
+                self._client.log_inputs(run.info.run_id, [dataset_input(data)])
                 logged = mlflow.pyfunc.log_model(
                     name="classifier",
                     loader_module=pyfunc.__name__,
@@ -110,7 +118,6 @@ class Registration:
                     ),
                     input_example=data.images[:1].numpy(),
                 )
-            info = read_info(target)
             version = self._client.create_model_version(
                 name, logged.model_uri, run.info.run_id, model_id=logged.model_id,
                 tags=_tags(self._record, trial, info, data.fingerprint),

@@ -104,7 +104,8 @@ def search_info(record: SearchRecord, folder: UPath, data: Data, question: str) 
         name=record.name,
         folder=folder,
         params=params,
-        tags={"git_commit": _git_commit(), "driver_host": os.uname().nodename} | _source(),
+        tags={"git_commit": _git_commit(), "driver_host": os.uname().nodename}
+        | source_tags("search.run"),
         experiment=record.experiment,
         experiment_id=record.experiment_id,
         metrics=tuple(record.metrics),
@@ -113,9 +114,9 @@ def search_info(record: SearchRecord, folder: UPath, data: Data, question: str) 
     )
 
 
-def _source() -> dict[str, str]:
-    """Return MLflow's own tags of who started what."""
-    tags = {"mlflow.source.name": typed("search.run"), "mlflow.source.type": "LOCAL"}
+def source_tags(module: str) -> dict[str, str]:
+    """Return MLflow's own tags of who started what: the command of a module."""
+    tags = {"mlflow.source.name": typed(module), "mlflow.source.type": "LOCAL"}
     with contextlib.suppress(OSError, KeyError):  # a container's user may have no name
         tags["mlflow.user"] = getpass.getuser()
     return tags
@@ -187,7 +188,7 @@ class Tracker:
             self._experiment_id = experiment_id(
                 self._client, self._info.experiment, self._info.experiment_id
             )
-            self._input = _input(data)
+            self._input = dataset_input(data)
             parents = self._find("parent")
             if parents:
                 self._parent_id = parents[0].info.run_id
@@ -550,7 +551,8 @@ def _params(trial: Trial) -> dict[str, Any]:
     return {} if trial.config is None else acting_together(trial.config)
 
 
-def _input(data: Data) -> DatasetInput:
+def dataset_input(data: Data) -> DatasetInput:
+    """Return the data that a run trains on, as its page names them."""
     dataset = Dataset(
         name=Path(data.source).stem,
         digest=data.fingerprint[:36],

@@ -253,6 +253,10 @@ def test_registering_that_failed_is_made_good_without_training_again(
     client = client_of(folder)
     (run,) = client.search_runs([client.get_experiment_by_name("others").experiment_id])
     assert run.data.tags["level"] == "refit"
+    assert run.data.tags["mlflow.source.name"] == "python -m search.refit"
+    assert run.data.metrics["promised/score"] == of_trial["score"]
+    assert "None" not in run.data.params.values(), "of keys that do nothing"
+    assert len(run.inputs.dataset_inputs) == 1
 
     file = folder / "runs/asked/refit/00000/refit.json"
     asked = json.loads(file.read_text())
