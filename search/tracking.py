@@ -52,8 +52,8 @@ BEHIND_S = 60.0
 long as was said."""
 _MODEL_FOLDER = "best"
 """Of a trial's artifacts: the model of its best epoch."""
-_MAX_METRICS = 1000
-"""In one batch, as servers take it."""
+_MAX_METRICS = 800
+"""In one batch: servers take 1000 of metrics, parameters and tags."""
 _MAX_TAG = 5000
 """Characters of a tag that every server takes."""
 
@@ -165,6 +165,7 @@ class Tracker:
         self._end: _End | None = None
         self._run_ids: dict[int, str] = {}
         self._sent_epochs: dict[int, set[int]] = {}
+        self._unsent_params: dict[int, list[Param]] = {}
         self._standing = Standing(info.metrics, info.num_kept)
         self._is_stale = False
         self._sent_best: set[int] | None = None
@@ -388,32 +389,30 @@ class Tracker:
         if run_id is None:
             return
         sent = self._sent(trial, run_id)
+        params = self._unsent_params.pop(trial.number, [])
         now_ms = int(time.time() * 1000)
-        for epoch in trial.epochs:
-            step = epoch.number
-            if step in sent:
-                continue
-            shown = {grouped(k): v for k, v in epoch.to_dict().items() if k != "epoch"}
-            values = [Metric(k, float(v), now_ms, step) for k, v in shown.items()]
-            self._client.log_batch(run_id, metrics=values, tags=_where(trial))
-            sent.add(step)
-        if trial.is_finished:
-            self._send_finished(trial, run_id)
-
-    def _send_finished(self, trial: Trial, run_id: str) -> None:
-        now_ms = int(time.time() * 1000)
-        best = [
-            Metric(f"{CHOSEN}/{key}", float(value), now_ms, 0)
-            for key, value in (trial.best.to_dict() if trial.best else {}).items()
-            if key in (*METRICS, *INTERVALS, "epoch", "tau_super", "tau_sub", "novel_images_used")
+        new = [epoch for epoch in trial.epochs if epoch.number not in sent]
+        values = [
+            [
+                Metric(grouped(key), float(value), now_ms, epoch.number)
+                for key, value in epoch.to_dict().items()
+                if key != "epoch"
+            ]
+            for epoch in new
         ]
-        tags = [RunTag("state", trial.state), *_where(trial)]
-        if trial.reason:
-            tags.append(RunTag("reason", trial.reason[:5000]))
-        self._client.log_batch(run_id, metrics=best, tags=tags)
-        if self._info.keep_models == "all":
-            self._log_files(run_id, self._files_of(trial), _MODEL_FOLDER)
-        self._client.set_terminated(run_id, _STATUS[trial.state])
+        tags = _where(trial) if new else []
+        if trial.is_finished:
+            values.append(_best(trial, now_ms))
+            tags = _ended(trial)
+        # What a server takes in one call costs it hardly more than a part of it.
+        for batch in _batches(values):
+            self._client.log_batch(run_id, metrics=batch, params=params, tags=tags)
+            params = []
+        sent |= {epoch.number for epoch in new}
+        if trial.is_finished:
+            if self._info.keep_models == "all":
+                self._log_files(run_id, self._files_of(trial), _MODEL_FOLDER)
+            self._client.set_terminated(run_id, _STATUS[trial.state])
 
     def _files_of(self, trial: Trial) -> list[UPath]:
         """Return what there is of a trial's model."""
@@ -468,7 +467,7 @@ class Tracker:
         """Return the epochs the server has; the first time in a process, the run is set going."""
         if trial.number not in self._sent_epochs:
             run = self._client.get_run(run_id)
-            self._log_missing_params(run, _params(trial))
+            self._unsent_params[trial.number] = _missing(run, _params(trial))
             self._log_missing_input(run)
             self._client.update_run(run_id, status="RUNNING")
             history = self._client.get_metric_history(run_id, "score")
@@ -490,7 +489,7 @@ class Tracker:
         if trial.repeat_of is not None:
             tags["repeat_of"] = str(trial.repeat_of)
         run = self._client.create_run(self._experiment_id, tags=tags)
-        self._log_missing_params(run, _params(trial))
+        self._unsent_params[trial.number] = _missing(run, _params(trial))
         self._log_missing_input(run)
         self._sent_epochs[trial.number] = set()
         return str(run.info.run_id)
@@ -503,22 +502,12 @@ class Tracker:
     def _describe_parent(self) -> None:
         """Log the search's parameters and data set, unless they are there."""
         run = self._client.get_run(self._parent_id)
-        self._log_missing_params(run, self._info.params)
+        self._client.log_batch(self._parent_id, params=_missing(run, self._info.params))
         self._log_missing_input(run)
 
     def _log_missing_input(self, run: Run) -> None:
         if run.inputs is None or not run.inputs.dataset_inputs:
             self._client.log_inputs(run.info.run_id, [self._input])
-
-    def _log_missing_params(self, run: Run, params: Mapping[str, Any]) -> None:
-        """Log what a crash left out; MLflow lets no parameter change."""
-        missing = [
-            Param(key, str(value)[:6000])
-            for key, value in params.items()
-            if value is not None and key not in run.data.params
-        ]
-        if missing:
-            self._client.log_batch(run.info.run_id, params=missing)
 
     def _tags(self, level: str) -> dict[str, str]:
         return {
@@ -546,6 +535,15 @@ class Tracker:
                 return runs
 
 
+def _missing(run: Run, params: Mapping[str, Any]) -> list[Param]:
+    """Return what a run lacks of its parameters; MLflow lets none change."""
+    return [
+        Param(key, str(value)[:6000])
+        for key, value in params.items()
+        if value is not None and key not in run.data.params
+    ]
+
+
 def _params(trial: Trial) -> dict[str, Any]:
     """Return what acts in a configuration, by the keys that it sets: of both levels, or of one."""
     return {} if trial.config is None else acting_together(trial.config)
@@ -565,3 +563,29 @@ def dataset_input(data: Data) -> DatasetInput:
 
 def _where(trial: Trial) -> list[RunTag]:
     return [RunTag("host", trial.host), RunTag("device", trial.device)] if trial.host else []
+
+
+def _best(trial: Trial, now_ms: int) -> list[Metric]:
+    """Return what counts as a trial's result."""
+    return [
+        Metric(f"{CHOSEN}/{key}", float(value), now_ms, 0)
+        for key, value in (trial.best.to_dict() if trial.best else {}).items()
+        if key in (*METRICS, *INTERVALS, "epoch", "tau_super", "tau_sub", "novel_images_used")
+    ]
+
+
+def _ended(trial: Trial) -> list[RunTag]:
+    tags = [RunTag("state", trial.state), *_where(trial)]
+    return [*tags, RunTag("reason", trial.reason[:_MAX_TAG])] if trial.reason else tags
+
+
+def _batches(values: Sequence[list[Metric]]) -> list[list[Metric]]:
+    """Return metrics in batches that servers take, at least one, each epoch's in one of them: what
+    arrived of an epoch is taken for the whole of it.
+    """
+    batches: list[list[Metric]] = [[]]
+    for each in values:
+        if batches[-1] and len(batches[-1]) + len(each) > _MAX_METRICS:
+            batches.append([])
+        batches[-1] += each
+    return batches

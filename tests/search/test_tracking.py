@@ -208,6 +208,19 @@ def opened(uri: str, search_id: str, tmp_path: Path) -> Opener:
     return opened
 
 
+def test_epochs_that_take_several_calls_arrive_whole_and_once(
+    opened: Opener, shown: Shown, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "_MAX_METRICS", 4)  # an epoch has three
+    tracker = opened()
+    tracker.update(complete())
+    assert tracker.close("FINISHED", [])
+    for name in ("score", "training/train_loss"):
+        assert shown.steps(0, name) == [1, 2, 3]
+    assert shown.steps(0, "chosen/score") == [0]
+    assert shown.child().data.params["alpha"] == "0.5"
+
+
 def test_tracker_that_falls_behind_says_by_how_much(
     uri: str, search_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -665,7 +678,10 @@ def test_server_that_cannot_be_reached_at_the_start_is_an_error_soon(
 
 @pytest.mark.slow
 def test_what_happens_during_an_outage_arrives_after_it(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: Server,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(tracking, "RETRY_S", (0.5,))
     (tmp_path / "trials/00000").mkdir(parents=True)
@@ -700,6 +716,7 @@ def test_what_happens_during_an_outage_arrives_after_it(
     assert [artifact.path for artifact in artifacts] == ["best/model.json"]
     assert shown.parent.info.status == "FINISHED"
     assert all("MLflow took nothing" in note for note in notes)
+    assert "View run" not in capfd.readouterr().out
     files = [file for file in tmp_path.rglob("*") if file.is_file()]
     assert not [file for file in files if b"PLUGH" in file.read_bytes()]
     assert not [note for note in notes if "PLUGH" in note]
