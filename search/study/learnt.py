@@ -53,6 +53,7 @@ class Learnt:
         self._complete: list[tuple[float, int]] = []
         self._pruned: list[tuple[tuple[float, float], int]] = []
         self._first: dict[frozenset[str], FrozenTrial] = {}
+        self._examples: list[FrozenTrial] | None = None
         self._columns: dict[str, npt.NDArray[np.float64]] = {}
         self._is_there = np.zeros(0, dtype=bool)
         # Those that run last: the others' parameters are known then.
@@ -109,6 +110,7 @@ class Learnt:
         names = frozenset(trial.params)
         if names not in self._first or trial.number < self._first[names].number:
             self._first[names] = trial
+            self._examples = None
         self._is_feasible &= not any(value > 0 for value in trial.constraints.values())
         if not self._is_single:
             return
@@ -119,10 +121,20 @@ class Learnt:
             insort(self._pruned, (pruned_rank(trial, self._study), trial.number))
 
     def examples(self) -> list[FrozenTrial]:
-        """Return the first finished trial of each set of parameters: they make the same groups of
-        parameters as all of them do.
+        """Return finished trials, by number, that make the same groups of parameters as all do.
+
+        They are the first of each set of parameters, less those that split no group and add none.
         """
-        return sorted(self._first.values(), key=lambda trial: trial.number)
+        if self._examples is None:
+            self._examples, groups = [], list[set[str]]()
+            for trial in sorted(self._first.values(), key=lambda trial: trial.number):
+                names = set(trial.params)
+                parts = [part for group in groups for part in (group & names, group - names)]
+                parts = [part for part in (*parts, names.difference(*groups)) if part]
+                if parts != groups:
+                    groups = parts
+                    self._examples.append(trial)
+        return self._examples
 
     def split(self, number: int, num_below: int) -> tuple[Rows, Rows]:
         """Return the good trials, and all others but `number`, as TPE tells them apart."""
