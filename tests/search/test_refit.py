@@ -12,7 +12,6 @@ from typing import Any
 import mlflow
 import optuna
 import pytest
-import torch
 from mlflow import MlflowClient
 from optuna.trial import TrialState, create_trial
 from PIL import Image, ImageOps
@@ -134,7 +133,6 @@ def kept(
     tmp_path_factory: pytest.TempPathFactory, data: Path, make_mlflow: Callable[[Path], Path]
 ) -> Path:
     """A folder with an MLflow database and `runs/asked`, a search whose one trial is complete."""
-    torch.set_num_threads(1)  # the work is too small for more
     folder = make_mlflow(tmp_path_factory.mktemp("kept")).parent
     shutil.copytree(data, folder / "data")
     known, novel = str(folder / "data"), str(folder / "data/novel_images")

@@ -5,21 +5,11 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.trainable import tiny
 from trainable import classifier
 from trainable.data.dataset import Data, load_data
 from trainable.novelty.metrics import score_table
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """The models are too small to share out, and one thread gives the same bits everywhere."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session", autouse=True)
