@@ -12,7 +12,7 @@ from rich.console import Console
 from upath import UPath
 
 from results.promise import intervals_of, nested_choice, promise_of_trials, rates_text
-from results.report.tables import print_promise, print_tables
+from results.report.tables import print_promise, print_tables, write_tables
 from results.terminal import plain_console
 from search.outcome import summary
 from tests.made_searches import Search
@@ -73,7 +73,7 @@ def test_tables_and_json_say_how_sure_the_best_is_and_what_choosing_added(search
     best = summary(search.record, UPath(search.folder), search.trials, 1.0)["best_trial"]
     assert best["intervals"] == {"score": pytest.approx([0.7, 0.9])}
     assert best["nested_choice"] == pytest.approx(0.55)
-    search.write()
+    write_tables(UPath(search.folder), search.trials, search.record)
     table = pd.read_csv(search.folder / "trials.csv")
     assert table["interval.score.low"].tolist()[:3] == pytest.approx([0.85, 0.7, 0.4])
     assert math.isnan(table["interval.score.low"][3])

@@ -143,20 +143,25 @@ def test_everything_in_the_page_is_beside_it_as_png_svg_and_csv(search: Search) 
         assert image.width > 500
 
 
-def test_a_page_needs_no_network_and_no_other_file(search: Search) -> None:
-    search.tell(score=0.4)
-    search.write()
-    page = (search.folder / "report/index.html").read_text()
-    loaded = re.findall(r'(?:src|xlink:href|@import|url)[=(]\s*"?([^")\s]+)', page)
-    assert [each for each in loaded if not each.startswith(("#", "data:"))] == []
-
-
-def test_latex_of_the_main_table_is_escaped_and_has_mean_and_range(search: Search) -> None:
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a report, of a configuration with two seeds and another one."""
+    search = Search(tmp_path_factory.mktemp("written"))
     search.tell(architecture="two_models", score=0.4)
     search.tell(architecture="two_models", seed=1, repeat_of=0, score=0.6)
     search.tell(score=0.3)
     search.write()
-    text = (search.folder / "report/table.tex").read_text()
+    return search.folder / "report"
+
+
+def test_a_page_needs_no_network_and_no_other_file(written: Path) -> None:
+    page = (written / "index.html").read_text()
+    loaded = re.findall(r'(?:src|xlink:href|@import|url)[=(]\s*"?([^")\s]+)', page)
+    assert [each for each in loaded if not each.startswith(("#", "data:"))] == []
+
+
+def test_latex_of_the_main_table_is_escaped_and_has_mean_and_range(written: Path) -> None:
+    text = (written / "table.tex").read_text()
     assert r"two\_models" in text
     assert "50.0 (40.0-60.0)" in text
     assert r"\toprule" in text
