@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import settings
 from mlflow import MlflowClient
+from optuna.storages._rdb.storage import _VersionManager
 
 from tests.made_data import drawn
 
@@ -22,6 +23,21 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _head_version_once() -> Iterator[None]:
+    """Optuna reads its ten migrations whenever it opens a database, to know the newest of them."""
+    find, found = _VersionManager.get_head_version, list[str]()
+
+    def find_once(manager: _VersionManager) -> str:
+        if not found:
+            found.append(find(manager))
+        return found[0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_VersionManager, "get_head_version", find_once)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -3,8 +3,10 @@
 import datetime
 import io
 import json
+import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,23 @@ def record(**changes: Any) -> SearchRecord:
     return SearchRecord(**(values | changes))
 
 
+@cache
+def _empty_database() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "study.db")
+        optuna.storages.RDBStorage(f"sqlite:///{file}").engine.dispose()
+        return file.read_bytes()
+
+
+def make_database(file: Path) -> str:
+    """Put Optuna's tables into a new SQLite file, and return its URL.
+
+    They are copied: Optuna takes longer to make them than most tests take for all else.
+    """
+    file.write_bytes(_empty_database())
+    return f"sqlite:///{file}"
+
+
 class Search:
     """A search on disk whose trials are told, not trained."""
 
@@ -62,6 +81,7 @@ class Search:
         self.folder = folder
         self.record = record(metrics=[*metrics])
         self.record.save(UPath(folder))
+        make_database(folder / "study.db")
         self.study = optuna.create_study(
             storage=study_url(UPath(folder), self.record),
             study_name="asked",

@@ -23,6 +23,7 @@ from search.space.space import load_space
 from search.study import lock
 from search.study.lock import LeaseLostError, LockError, only_driver
 from search.study.storage import StudyError, create_study, open_study, with_distributions
+from tests.made_searches import make_database
 from tests.processes import other_processes
 
 LIMIT_S = 300.0
@@ -31,7 +32,7 @@ LIMIT_S = 300.0
 
 @pytest.fixture
 def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path / 'study.db'}"
+    return make_database(tmp_path / "study.db")
 
 
 @pytest.fixture

@@ -29,6 +29,7 @@ from search.study.lock import LeaseLostError
 from search.study.pruning import RUNG_FRACTION
 from search.study.storage import StudyError, create_study, open_study, with_distributions
 from search.study.study import Study
+from tests.made_searches import make_database
 from trainable.config import TrialConfig
 from trainable.epoch import Epoch
 from trainable.schema import SCHEMA, SchemaError, stamp
@@ -100,7 +101,7 @@ def load(tmp_path: Path) -> Loader:
 @pytest.fixture(params=["in memory", "sqlite"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str | None:
     """Of the storage; None is in this process."""
-    return None if request.param == "in memory" else f"sqlite:///{tmp_path / 'study.db'}"
+    return None if request.param == "in memory" else make_database(tmp_path / "study.db")
 
 
 @pytest.fixture
