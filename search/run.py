@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from results.options import add_experiment, add_stores, check_stores, place
+from search.cluster.options import add_place, share_of
 from search.interrupts import INTERRUPTED, terminable
 from search.shipped import shipped, space_file
 from trainable.config import parse_settings
@@ -133,11 +134,8 @@ def _parser(kind: type[Parser] = Parser) -> Parser:
     again("--repeat", type=int, metavar="N", help="run its best configurations with N seeds each")
     again("--top", metavar="K|all", help="how many configurations to repeat (default 3)")
     where = parser.add_argument_group("how it runs").add_argument
-    where("--address", metavar="ADDR", help="of a Ray cluster (default: this machine)")
+    add_place(where, has_pilot=True)
     where("--concurrency", type=int, metavar="N", help="trials at once (default: what fits)")
-    where("--cpus-per-trial", type=float, metavar="F", help="(default 1)")
-    where("--gpus-per-trial", metavar="F|auto",
-          help="(default: a whole one if there are any); auto: by a short pilot")  # fmt: skip
     where("--time-budget", metavar="90m", help="stop after so long; resumable (s, m or h)")
     where("--max-reruns", type=int, metavar="N",
           help="of a trial whose process died by itself (default 2)")  # fmt: skip
@@ -166,8 +164,6 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
         value = getattr(args, flag)
         if value is not None and value < 1:
             raise UserError(f"--{flag} must be 1 or more, but got {value}")
-    if args.cpus_per_trial is not None and not 0 < args.cpus_per_trial <= 4096:
-        raise UserError(f"--cpus-per-trial must be above 0, but got {args.cpus_per_trial:g}")
     for flag in ("epochs", "seed", "max_reruns"):
         value = getattr(args, flag)
         if value is not None and value < 0:
@@ -190,7 +186,7 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
         "top": _top(args.top),
         "metric": tuple(args.metric.split(",")) if args.metric else None,
         "fixed": fixed,
-        "gpus_per_trial": _share(args.gpus_per_trial),
+        "gpus_per_trial": share_of(args, has_pilot=True),
         "time_budget_s": _seconds(args.time_budget),
     }
 
@@ -218,21 +214,6 @@ def _top(text: str | None) -> int | None:
     if text is not None and not re.fullmatch(r"[1-9]\d{0,8}", text):
         raise UserError(f"--top must be all, or 1 or more, but got {text!r}")
     return int(text or 3)
-
-
-def _share(text: str | None) -> float | str | None:
-    if text is None or text == "auto":
-        return text
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:
-        raise UserError(
-            "--gpus-per-trial must be auto or 0 to 1, as a trial trains on one GPU, "
-            f"but got {text!r}"
-        )
-    return value
 
 
 def _seconds(text: str | None) -> float | None:

@@ -15,8 +15,8 @@ _NODE_HAS_DIED = "node has died"
 """How Ray's head words the cause of an actor's death by its node; there is no field for it."""
 
 
-def is_node_gone(trial: Any, node_id: str) -> bool:
-    """Return whether Tune's `trial` lost its process with the node.
+def is_node_gone(error: BaseException | None, node_id: str) -> bool:
+    """Return whether a process is gone with its node.
 
     The death of a drained node's actor says so (`preempted`), that of a dead one's in words, once
     the head has missed the node for long enough (here some 20 s). Before, Ray only knows that the
@@ -24,10 +24,9 @@ def is_node_gone(trial: Any, node_id: str) -> bool:
     node whose raylet accepts a connection is there, and so its process died by itself.
 
     Args:
-        trial: With the error that Tune keeps beside it.
+        error: By which Ray told; null: of another kind.
         node_id: Of the node that it was on; empty: it had not started.
     """
-    error = _error_of(trial)
     if isinstance(error, NodeDiedError):
         return True
     if isinstance(error, RayActorError) and (error.preempted or _NODE_HAS_DIED in str(error)):
@@ -44,7 +43,7 @@ def _answers(node_id: str) -> bool:
     return False
 
 
-def _error_of(trial: Any) -> BaseException | None:
+def error_of(trial: Any) -> BaseException | None:
     """Return the error that Tune wrote down before it told the scheduler; null: of another kind."""
     name = trial.pickled_error_file
     if name is None or not Path(name).exists():

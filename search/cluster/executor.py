@@ -13,7 +13,7 @@ import pyarrow.fs
 from results.database import STORAGE_ERRORS
 from results.record import MAX_RERUNS
 from search.cluster.connect import Cluster
-from search.cluster.deaths import is_node_gone
+from search.cluster.deaths import error_of, is_node_gone
 from search.cluster.messages import (
     Assignment,
     EpochDone,
@@ -350,7 +350,7 @@ class _StudyScheduler(_NotPickled, FIFOScheduler):
         number = _assignment(trial).number
         if self._study.trials[number].is_finished:
             return  # it died after its last report
-        if is_node_gone(trial, self._nodes.pop(number, "")):
+        if is_node_gone(error_of(trial), self._nodes.pop(number, "")):
             self._study.count_lost_node(number)
             self._note(f"trial {number:05d}  its node is gone; it goes on from its checkpoint")
         elif (reruns := self._study.trials[number].reruns) < self._max_reruns:

@@ -73,16 +73,8 @@ def run_trial(wire: dict[str, Any], shipped: tuple[Any, ...] = (None,)) -> None:
     """
     assigned = Assignment.from_wire(wire)
     job = assigned.job
-    _prepare_process()
-    torch.set_num_threads(max(1, int(assigned.cpus)))
-    if not assigned.gpus:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before CUDA starts; this process never gets one
-    elif torch.cuda.is_available():
-        torch.cuda.set_per_process_memory_fraction(_memory_fraction(assigned.gpus))
     forget_host_peak()
-    node, gpu = _placed()
-    host = os.uname().nodename
-    _send(Started(host=host, device=_device(), node=node, gpu=gpu, gpus=assigned.gpus))
+    _send(started(assigned.cpus, assigned.gpus))
     told = Told(str(assigned.folder))
     try:
         job.parts.use()
@@ -116,6 +108,18 @@ def run_trial(wire: dict[str, Any], shipped: tuple[Any, ...] = (None,)) -> None:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
     _send(last)
+
+
+def started(cpus: float, gpus: float) -> Started:
+    """Have this process take its share of the node and no more; return where it is."""
+    _prepare_process()
+    torch.set_num_threads(max(1, int(cpus)))
+    if not gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before CUDA starts; this process never gets one
+    elif torch.cuda.is_available():
+        torch.cuda.set_per_process_memory_fraction(_memory_fraction(gpus))
+    node, gpu = _placed()
+    return Started(host=os.uname().nodename, device=_device(), node=node, gpu=gpu, gpus=gpus)
 
 
 @functools.cache
