@@ -3,6 +3,7 @@
 import argparse
 import shlex
 import sys
+from functools import partial
 
 from upath import UPath
 
@@ -11,9 +12,10 @@ from results.options import add_experiment, add_stores, check_stores
 from results.record import SearchRecord, load_record, run_folder
 from results.terminal import plain_console
 from search.champion import CHAMPION
+from search.cluster.options import add_place, share_of
 from search.interrupts import INTERRUPTED, terminable
 from search.registration import Registration
-from search.retrain import Choice, choose, refit_data, retrain, say_promise
+from search.retrain import Choice, Place, choose, here, refit_data, retrain, say_promise
 from trainable.data.dataset import Data
 from trainable.errors import ConfigError, Parser, TrialError, UserError, typed
 from trainable.memory import keep_freed_memory
@@ -36,6 +38,7 @@ def main(argv: list[str] | None = None) -> int:
         "--ensemble", type=int, default=1, metavar="N",
         help="train N models from N seeds, which answer by their mean logits as one (default: 1)",
     )  # fmt: skip
+    add_place(parser.add_argument_group("where it trains").add_argument, has_pilot=False)
     args = parser.parse_args(argv)
     try:
         with terminable():
@@ -49,11 +52,7 @@ def _refit(args: argparse.Namespace) -> int:
     keep_freed_memory()
     console = plain_console()
     try:
-        if not 1 <= args.ensemble <= ENSEMBLE_MAX:
-            raise ConfigError(
-                f"`1 <= --ensemble <= {ENSEMBLE_MAX}` must hold, but got {args.ensemble}"
-            )
-        check_stores(args.storage, args.study, args.tracking_uri)
+        _check(args)
         folder = run_folder(args.name, args.storage)
         record = load_record(folder)
         record = record.reached(args.study, args.tracking_uri, args.experiment)
@@ -62,7 +61,10 @@ def _refit(args: argparse.Namespace) -> int:
         data = refit_data(record, console.print)
         registration.prepare()
         target = folder / "refit" / f"{choice.trial:05d}"
-        retrain(choice, record, data, target, console.print, ensemble=args.ensemble)
+        retrain(
+            choice, record, data, target, console.print,
+            ensemble=args.ensemble, where=_place(args, folder, record),
+        )  # fmt: skip
         say_promise(choice, record, target, console.print)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -79,6 +81,35 @@ def _refit(args: argparse.Namespace) -> int:
         f"{_next(record, version)}"
     )
     return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Check what is typed, and read the share of a GPU."""
+    if not 1 <= args.ensemble <= ENSEMBLE_MAX:
+        raise ConfigError(f"`1 <= --ensemble <= {ENSEMBLE_MAX}` must hold, but got {args.ensemble}")
+    check_stores(args.storage, args.study, args.tracking_uri)
+    args.gpus_per_trial = share_of(args, has_pilot=False)
+    if args.address is None and (args.cpus_per_trial, args.gpus_per_trial) != (None, None):
+        raise ConfigError(
+            "--cpus-per-trial and --gpus-per-trial need --address: without it a refit trains in "
+            "this process, with all that the machine has"
+        )
+    if args.address is not None:
+        from search.cluster.joined import check_address  # late: it imports Ray
+
+        check_address(args.address)
+
+
+def _place(args: argparse.Namespace, folder: UPath, record: SearchRecord) -> Place:
+    """Return what does the work: this process, or one of a cluster."""
+    if args.address is None:
+        return here
+    from search.cluster.task import on_cluster  # late: it imports Ray
+
+    return partial(
+        on_cluster, folder=folder, record=record, address=args.address,
+        cpus_per_trial=args.cpus_per_trial, gpus_per_trial=args.gpus_per_trial,
+    )  # fmt: skip
 
 
 def _register(

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -39,6 +40,16 @@ ASKED_FILE = "refit.json"
 """What a refitted classifier was trained by; written when it is whole."""
 CHECKPOINTS = "checkpoints"
 """Beside it until then: by a digest of what it is trained by, a folder for each model."""
+
+Work = Callable[[Data, Callable[[str], None]], None]
+"""Trains on data, wherever it is called, tells lines for a person, and leaves the model behind."""
+Place = Callable[[Work, Data, Callable[[str], None]], None]
+"""Does the work: `here`, or elsewhere."""
+
+
+def here(work: Work, data: Data, note: Callable[[str], None]) -> None:
+    """Do the work in this process."""
+    work(data, note)
 
 
 class RefitError(UserError):
@@ -186,6 +197,7 @@ def retrain(
     note: Callable[[str], None],
     *,
     ensemble: int = 1,
+    where: Place = here,
 ) -> None:
     """Train, unless `target` holds what would come of it: of a refit that could not register.
 
@@ -198,6 +210,7 @@ def retrain(
         target: Where the model goes.
         note: Called with lines for a person.
         ensemble: So many models are trained, each from a seed of its own, and answer as one.
+        where: The training is done: `here`, or on a cluster.
 
     Raises:
         TrialError: The training cannot go on.
@@ -213,7 +226,11 @@ def retrain(
         if file.exists():
             file.unlink()
         own = checkpoints / hashlib.sha256(content.encode()).hexdigest()[:16]
-        _train(replace(choice, rule=rule), record, data, target, own, note, ensemble)
+        # Elsewhere needs no passwords, and has another working folder.
+        record = replace(record, study=None, tracking_uri="")
+        choice = replace(choice, rule=rule)
+        work = partial(_train, choice, record, target.absolute(), own.absolute(), ensemble)
+        where(work, data, note)
         write_atomically(file, content.encode())
     remove_folder(checkpoints)  # also of a refit that was interrupted just before this
 
@@ -254,11 +271,11 @@ def _stored(file: UPath) -> dict[str, Any] | None:
 def _train(
     choice: Choice,
     record: SearchRecord,
-    data: Data,
     target: UPath,
     checkpoints: UPath,
-    note: Callable[[str], None],
     ensemble: int,
+    data: Data,
+    note: Callable[[str], None],
 ) -> None:
     """Train on everything for as many epochs as were best; the answers go by the rule, carried
     over.

@@ -221,6 +221,25 @@ def test_refit_that_cannot_register_trains_nothing(
     assert not (folder / "mlflow.db").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--gpus-per-trial", "0.5"], "need --address: without it a refit trains in this process"),
+        (["--cpus-per-trial", "2"], "need --address: without it a refit trains in this process"),
+        (["--address", "auto", "--gpus-per-trial", "auto"], "must be 0 to 1, as a trial trains on"),
+        (["--address", "auto", "--cpus-per-trial", "0"], "--cpus-per-trial must be above 0, but"),
+        (["--address", "ray://head:10001"], "Ray's client does not place trials on nodes"),
+        (["--address", "127.0.0.1:9"], "--address 127.0.0.1:9: no Ray cluster answers there"),
+    ],
+)
+def test_refit_elsewhere_is_refused_as_a_search_is(
+    capsys: pytest.CaptureFixture[str], folder: Path, monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str], said: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("search.cluster.joined.ANSWER_LIMIT_S", 0.1)
+    assert said in assert_refused(capsys, folder, *arguments)
+
+
 def test_registering_that_failed_is_made_good_without_training_again(
     capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path
 ) -> None:
