@@ -226,8 +226,12 @@ def load_record(folder: UPath) -> SearchRecord:
         )
     except FileNotFoundError:
         others = sorted(path.parent.name for path in folder.parent.glob(f"*/{RECORD_FILE}"))
-        known = f"; there are: {', '.join(others)}" if others else ""
-        raise RunError(f"{folder}: no search of that name{known}") from None
+        known = (
+            f"there are: {', '.join(others)}"
+            if others
+            else f"there is none in {folder.parent}: work where it ran, or pass --storage"
+        )
+        raise RunError(f"{folder}: no search of that name; {known}") from None
     except (ValueError, TypeError) as error:
         raise RunError(
             f"{file} is damaged ({error}); nothing was changed. Restore it, or start a new search"

@@ -61,7 +61,9 @@ def test_search_that_is_not_there_names_those_that_are(tmp_path: Path) -> None:
 
 
 def test_search_that_is_not_there_is_said_where_there_are_none(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"no search of that name$"):
+    with pytest.raises(
+        RunError, match=r"no search of that name; there is none in .* or pass --storage$"
+    ):
         load_record(UPath(tmp_path / "third"))
 
 

@@ -237,7 +237,7 @@ def test_command_for_a_search_that_is_not_there_exits_2(
 ) -> None:
     assert report.main(["--name", "other", "--storage", str(tmp_path)]) == 2
     captured = capsys.readouterr()
-    assert captured.err == f"error: {tmp_path / 'other'}: no search of that name\n"
+    assert captured.err.startswith(f"error: {tmp_path / 'other'}: no search of that name; ")
     assert captured.out == ""
 
 

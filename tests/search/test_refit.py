@@ -505,7 +505,7 @@ def test_search_predicts_by_its_name_in_a_storage(
     assert predict(["--model", "memory://nowhere/asked", *where, "x.csv"]) == 2
     assert "memory://nowhere/asked holds no model.json" in capsys.readouterr().err
     assert predict(["--model", "askd", *where, "x.csv"]) == 2
-    assert capsys.readouterr().err == "error: runs/askd: no search of that name\n"
+    assert "runs/askd: no search of that name; there is none in runs: " in capsys.readouterr().err
     stored = ["--model", "asked", "--storage", str(folder / "runs")]
     assert predict([*stored, *where, str(folder / "stored.csv")]) == 0
     assert (folder / "stored.csv").read_text() == (folder / "named.csv").read_text()

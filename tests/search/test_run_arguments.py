@@ -554,7 +554,8 @@ def test_resume_of_an_unknown_name_names_the_known_ones(
 def test_resume_where_there_is_no_search_at_all_is_refused(
     capsys: pytest.CaptureFixture[str], folder: Path
 ) -> None:
-    assert mistake(capsys, "--resume", "--name", "third") == "runs/third: no search of that name"
+    message = mistake(capsys, "--resume", "--name", "third")
+    assert message.startswith("runs/third: no search of that name; there is none in runs: ")
     assert not (folder / "runs").exists()
 
 
