@@ -17,7 +17,7 @@ _AS_IT_IS: dict[str, Any] = {
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 """Escape sequences and control characters, all but line ends and tabs."""
 _WHOLE = re.compile(
-    r"(?:python -m|noveltune (?=[a-z])|mlflow (?=ui|models|server)|\w+=\S+ (?=mlflow )).*|\S+"
+    r"(?:python -m|noveltune (?=[a-z])|mlflow models|mlflow ui --|\w+=\S+ (?=mlflow )).*|\S+"
 )
 """What no line is broken in: a word, such as a path, and a command to the end of its line."""
 _INDENT = "\n  "

@@ -29,4 +29,6 @@ def test_line_is_broken_between_words_and_not_in_a_path_or_a_command(kind: type)
     ]
     (line,) = said(kind(f"this does it: {COMMAND}"), width=200)
     assert said(kind(line), width=80) == ["this does it:", f"  {COMMAND}"]
+    url = "http://127.0.0.1:5000/#/experiments/1/runs?searchFilter=tags.search_id%20%3D"
+    assert said(kind(f"mlflow ui shows it at {url}"), width=40)[1:] == [f"  {url}"]
     assert said(kind(text), width=40, is_terminal=False) == text.splitlines()
