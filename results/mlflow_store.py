@@ -30,6 +30,7 @@ from trainable.urls import public
 
 _KIND = {"mlflow.experimentKind": "custom_model_development"}
 """Of an experiment: without it MLflow's pages begin with an empty one, for traces of agents."""
+_NOTE = {"mlflow.note.content": "Searches of noveltune, each with its trials below it."}
 _DATABASES = ("postgresql", "mysql", "mssql")
 
 
@@ -124,7 +125,7 @@ def experiment_id(client: MlflowClient, name: str, number: str | None) -> str:
         found = client.get_experiment(number)
     else:
         try:
-            return str(client.create_experiment(name, tags=_KIND))
+            return str(client.create_experiment(name, tags=_KIND | _NOTE))
         except MlflowException as error:
             if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
                 raise

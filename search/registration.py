@@ -19,6 +19,7 @@ from results.naming import acting_together, described
 from results.promise import intervals_of, range_text
 from results.record import SearchRecord
 from search.champion import CHAMPION, Verdict, champion_line, verdict
+from search.standing import DESCRIPTION
 from search.tracking import dataset_input, source_tags
 from trainable.classifier import (
     INFO_FILE,
@@ -89,10 +90,11 @@ class Registration:
         """
         name = self._record.name
         tags = {"search": name, "search_id": self._record.id, "level": "refit"}
-        tags |= source_tags("search.refit")
         info = read_info(target)
+        said = _description(self._record, trial, config, info)
         with explained(self._uri), _logging_to(self._uri):
             # Not by start_run, which would go on with the run that MLFLOW_RUN_ID names.
+            tags |= source_tags("search.refit") | {DESCRIPTION: said}
             made = self._client.create_run(self._experiment_id, tags=tags, run_name=f"{name}-refit")
             with (
                 mlflow.start_run(made.info.run_id) as run,
@@ -121,7 +123,7 @@ class Registration:
             version = self._client.create_model_version(
                 name, logged.model_uri, run.info.run_id, model_id=logged.model_id,
                 tags=_tags(self._record, trial, info, data.fingerprint),
-                description=_description(self._record, trial, config, info),
+                description=said,
             )  # fmt: skip
         return str(version.version)
 
@@ -171,8 +173,9 @@ def _description(
     known = f"{len(info['superclasses'])} superclasses and {len(info['subclasses'])} subclasses"
     promise = info["promise"]
     ends = intervals_of(promise)
-    rows = [
-        f"| {name} | {promise[name]:.3f} | {range_text(ends[name]) if name in ends else ''} |"
+    rows = [  # MLflow's pages set columns without room between them
+        f"| {name}&nbsp; | {promise[name]:.3f}&nbsp; | "
+        f"{range_text(ends[name]) if name in ends else ''} |"
         for name in MAIN
         if name in promise
     ]

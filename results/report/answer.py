@@ -174,8 +174,9 @@ def _what(search: Search) -> str:
             f"is trial {top.number} ({name}), with a mean {said(metric)} of "
             f"{number(metric, values.mean())} ({between(metric, values.min(), values.max())})."
         )
+    complete = counted(len(search.complete), "complete trial")
     return (
-        f"The best of {len(search.complete)} complete trials is trial {int(best['number'])} "
+        f"The best of {complete} is trial {int(best['number'])} "
         f"({name}), with a {said(metric)} of {number(metric, float(best[metric]))}."
     )
 

@@ -274,6 +274,7 @@ def test_registering_that_failed_is_made_good_without_training_again(
     assert run.data.metrics["promised/score"] == of_trial["score"]
     assert "None" not in run.data.params.values(), "of keys that do nothing"
     assert len(run.inputs.dataset_inputs) == 1
+    assert run.data.tags["mlflow.note.content"].startswith("Knows 3 superclasses and ")
 
     file = folder / "runs/asked/refit/00000/refit.json"
     asked = json.loads(file.read_text())
