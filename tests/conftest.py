@@ -63,6 +63,7 @@ def make_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Pa
     return make
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist's own, which reads the groups, comes right after
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep tests that share what takes long in one process, where they run in several.
 
