@@ -23,6 +23,7 @@ import psutil
 from mlflow import MlflowClient
 
 from results.trial import USAGE
+from tests.commands import Command, Done
 from trainable.data import synthetic
 
 SPACE = '''"""Small trials of every fine-tuning mode, for fault tests."""
@@ -68,18 +69,15 @@ class Search:
     def tracking_uri(self) -> str:
         return f"sqlite:///{self.folder / 'mlflow.db'}"
 
-    def start(self) -> subprocess.Popen[bytes]:
+    def start(self) -> Command:
         """Start the driver: a new search, or a resume once there is something to resume."""
         exists = (self.run / "search.json").exists()
         arguments = ["--resume"] if exists else self._first
-        with (self.folder / "log").open("ab") as log:
-            return subprocess.Popen(
-                [sys.executable, "-m", "search.run", *self._common, *arguments],
-                cwd=self.folder, stdout=log, stderr=log,
-            )  # fmt: skip
+        return Command(self.folder, "-m", "search.run", *self._common, *arguments)
 
-    def finish(self) -> int:
-        return self.start().wait(RUN_LIMIT_S)
+    def finish(self) -> Done:
+        with self.start() as command:
+            return command.ended()
 
     def checkpoints(self) -> set[tuple[str, int]]:
         """Return the name and time of every checkpoint that there is now."""
@@ -107,16 +105,15 @@ def main(argv: list[str] | None = None) -> int:
         root = Path(scratch)
         synthetic.write(root / "data", images_per_subclass=6, novel_per_class=12, test_per_class=1)
         calm = Search(root / "calm", trials=args.trials, seed=args.seed)
-        if (code := calm.finish()) != 0:
-            print((calm.folder / "log").read_text()[-4000:], file=sys.stderr)
-            raise RuntimeError(f"the undisturbed search ended with exit code {code}")
+        if (done := calm.finish()).code != 0:
+            raise RuntimeError(f"the undisturbed search: {done}")
         chaotic = Search(root / "chaotic", trials=args.trials, seed=args.seed)
         kills, worker_kills, seen = _torment(chaotic, random.Random(args.seed), args.kills)
         result = _compare(calm, chaotic, args.trials)
         result |= {"kills": kills, "worker_kills": worker_kills, "repeated_epochs": _repeated(seen)}
         bad = result["lost"] or result["duplicated"] or result["zombies"] or not result["equal"]
         if bad:
-            print((chaotic.folder / "log").read_text()[-4000:], file=sys.stderr)
+            print((chaotic.run / "search.log").read_text()[-4000:], file=sys.stderr)
     print(json.dumps(result))
     return 1 if bad else 0
 
@@ -134,10 +131,12 @@ def _torment(
 
     watcher = threading.Thread(target=watch)
     watcher.start()
+    drivers: list[Command] = []
     killed = worker_kills = 0
     try:
         while killed < kills:
-            driver = search.start()
+            drivers.append(search.start())
+            driver = drivers[-1].process
             if killed % EVERY_NTH_IN_STARTUP:
                 _wait_for_work(driver, search)
                 time.sleep(rng.uniform(0.0, 3.0))
@@ -152,15 +151,17 @@ def _torment(
             driver.wait()
             killed += 1
             print(f"kill {killed}", file=sys.stderr, flush=True)
-        if (code := search.finish()) != 0:
-            print(f"the last resume ended with exit code {code}", file=sys.stderr)
+        if (last := search.finish()).code != 0:
+            print(f"the last resume: {last}", file=sys.stderr)
     finally:
+        for each in drivers:  # not before: what a killed driver leaves has to end by itself
+            each.clean_up()
         done.set()
         watcher.join()
     return killed, worker_kills, seen
 
 
-def _wait_for_work(driver: subprocess.Popen[bytes], search: Search) -> None:
+def _wait_for_work(driver: subprocess.Popen[str], search: Search) -> None:
     """Wait until this driver's trials write a checkpoint, or it ends."""
     before, deadline = search.checkpoints(), time.monotonic() + RUN_LIMIT_S
     while driver.poll() is None and not search.checkpoints() - before:
@@ -169,7 +170,7 @@ def _wait_for_work(driver: subprocess.Popen[bytes], search: Search) -> None:
         time.sleep(0.05)
 
 
-def _kill_worker(driver: subprocess.Popen[bytes]) -> int:
+def _kill_worker(driver: subprocess.Popen[str]) -> int:
     """Kill the driver's Ray worker that runs a trial, if there is one; return how many."""
     try:
         descendants = psutil.Process(driver.pid).children(recursive=True)

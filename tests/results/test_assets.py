@@ -7,10 +7,7 @@ a repeat of the first whose driver was killed when it had asked for it.
 """
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +28,7 @@ from results.report.material import Search
 from results.report.tables import print_tables
 from search.refit import main as refit
 from search.run import main as run
+from tests import commands
 from trainable.classifier import Classifier, load_outputs, load_rule
 from trainable.data import synthetic
 from trainable.novelty.thresholds import choose_rule
@@ -192,10 +190,8 @@ def test_a_search_of_version_0_2_is_resumed(
     folder = kept(V0_2)
     before = trials_frame(folder, load_record(folder))
     stores = stores_of(folder, tmp_path, cache)
-    resume = [sys.executable, "-m", "search.run", "--resume", *stores]
-    environment = os.environ | {"PYTHONPATH": str(ASSETS.parents[1])}
-    done = subprocess.run(resume, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done
+    done = commands.run(tmp_path, "-m", "search.run", "--resume", *stores)
+    assert done.code == 0, done
     trials = trials_frame(folder, load_record(folder))
     pd.testing.assert_frame_equal(trials[:2], before[:2], check_dtype=False)
     assert (*trials["state"],) == (*V0_2.states[:2], "COMPLETE")

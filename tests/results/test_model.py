@@ -7,11 +7,8 @@ import json
 import os
 import re
 import shlex
-import signal
-import subprocess
 import sys
 import sysconfig
-import threading
 import tomllib
 import urllib.error
 import urllib.request
@@ -32,14 +29,11 @@ from results import model
 from results.model import OUTPUTS, requirements
 from results.predict import main as predict
 from search.registration import Registration
+from tests.commands import DEADLINE_S, ROOT, Command, Done, run
 from tests.made_data import make_data
 from tests.made_searches import record
 from tests.trainable.test_classifier import save_by_hand
 from tests.trainable.tiny import tiny_config
-
-ROOT = Path(__file__).parents[2]
-DEADLINE_S = 600
-"""Of what hangs; nothing waits for it otherwise."""
 
 CHILD = """
 import json, sys
@@ -107,7 +101,7 @@ def registered(folder: Path) -> Path:
     return next((folder / "model").rglob("MLmodel")).parent
 
 
-def call(model: Path, declared: list[str], tmp_path: Path) -> "subprocess.CompletedProcess[str]":
+def call(model: Path, declared: list[str], tmp_path: Path) -> Done:
     """Load and call the model where only `declared` and what it requires are installed."""
     installed = tmp_path / "site-packages"
     installed.mkdir()
@@ -118,18 +112,15 @@ def call(model: Path, declared: list[str], tmp_path: Path) -> "subprocess.Comple
     np.save(tmp_path / "images.npy", np.zeros((2, 40, 40, 3), dtype=np.uint8))
     arguments = [str(installed), str(model), str(tmp_path / "images.npy")]
     # -S: no site-packages of this environment; -I: no PYTHONPATH, no working folder.
-    return subprocess.run(
-        [sys.executable, "-I", "-S", "-c", CHILD, *arguments],
-        cwd=tmp_path, capture_output=True, text=True,
-    )  # fmt: skip
+    return run(tmp_path, "-I", "-S", "-c", CHILD, *arguments)
 
 
 def test_registered_model_answers_with_nothing_but_what_it_declares(
     registered: Path, tmp_path: Path
 ) -> None:
     done = call(registered, (registered / "requirements.txt").read_text().split(), tmp_path)
-    assert done.stderr.endswith("ModuleNotFoundError: No module named 'search'\n"), done.stderr
-    answers, files = json.loads(done.stdout.splitlines()[-1])
+    assert done.err.endswith("ModuleNotFoundError: No module named 'search'\n"), done
+    answers, files = json.loads(done.last_line)
     assert [*answers] == [*OUTPUTS]
     assert len(answers["superclass"]) == 2
     assert files
@@ -179,35 +170,19 @@ def server(folder: Path) -> Iterator[str]:
     """The address of a server, started by the command of the page on serving."""
     (line,) = [each for each in blocks_of_page("bash") if each.startswith("mlflow models serve")]
     words = shlex.split(line.replace("NAME", "asked").replace("5001", "0"))
-    server = subprocess.Popen(
-        [sys.executable, "-m", *words],
-        cwd=folder,
+    environment: dict[str, Any] = {
         # No port for MLflow to pass on, and 0 from the environment: any that is free.
-        env=os.environ | {
-            "UVICORN_PORT": "0", "MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT": str(DEADLINE_S),
-            "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        },
-        stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
-    assert server.stderr is not None
-    watch = threading.Timer(DEADLINE_S, os.killpg, (server.pid, signal.SIGKILL))
-    watch.start()
-    try:
-        said = ""
-        for told in server.stderr:  # ends with the server
-            said += told
-            if found := re.search(r"running on (http://127\.0\.0\.1:\d+)", told):
-                break
-        else:
-            pytest.fail(said)
-        yield found[1]
-    finally:
-        watch.cancel()
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
-        server.stderr.close()
+        "UVICORN_PORT": "0", "MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT": f"{DEADLINE_S:.0f}",
+        "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }  # fmt: skip
+    with Command(folder, "-m", *words, **environment) as server:
+
+        def address() -> re.Match[str] | None:
+            return re.search(r"running on (http://127\.0\.0\.1:\d+)\D", server.done().err)
+
+        server.wait_for(address)
+        yield address()[1]
 
 
 def ask(server: str, images: Any, key: str = "inputs") -> tuple[int, dict[str, Any]]:
@@ -224,11 +199,11 @@ def ask(server: str, images: Any, key: str = "inputs") -> tuple[int, dict[str, A
         return error.code, json.load(error)
 
 
-def printed(code: list[str], folder: Path) -> str:
+def printed(folder: Path, program: str, code: str) -> str:
     """Run what the page says to type; return what it prints."""
-    done = subprocess.run(code, cwd=folder, capture_output=True, text=True, timeout=DEADLINE_S)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    done = run(folder, "-c", code, program=program)
+    assert done.code == 0, done
+    return done.out
 
 
 @pytest.mark.slow
@@ -267,8 +242,8 @@ def test_served_model_answers_as_predict_does(server: str, folder: Path, tmp_pat
     (folder / "robin.jpg").write_bytes(files[1].read_bytes())
     typed = [each for each in blocks_of_page("bash") if "curl" in each] + blocks_of_page("python")
     curl, python = (each.replace("http://127.0.0.1:5001", server) for each in typed)
-    assert json.loads(printed(["bash", "-c", curl], folder)) == {"predictions": told[1:2]}
-    assert printed([sys.executable, "-c", python], folder) == f"{told[1:2]}\n"
+    assert json.loads(printed(folder, "bash", curl)) == {"predictions": told[1:2]}
+    assert printed(folder, sys.executable, python) == f"{told[1:2]}\n"
 
 
 @pytest.mark.slow

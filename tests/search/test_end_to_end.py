@@ -1,6 +1,5 @@
 """Searches as people run them: real commands, real Ray, real signals, and what is left behind."""
 
-import contextlib
 import fcntl
 import json
 import os
@@ -9,8 +8,6 @@ import re
 import shlex
 import signal
 import struct
-import subprocess
-import sys
 import termios
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -31,7 +28,7 @@ from results.model import OUTPUTS
 from results.naming import acting_together
 from results.record import load_record
 from results.trial import USAGE
-from tests.commands import DEADLINE_S, ROOT, Command, Done, run
+from tests.commands import Command, Done, run
 from trainable.classifier import load_outputs
 from trainable.config import TrialConfig
 from trainable.novelty.rule import Rule
@@ -492,11 +489,8 @@ def test_search_on_a_terminal_shows_its_trials_and_answers_a_ctrl_c(
 ) -> None:
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-    search = subprocess.Popen(
-        [sys.executable, *arguments, *LONGER], cwd=folder, stdin=slave, stdout=slave, stderr=slave,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "80", "LINES": "24"},
-        start_new_session=True, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
-    )  # fmt: skip
+    shape = {"TERM": "xterm", "COLUMNS": "80", "LINES": "24"}
+    search = Command(folder, *arguments, *LONGER, terminal=slave, **shape)
     os.close(slave)
     has_checkpoint = is_there(folder, "runs/tiny/trials/*/checkpoint_*.pt")
     said, is_asked = b"", False
@@ -505,10 +499,9 @@ def test_search_on_a_terminal_shows_its_trials_and_answers_a_ctrl_c(
             said += chunk
             if not is_asked and b" running" in said and has_checkpoint():
                 is_asked = bool(os.write(master, b"\x03"))  # as the key does
-        assert search.wait(DEADLINE_S) == 130, said
+        assert search.ended().code == 130, said
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(search.pid, signal.SIGKILL)
+        search.clean_up()
         os.close(master)
     text = said.decode()
     assert text.startswith("tiny: loading what a search needs\r\n")

@@ -1,11 +1,7 @@
 """MLflow shows every trial and every epoch once, whatever happens to its server or to ours."""
 
-import contextlib
-import os
-import signal
 import socket
 import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -26,11 +22,11 @@ from results.record import EXPERIMENT
 from results.trial import Trial, TrialState
 from search import tracking
 from search.tracking import SearchInfo, Tracker
+from tests.commands import ROOT, Command
 from trainable.config import TrialConfig
 from trainable.data.dataset import Data
 from trainable.epoch import Epoch
 
-ROOT = Path(__file__).parents[2]
 DEADLINE_S = 180.0
 
 DATA = Data(
@@ -601,35 +597,26 @@ class Server:
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._port = folder, free_port()
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Command | None = None
 
     @property
     def uri(self) -> str:
         return f"http://127.0.0.1:{self._port}"
 
     def start(self) -> None:
-        with (self._folder / "server.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [
-                    sys.executable, "-m", "mlflow", "server",
-                    "--backend-store-uri", f"sqlite:///{self._folder / 'mlflow.db'}",
-                    "--artifacts-destination", str(self._folder / "artifacts"),
-                    "--host", "127.0.0.1", "--port", str(self._port), "--workers", "1",
-                ],
-                cwd=self._folder,
-                stdout=log,
-                stderr=log,
-                env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-                start_new_session=True,
-            )  # fmt: skip
-        wait_until(self._is_up)
+        self._process = Command(
+            self._folder, "-m", "mlflow", "server",
+            "--backend-store-uri", f"sqlite:///{self._folder / 'mlflow.db'}",
+            "--artifacts-destination", str(self._folder / "artifacts"),
+            "--host", "127.0.0.1", "--port", str(self._port), "--workers", "1",
+            MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false",
+        )  # fmt: skip
+        self._process.wait_for(self._is_up)
 
     def stop(self) -> None:
         """Kill it with all its processes."""
         if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+            self._process.clean_up()
             self._process = None
             wait_until(lambda: not self._is_up())
 
@@ -638,11 +625,10 @@ class Server:
             with urllib.request.urlopen(f"{self.uri}/health", timeout=5) as answer:
                 return bool(answer.status == 200)
         except OSError:
-            assert self._process is None or self._process.poll() is None, self.log()
             return False
 
     def log(self) -> str:
-        return (self._folder / "server.log").read_text()
+        return str(self._process and self._process.done())
 
 
 @pytest.fixture
@@ -720,6 +706,7 @@ def test_what_happens_during_an_outage_arrives_after_it(
     files = [file for file in tmp_path.rglob("*") if file.is_file()]
     assert not [file for file in files if b"PLUGH" in file.read_bytes()]
     assert not [note for note in notes if "PLUGH" in note]
+    assert "PLUGH" not in server.log()
 
 
 DRIVER = """
@@ -741,25 +728,16 @@ print(tracker.close("KILLED", [], within_s=3), time.monotonic() - start_s)
 def test_what_an_outage_kept_back_is_sent_by_the_resume(server: Server, tmp_path: Path) -> None:
     shown = Shown(server.uri)
     # In a process of its own, which ends as a driver does: with its tracker.
-    driver = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, server.uri, str(tmp_path)],
-        cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        wait_until(shown.has_steps(1))
+    with Command(ROOT, "-c", DRIVER, server.uri, str(tmp_path)) as driver:
+        driver.wait_for(shown.has_steps(1))
         run_ids = shown.parent.info.run_id, shown.child(0).info.run_id
         server.stop()
-        out, _ = driver.communicate("go on\n", timeout=DEADLINE_S)
-    finally:
-        driver.kill()
-        driver.wait()
-    is_sent, took_s = out.split()
+        driver.tell("go on")
+        done = driver.ended()
+    assert done.code == 0, done
+    is_sent, took_s = done.out.split()
     assert is_sent == "False"
     assert 3 <= float(took_s) < DEADLINE_S
-    assert driver.returncode == 0
 
     server.start()
     notes = Notes()
