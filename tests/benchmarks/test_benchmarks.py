@@ -1,9 +1,13 @@
 """Does every benchmark run to its last line? How long things take is no test's business."""
 
+import contextlib
 import importlib.metadata
+import io
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import create_autospec
 
 import pytest
 import torch
@@ -11,31 +15,82 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from tests.benchmarks import frozen_search, full_epoch, gpu, growth, sampler, scale, trial_overhead
-from tests.benchmarks.common import ROOT
-from tests.benchmarks.searches import plain_epochs_s, plain_starts_s
+from tests.benchmarks.common import ROOT, Sources
+from tests.benchmarks.plain_trial import Spec
+from tests.benchmarks.searches import (
+    OurSearch,
+    our_search,
+    plain_epochs_s,
+    plain_search,
+    plain_starts_s,
+)
 from tests.commands import run
 
 
-def last_line(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
-    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+def last_line(said: "str | pytest.CaptureFixture[str]") -> dict[str, Any]:
+    text = said if isinstance(said, str) else said.readouterr().out
+    result = json.loads(text.splitlines()[-1])
     assert result["machine"]["cores"] >= 1
     assert result["ratio"] > 0
     return dict(result)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny(data: Path) -> list[str]:
     return ["--data", str(data), "--image-size", "32"]
 
 
-@pytest.mark.slow
-def test_frozen_search_extrapolates_the_plain_side_and_says_so(
-    tiny: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    frozen_search.main(
-        [*tiny, "--slots", "1", "--trials", "3", "--epochs", "2", "--plain-epochs", "1"]
+@dataclass(frozen=True)
+class Searched:
+    """A search of ours and a plain one, which the benchmark of frozen backbones ran."""
+
+    ours: OurSearch
+    plain: dict[str, Any]
+    said: str
+
+
+@pytest.fixture(scope="module")
+def searched(tiny: list[str]) -> Searched:
+    found: dict[str, Any] = {}
+
+    def noted(name: str, search: Any) -> Any:
+        return lambda *args, **options: found.setdefault(name, search(*args, **options))
+
+    arguments = ["--slots", "1", "--trials", "3", "--epochs", "2", "--plain-epochs", "1"]
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as said:
+        patch.setattr(frozen_search, "our_search", noted("ours", our_search))
+        patch.setattr(frozen_search, "plain_search", noted("plain", plain_search))
+        frozen_search.main([*tiny, *arguments])
+    return Searched(**found, said=said.getvalue())
+
+
+@pytest.fixture
+def asked(searched: Searched, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int]]:
+    """What other benchmarks ask for (side, trials, epochs): all get the searches that there are.
+
+    To run each of their own takes minutes.
+    """
+    asked: list[tuple[str, int, int]] = []
+
+    def ours(_folder: Path, _given: Sources, *, trials: int, epochs: int, **_: Any) -> OurSearch:
+        asked.append(("ours", trials, epochs))
+        return searched.ours
+
+    def plain(_folder: Path, spec: Spec) -> dict[str, Any]:
+        asked.append(("plain", spec.trials, spec.epochs))
+        return searched.plain
+
+    for module in (trial_overhead, scale):
+        monkeypatch.setattr(module, "our_search", create_autospec(our_search, side_effect=ours))
+    monkeypatch.setattr(
+        trial_overhead, "plain_search", create_autospec(plain_search, side_effect=plain)
     )
-    result = last_line(capsys)
+    return asked
+
+
+@pytest.mark.slow
+def test_frozen_search_extrapolates_the_plain_side_and_says_so(searched: Searched) -> None:
+    result = last_line(searched.said)
     assert result["extrapolated"] is True
     assert (result["trials"], result["epochs"]) == (3, 2)
     assert (result["plain_trials_run"], result["plain_epochs_run"]) == (2, 1)
@@ -61,29 +116,33 @@ def test_full_epoch_counts_the_images_of_both_sides(
 
 
 @pytest.mark.slow
-def test_trial_overhead_runs_every_empty_trial_on_both_sides(
-    tiny: list[str], capsys: pytest.CaptureFixture[str]
+def test_trial_overhead_compares_what_empty_trials_take_on_each_side(
+    asked: list[tuple[str, int, int]], tiny: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    trial_overhead.main([*tiny, "--slots", "1", "--trials", "2"])
+    trial_overhead.main([*tiny, "--slots", "1", "--trials", "3"])
+    assert asked == [("ours", 3, 0), ("plain", 3, 0)]
     result = last_line(capsys)
-    assert result["trials"] == 2
+    assert result["trials"] == 3
     assert set(result["per_trial_s"]) == set(result["steady_s"]) == {"ours", "plain"}
 
 
 @pytest.mark.slow
 def test_scale_reports_every_size_and_the_drivers_time(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    asked: list[tuple[str, int, int]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(scale, "IMAGES_PER_SUBCLASS", 4)
     monkeypatch.setattr(scale, "NOVEL_PER_CLASS", 8)
     scale.main(
-        ["--factors", "1", "--trials", "2", "--epochs", "1", "--empty-trials", "3",
+        ["--factors", "1", "--trials", "3", "--epochs", "2", "--empty-trials", "3",
          "--repetitions", "1", "--image-size", "32", "--slots", "1"]
     )  # fmt: skip
+    assert asked == [("ours", 3, 2), ("ours", 3, 0)]
     result = last_line(capsys)
     assert result["empty_trials"] == 3
     assert list(result["wall_s_by_images"]) == ["1"]
-    assert list(result["wall_s_by_trials"]) == ["2"]
+    assert list(result["wall_s_by_trials"]) == ["3"]
     (growth,) = result["driver_cpu"]
     assert growth["trials"] == 1
     assert result["ratio"] == pytest.approx(growth["ratio"])
