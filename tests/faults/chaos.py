@@ -207,6 +207,7 @@ def _compare(calm: Search, chaotic: Search, trials: int) -> dict[str, object]:
         "lost": trials - finished,
         "duplicated": sum(count - 1 for count in numbers.values()),
         "mlflow_runs": len(children),
+        "mlflow_parents": len(runs) - len(children),
         "mlflow_epochs_right": epochs_right,
         "zombies": sum(run.info.status == "RUNNING" for run in runs)
         + int((found["state"] == "RUNNING").sum()),

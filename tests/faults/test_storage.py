@@ -19,9 +19,11 @@ from urllib.parse import quote
 
 import pytest
 import sqlalchemy as sa
+from mlflow import MlflowClient
 from upath import UPath
 
 from results.history import trials_frame
+from results.record import EXPERIMENT
 from search.internals import engine_of
 from search.space.space import load_space
 from search.study.lock import only_driver
@@ -102,7 +104,7 @@ def postgres_url() -> Iterator[str]:
         (folder / "password").chmod(0o644)
         init = f"-A scram-sha-256 -U search --pwfile {folder / 'password'}"
         subprocess.run([*control, "initdb", "-o", init], check=True, capture_output=True)
-        options = f"-p {port} -h 127.0.0.1 -k {folder}"
+        options = f"-p {port} -h 127.0.0.1 -k {folder} -c fsync=off"
         log = str(folder / "log")
         subprocess.run([*control, "-w", "-l", log, "-o", options, "start"], check=True)
         yield f"postgresql://search:{quote(PASSWORD, safe='')}@127.0.0.1:{port}/postgres"
@@ -152,6 +154,11 @@ def test_a_search_on_s3_and_postgresql_survives_a_kill_and_gives_predictions(
     summary = json.loads(resumed.last_line)
     assert sum(summary["trials"].values()) == 6
     assert "RUNNING" not in summary["trials"]
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    (experiment,) = client.search_experiments(filter_string=f"name = '{EXPERIMENT}'")
+    runs = client.search_runs([experiment.experiment_id])
+    assert {each.info.status for each in runs} == {"FINISHED"}
+    assert sorted(each.data.tags.get("trial", "") for each in runs) == ["", *"012345"]
     names = listing()
     for name in ("search.json", "space.py", "trials.csv"):
         assert f"searches/runs/remote/{name}" in names

@@ -6,6 +6,7 @@ import os
 import pty
 import re
 import shlex
+import shutil
 import signal
 import struct
 import termios
@@ -15,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-import numpy as np
 import pandas as pd
 import pytest
 from mlflow import MlflowClient
@@ -24,9 +24,10 @@ from PIL import Image
 from upath import UPath
 
 from results.history import trials_frame
-from results.model import OUTPUTS
 from results.naming import acting_together
+from results.predict import main as predict
 from results.record import load_record
+from results.report.__main__ import main as report
 from results.trial import USAGE
 from tests.commands import Command, Done, run
 from trainable.classifier import load_outputs
@@ -307,19 +308,6 @@ def registered(finished: Finished) -> str:
     return "models:/tiny/1"
 
 
-def predicted(finished: Finished, model: str, data: Path) -> pd.DataFrame:
-    """Return the table that `results.predict` writes."""
-    out = finished.folder / "predicted.csv"
-    out.unlink(missing_ok=True)
-    done = run(
-        finished.folder, "-m", "results.predict", "--model", model, "--images", str(data),
-        "--out", str(out),
-    )  # fmt: skip
-    assert done.code == 0, done
-    assert "wrote " in done.out
-    return pd.read_csv(out)
-
-
 def assert_answers(table: pd.DataFrame, data: Path) -> None:
     """Check a row for every test image, by number, with classes that there are."""
     assert [*table.columns] == ["image", "superclass_index", "subclass_index"]
@@ -329,36 +317,24 @@ def assert_answers(table: pd.DataFrame, data: Path) -> None:
     assert table["subclass_index"].between(0, 24).all()
 
 
-def test_run_folder_predicts_the_test_images_in_order(finished: Finished, data: Path) -> None:
-    assert_answers(predicted(finished, "runs/tiny", data), data)
-
-
-PYFUNC = """
-import json, sys, mlflow, numpy
-mlflow.set_tracking_uri(sys.argv[1])
-model = mlflow.pyfunc.load_model(sys.argv[2])
-table = model.predict(numpy.load(sys.argv[3]))
-print(json.dumps({name: table[name].tolist() for name in table.columns}))
-"""
-
-
-def test_registered_model_answers_by_command_and_as_pyfunc(
-    finished: Finished, registered: str, data: Path
+def test_run_folder_predicts_the_test_images_in_order(
+    finished: Finished, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    table = predicted(finished, registered, data)
-    assert_answers(table, data)
-    images = [np.asarray(Image.open(data / "test_images" / name)) for name in table["image"]]
-    np.save(finished.folder / "images.npy", np.stack(images))
-    uri = f"sqlite:///{finished.folder / 'mlflow.db'}"
-    done = run(finished.folder, "-c", PYFUNC, uri, registered, "images.npy", PYTHONPATH="")
+    monkeypatch.chdir(finished.folder)
+    out = tmp_path / "predicted.csv"
+    assert predict(["--model", "runs/tiny", "--images", str(data), "--out", str(out)]) == 0
+    assert_answers(pd.read_csv(out), data)
+
+
+def test_registered_model_answers_by_command(
+    finished: Finished, registered: str, data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "predicted.csv"
+    images = ["--images", str(data), "--out", str(out)]
+    done = run(finished.folder, "-m", "results.predict", "--model", registered, *images)
     assert done.code == 0, done
-    answers = json.loads(done.last_line)
-    assert [*answers] == [*OUTPUTS]
-    for column in ("superclass_index", "subclass_index"):
-        assert answers[column] == [*table[column]]
-    names = {*zip(answers["superclass_index"], answers["superclass"], strict=True)}
-    assert len({index for index, _ in names}) == len(names)
-    assert all((index == 3) == (name == "novel") for index, name in names)
+    assert "wrote " in done.out
+    assert_answers(pd.read_csv(out), data)
 
 
 def refit_rule(trial: UPath, config: TrialConfig) -> Rule:
@@ -378,14 +354,17 @@ def test_refit_knows_every_subclass(finished: Finished, registered: str) -> None
     assert info["rule"]["sub_score"] == rule.sub_score
 
 
-def test_report_writes_its_pictures(finished: Finished) -> None:
-    done = run(finished.folder, "-m", "results.report", "--name", "tiny")
-    assert done.code == 0, done
+def test_report_writes_its_pictures(
+    finished: Finished, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(finished.folder)
+    assert report(["--name", "tiny"]) == 0
+    out = capsys.readouterr().out
     for name in ("history.png", "tradeoff.png"):
         with Image.open(finished.folder / "runs/tiny/report" / name) as image:
             image.load()
-    assert "Best: trial" in done.out
-    assert "has this page already" in done.out, "the search drew the same, and it is sent once"
+    assert "Best: trial" in out
+    assert "has this page already" in out, "the search drew the same, and it is sent once"
 
 
 def state_of_mlflow(folder: Path) -> list[dict[str, Any]]:
@@ -437,37 +416,39 @@ def test_resume_of_a_finished_search_runs_and_changes_nothing(
 LONGER = ["--trials", "8", "--epochs", "6"]
 
 
-def test_interrupted_and_then_terminated_search_says_how_to_go_on_and_is_finished(
+def test_search_stopped_by_ctrl_c_by_sigterm_and_by_its_budget_is_finished_by_what_it_says(
     folder: Path, arguments: list[str], start: Callable[..., Command]
 ) -> None:
-    search = start(*arguments, *LONGER, "--json", "--quiet")
-    search.wait_for(is_there(folder, "runs/tiny/trials/*/checkpoint_*.pt"))
-    os.killpg(search.process.pid, signal.SIGINT)  # as a terminal does: to the whole group
-    done = search.ended()
-    assert done.code == 130, done
-    (line,) = done.out.splitlines()
-    assert json.loads(line)["name"] == "tiny"
-    assert done.err.splitlines()[-1] == "python -m search.run --resume --name tiny"
-    assert_killed(folder, done)
+    code, text = interrupted_on_a_terminal(folder, *arguments, *LONGER)
+    assert code == 130, text
+    assert text.startswith("tiny: loading what a search needs\r\n")
+    assert "MLflow: mlflow ui" in text
+    assert "stopping after this step; again stops now" in text
+    assert "interrupted, a resume goes on with them: 0000" in text
+    assert text.rfind("\x1b[?25h") > text.rfind("\x1b[?25l") >= 0, "the cursor is there again"
+    assert "\x1b" not in (folder / "runs/tiny/search.log").read_text()
+    assert_killed(folder, text)
 
     left = {*folder.glob("runs/tiny/trials/*/checkpoint_*.pt")}
-    search = start("-m", "search.run", "--resume", "--name", "tiny")
+    again = "python -m search.run --resume --name tiny"
+    assert text.splitlines()[-1] == again
+    resume = shlex.split(again)[1:]
+    search = start(*resume, "--json", "--quiet")
     search.wait_for(lambda: {*folder.glob("runs/tiny/trials/*/checkpoint_*.pt")} - left)
     search.process.terminate()  # SIGTERM, as a batch system sends it
     done = search.ended()
     assert done.code == 130, done
-    assert done.last_line == "python -m search.run --resume --name tiny"
-    assert "stopping after this step; again stops now" in done.out.splitlines()
-    assert re.search(r"^tiny: \d+ trials \(.*\d interrupted.*\)$", done.out, re.MULTILINE)
-    assert re.search(r"^interrupted, a resume goes on with them: \d{5} \(", done.out, re.MULTILINE)
+    (line,) = done.out.splitlines()
+    assert json.loads(line)["name"] == "tiny"
+    assert done.err.splitlines()[-1] == again
     assert "Traceback" not in done.err
     assert (folder / "runs/tiny/trials.csv").exists()
-    assert_killed(folder, done)
+    assert_killed(folder, done.err)
 
-    resume = shlex.split(done.last_line)
-    assert resume.pop(0) == "python"
     over = run(folder, *resume, "--time-budget", "1s")  # over before the first of them goes on
-    assert (over.code, over.last_line) == (130, done.last_line), over
+    assert (over.code, over.last_line) == (130, again), over
+    assert re.search(r"^tiny: \d+ trials \(.*\d interrupted.*\)$", over.out, re.MULTILINE)
+    assert re.search(r"^interrupted, a resume goes on with them: \d{5} \(", over.out, re.MULTILINE)
     done = run(folder, *resume)
     assert done.code == 0, done
     assert_mlflow_mirrors_the_study(folder, "tiny", 8)
@@ -475,22 +456,11 @@ def test_interrupted_and_then_terminated_search_says_how_to_go_on_and_is_finishe
     assert not (folder / "runs/tiny/.tune").exists()
 
 
-def assert_killed(folder: Path, done: Done) -> None:
-    """Check what MLflow shows, unless it was too slow to be told within seconds."""
-    if "MLflow has not got everything yet" in done.out + done.err:
-        return
-    (parent,) = runs_of(folder, "parent")
-    assert parent.info.status == "KILLED"
-    assert "RUNNING" not in {each.info.status for each in runs_of(folder, "trial")}
-
-
-def test_search_on_a_terminal_shows_its_trials_and_answers_a_ctrl_c(
-    folder: Path, arguments: list[str]
-) -> None:
+def interrupted_on_a_terminal(folder: Path, *arguments: str) -> tuple[int, str]:
+    """Type Ctrl-C at a search once a trial has a checkpoint; return its exit code and output."""
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-    shape = {"TERM": "xterm", "COLUMNS": "80", "LINES": "24"}
-    search = Command(folder, *arguments, *LONGER, terminal=slave, **shape)
+    search = Command(folder, *arguments, terminal=slave, TERM="xterm", COLUMNS="80", LINES="24")
     os.close(slave)
     has_checkpoint = is_there(folder, "runs/tiny/trials/*/checkpoint_*.pt")
     said, is_asked = b"", False
@@ -499,17 +469,19 @@ def test_search_on_a_terminal_shows_its_trials_and_answers_a_ctrl_c(
             said += chunk
             if not is_asked and b" running" in said and has_checkpoint():
                 is_asked = bool(os.write(master, b"\x03"))  # as the key does
-        assert search.ended().code == 130, said
+        return search.ended().code, said.decode()
     finally:
         search.clean_up()
         os.close(master)
-    text = said.decode()
-    assert text.startswith("tiny: loading what a search needs\r\n")
-    assert "MLflow: mlflow ui" in text
-    assert "stopping after this step; again stops now" in text
-    assert "interrupted, a resume goes on with them: 0000" in text
-    assert text.rfind("\x1b[?25h") > text.rfind("\x1b[?25l") >= 0, "the cursor is there again"
-    assert "\x1b" not in (folder / "runs/tiny/search.log").read_text()
+
+
+def assert_killed(folder: Path, said: str) -> None:
+    """Check what MLflow shows, unless it was too slow to be told within seconds."""
+    if "MLflow has not got everything yet" in " ".join(said.split()):  # a terminal breaks lines
+        return
+    (parent,) = runs_of(folder, "parent")
+    assert parent.info.status == "KILLED"
+    assert "RUNNING" not in {each.info.status for each in runs_of(folder, "trial")}
 
 
 def _read(terminal: int) -> bytes:
@@ -520,18 +492,26 @@ def _read(terminal: int) -> bytes:
         return b""
 
 
-def test_second_interrupt_stops_as_a_kill_does_and_says_how_to_go_on(
+def test_search_refuses_a_second_driver_and_a_second_interrupt_stops_it_as_a_kill_does(
     folder: Path, arguments: list[str], start: Callable[..., Command]
 ) -> None:
-    """While it waits for epochs that take many times as long as to send a signal."""
+    """An epoch takes many times as long as to send a signal, and there are trials for hours."""
     slow = SPACE.replace('"image_size": 32', '"image_size": 128').replace('"frozen"', '"full"')
     (folder / "tiny.py").write_text(slow)
-    search = start(*arguments, *LONGER)
-    search.wait_for(is_there(folder, "runs/tiny/trials/*"))
-    search.process.send_signal(signal.SIGINT)
-    search.wait_for(lambda: "again stops now" in search.done().out)
-    search.process.send_signal(signal.SIGINT)
-    done = search.ended()
+    first = start(*arguments, "--trials", "200", "--epochs", "6")
+    first.wait_for(is_there(folder, "runs/tiny/trials/*"))
+    record = folder / "runs/tiny/search.json"
+    before = record.read_bytes()
+    second = run(folder, "-m", "search.run", "--resume", "--name", "tiny")
+    assert first.process.poll() is None, first.done()
+    assert second.code == 2
+    assert second.err == "error: runs/tiny: another driver is running this search\n"
+    assert record.read_bytes() == before
+
+    first.process.send_signal(signal.SIGINT)
+    first.wait_for(lambda: "again stops now" in first.done().out)
+    first.process.send_signal(signal.SIGINT)
+    done = first.ended()
     assert done.code == 130, done
     assert done.last_line == "python -m search.run --resume --name tiny"
     (parent,) = runs_of(folder, "parent")
@@ -539,9 +519,10 @@ def test_second_interrupt_stops_as_a_kill_does_and_says_how_to_go_on(
 
 
 def test_resume_takes_more_trials_and_a_space_with_a_new_choice_and_a_wider_range(
-    folder: Path, arguments: list[str]
+    folder: Path, finished: Finished
 ) -> None:
-    assert run(folder, *arguments, "--trials", "3").code == 0
+    shutil.copytree(finished.folder / "runs", folder / "runs")
+    uri = f"sqlite:///{folder / 'mlflow.db'}"
     before = pd.read_csv(folder / "runs/tiny/trials.csv")
     wider = SPACE.replace("1e-3, 1e-1", "1e-4, 1.0").replace(
         '"lr": trial',
@@ -551,57 +532,15 @@ def test_resume_takes_more_trials_and_a_space_with_a_new_choice_and_a_wider_rang
     (folder / "wider.py").write_text(wider)
     done = run(
         folder, "-m", "search.run", "--resume", "--name", "tiny", "--space", "wider.py",
-        "--trials", "6", "--epochs", "3", "--concurrency", "1", "--json",
+        "--trials", "6", "--epochs", "3", "--concurrency", "1", "--json", "--tracking-uri", uri,
     )  # fmt: skip
     assert done.code == 0, done
     assert sum(json.loads(done.last_line)["trials"].values()) == 6
     after = pd.read_csv(folder / "runs/tiny/trials.csv")
     same = ["number", "state", "architecture", "lr", "epochs", "score"]
-    pd.testing.assert_frame_equal(after[same][:3], before[same])
-    assert {*after["epochs"][3:]} == {3}
-    assert {*after["architecture"][3:]} == {"two_models"}
-
-
-def test_killed_search_is_resumed_without_a_trial_or_an_epoch_lost_or_doubled(
-    folder: Path, arguments: list[str], start: Callable[..., Command]
-) -> None:
-    search = start(*arguments, *LONGER, "--concurrency", "2")
-    # With more trials than run at once, one has finished by then.
-    search.wait_for(is_there(folder, "runs/tiny/trials/*/outputs.safetensors", count=4))
-    search.process.kill()
-    search.ended()
-    before = trials_of(folder, "tiny").set_index("number")
-    assert "RUNNING" in {*before["state"]}
-    ended = before.index[before["state"] != "RUNNING"]
-    assert len(ended) > 0
-    (parent,) = runs_of(folder, "parent")
-    assert parent.info.status == "RUNNING"
-
-    done = run(folder, "-m", "search.run", "--resume", "--name", "tiny")
-    assert done.code == 0, done
-    assert_mlflow_mirrors_the_study(folder, "tiny", 8)
-    (again,) = runs_of(folder, "parent")
-    assert again.info.run_id == parent.info.run_id
-    after = trials_of(folder, "tiny").set_index("number")
-    # One that was asked for and not yet configured has its configuration from the resume.
-    configured = before.index[before["config"].notna()]
-    assert [*after.loc[configured, "config"]] == [*before.loc[configured, "config"]]
-    for column in ("state", "score"):
-        assert [*after.loc[ended, column]] == [*before.loc[ended, column]]
-
-
-def test_second_driver_of_a_search_is_refused(
-    folder: Path, arguments: list[str], start: Callable[..., Command]
-) -> None:
-    first = start(*arguments, "--trials", "200")
-    record = folder / "runs/tiny/search.json"
-    first.wait_for(record.exists)
-    before = record.read_bytes()
-    second = start("-m", "search.run", "--resume", "--name", "tiny").ended()
-    assert first.process.poll() is None, first.done()
-    assert second.code == 2
-    assert second.err == "error: runs/tiny: another driver is running this search\n"
-    assert record.read_bytes() == before
+    pd.testing.assert_frame_equal(after[same][:4], before[same])
+    assert {*after["epochs"][4:]} == {3}
+    assert {*after["architecture"][4:]} == {"two_models"}
 
 
 def test_search_without_a_trial_that_succeeds_exits_1_and_says_why_and_can_be_retried(
@@ -631,19 +570,6 @@ def test_search_without_a_trial_that_succeeds_exits_1_and_says_why_and_can_be_re
     assert tags == [None, None, "0", "1"]
 
 
-def test_tracking_uri_is_used_by_every_command(folder: Path, arguments: list[str]) -> None:
-    (folder / "mlflow.db").rename(folder / "elsewhere.db")
-    uri = f"sqlite:///{folder / 'elsewhere.db'}"
-    done = run(folder, *arguments, "--trials", "1", "--tracking-uri", uri)
-    assert done.code == 0, done
-    assert f"  mlflow ui --backend-store-uri {uri}" in done.out.splitlines()
-    assert not (folder / "mlflow.db").exists()
-    done = run(folder, "-m", "search.refit", "--name", "tiny")
-    assert done.code == 0, done
-    assert len(mlflow.MlflowClient(tracking_uri=uri).search_registered_models()) == 1
-    assert not (folder / "mlflow.db").exists()
-
-
 # --- Called by other programs --------------------------------------------------------------------
 
 IN_A_THREAD = """
@@ -657,17 +583,25 @@ sys.exit(codes[0] if codes else "the search raised")
 """
 
 
-def test_search_runs_in_a_thread_and_with_a_long_temporary_folder(
+def test_search_in_a_thread_with_a_long_temporary_folder_and_mlflow_elsewhere(
     folder: Path, arguments: list[str]
 ) -> None:
+    (folder / "mlflow.db").rename(folder / "elsewhere.db")
+    uri = f"sqlite:///{folder / 'elsewhere.db'}"
     temporary = folder / ("t" * 60)
     temporary.mkdir()
-    few = [*arguments[2:], "--trials", "1", "--epochs", "1"]
+    few = [*arguments[2:], "--trials", "1", "--epochs", "1", "--tracking-uri", uri]
     done = run(folder, "-c", IN_A_THREAD, *few, TMPDIR=str(temporary), RAY_TMPDIR="")
     assert done.code == 0, done
     assert done.err == ""
     line = f"Ray's sockets are in /tmp: their names would be too long in {temporary}"
     assert done.out.count(line) == 1
+    assert f"  mlflow ui --backend-store-uri {uri}" in done.out.splitlines()
+    assert not (folder / "mlflow.db").exists()
+    done = run(folder, "-m", "search.refit", "--name", "tiny")
+    assert done.code == 0, done
+    assert len(mlflow.MlflowClient(tracking_uri=uri).search_registered_models()) == 1
+    assert not (folder / "mlflow.db").exists()
 
 
 # --- Without the speed paths ---------------------------------------------------------------------
