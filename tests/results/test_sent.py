@@ -67,10 +67,17 @@ def shown(record: SearchRecord, run_id: str, folder: Path) -> dict[str, str]:
     }
 
 
-def test_page_is_sent_once_and_anew_where_it_changed(record: SearchRecord, tmp_path: Path) -> None:
-    run_id = parent_of(record)
+def test_page_is_sent_once_to_the_search_s_run_and_anew_where_it_changed(
+    record: SearchRecord, tmp_path: Path
+) -> None:
     html = 'first<div class="files">roc: <a href="roc.csv">CSV</a> </div>'
     files = page(tmp_path / "page", index_html=html, roc_png="1", seeds_png="1", roc_csv="x")
+    assert send(record, files).endswith(
+        "shows no run of this search, so the page is in its folder alone"
+    )
+    client = MlflowClient(record.tracking_uri)
+    assert client.get_experiment_by_name(EXPERIMENT) is None, "to ask makes nothing"
+    run_id = parent_of(record)
     assert "has the page, too, as report/index.html of the search's run" in send(record, files)
     first = {"report/index.html": "first", "report/roc.png": "1", "report/seeds.png": "1"}
     assert shown(record, run_id, tmp_path / "got") == first
@@ -86,18 +93,7 @@ def test_page_is_sent_once_and_anew_where_it_changed(record: SearchRecord, tmp_p
     assert shown(record, run_id, tmp_path / "again") == second
     (roc,) = root.rglob("report/roc.png")
     assert roc.stat().st_mtime_ns == stored["roc.png"], "it was sent again"
-
-
-def test_search_that_mlflow_does_not_show_keeps_its_page(
-    record: SearchRecord, tmp_path: Path
-) -> None:
-    files = page(tmp_path / "page", index_html="first")
-    assert send(record, files).endswith(
-        "shows no run of this search, so the page is in its folder alone"
-    )
-    client = MlflowClient(record.tracking_uri)
-    assert client.get_experiment_by_name(EXPERIMENT) is None, "to ask makes nothing"
-    client.delete_run(parent_of(record))
+    client.delete_run(run_id)
     assert "shows no run of this search" in send(record, files), "what is deleted stays so"
 
 

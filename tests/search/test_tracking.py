@@ -598,6 +598,7 @@ class Server:
     def __init__(self, folder: Path) -> None:
         self._folder, self._port = folder, free_port()
         self._process: Command | None = None
+        self._said = ""
 
     @property
     def uri(self) -> str:
@@ -616,6 +617,7 @@ class Server:
     def stop(self) -> None:
         """Kill it with all its processes."""
         if self._process is not None:
+            self._said = self.log()
             self._process.clean_up()
             self._process = None
             wait_until(lambda: not self._is_up())
@@ -628,7 +630,8 @@ class Server:
             return False
 
     def log(self) -> str:
-        return str(self._process and self._process.done())
+        """Return what it has said, before it was stopped too."""
+        return self._said + (str(self._process.done()) if self._process is not None else "")
 
 
 @pytest.fixture
@@ -684,20 +687,24 @@ def test_what_happens_during_an_outage_arrives_after_it(
     wait_until(lambda: len(notes) > 0)
     tracker.update(complete(0))
     tracker.update(trial(2))
+    for count in range(4):
+        tracker.update(trial(3, count))
+    tracker.update(replace(complete(3), host="another node"))
 
     server.start()
     wait_until(shown.has_steps(3))
     tracker.update(complete(1))
     tracker.update(trial(2, 3, state="PRUNED"))
     assert tracker.close("FINISHED", [], within_s=DEADLINE_S)
-    assert [run.data.tags["trial"] for run in shown.runs("trial")] == ["0", "1", "2"]
-    for number in range(3):
+    assert [run.data.tags["trial"] for run in shown.runs("trial")] == ["0", "1", "2", "3"]
+    for number in range(4):
         assert shown.steps(number) == shown.steps(number, "training/train_loss") == [1, 2, 3]
         assert shown.child(number).data.params["alpha"] == "0.5"
     assert shown.steps(0, "chosen/score") == [0]
     assert [run.data.tags["state"] for run in shown.runs("trial")] == [
-        "COMPLETE", "COMPLETE", "PRUNED",
+        "COMPLETE", "COMPLETE", "PRUNED", "COMPLETE",
     ]  # fmt: skip
+    assert shown.child(3).data.tags["host"] == "another node", "the newest is what arrives"
     artifacts = shown.client.list_artifacts(shown.child(0).info.run_id, "best")
     assert [artifact.path for artifact in artifacts] == ["best/model.json"]
     assert shown.parent.info.status == "FINISHED"
@@ -753,24 +760,3 @@ def test_what_an_outage_kept_back_is_sent_by_the_resume(server: Server, tmp_path
         assert shown.child(number).info.status == "FINISHED"
     assert shown.parent.info.status == "FINISHED"
     assert notes == []
-
-
-@pytest.mark.slow
-def test_newest_state_of_a_trial_is_what_arrives(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tracking, "RETRY_S", (0.5,))
-    notes, shown = Notes(), Shown(server.uri)
-    tracker = Tracker(server.uri, info_of(tmp_path), notes)
-    tracker.start(DATA, [])
-    server.stop()
-    tracker.update(trial(0))
-    wait_until(lambda: len(notes) > 0)
-    for count in range(1, 4):
-        tracker.update(trial(0, count))
-    tracker.update(replace(complete(0), host="another node"))
-    server.start()
-    assert tracker.close("FINISHED", [], within_s=DEADLINE_S)
-    child = shown.child(0)
-    assert (child.data.tags["state"], child.data.tags["host"]) == ("COMPLETE", "another node")
-    assert shown.steps() == [1, 2, 3]
