@@ -32,15 +32,24 @@ JOIN_LIMIT_S = 240
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture
-def cluster() -> Iterator[Cluster]:
-    """A head node of one CPU; tests add real raylet processes to it.
+@pytest.fixture(scope="module")
+def head() -> Iterator[Cluster]:
+    """A head node of one CPU.
 
     Not on the loopback interface, where `ray start` refuses to look for one.
     """
     address = node_ip_address_from_perspective()
     with ray_cluster(num_cpus=1, node_ip_address=address) as cluster:
         yield cluster
+
+
+@pytest.fixture
+def cluster(head: Cluster) -> Iterator[Cluster]:
+    """The head alone; tests add real raylet processes to it, which go with the test."""
+    yield head
+    for node in [*head.worker_nodes]:
+        head.remove_node(node)
+    head.wait_for_nodes(JOIN_LIMIT_S)
 
 
 def test_a_dead_node_costs_only_time_and_a_joining_node_is_used(
