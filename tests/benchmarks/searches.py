@@ -9,7 +9,7 @@ import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,8 @@ class OurSearch:
     """When each trial ended, in seconds since the first one's start; ascending."""
     driver_s: list[float]
     """CPU seconds that the driver had used when it said that each trial ended."""
+    driver_bytes: list[int]
+    """Memory that the driver had then."""
     cpu_s: float
     """CPU seconds of the driver, Ray and the workers until the last trial's end."""
 
@@ -46,28 +48,43 @@ def our_search(
     space: Path,
     trials: int,
     epochs: int,
-    slots: int,
+    slots: int | None,
     cache: Path,
     arguments: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+    on_ended: Callable[[int], object] = lambda ended: None,
 ) -> OurSearch:
-    """Run `python -m search.run` in `folder`, with one core per trial."""
+    """Run `python -m search.run` in `folder`, with one core per trial.
+
+    Args:
+        slots: Trials at once; null: as many as fit.
+        environment: What it has beside, such as the token of a cluster.
+        on_ended: Called with the number of trials that have ended, after each.
+
+    Raises:
+        RuntimeError: Not every trial ran to its end.
+    """
     folder.mkdir(parents=True)
     command = [
         sys.executable, "-m", "search.run", "--space", str(space), "--json", "--name", "search",
         "--data", str(given.data), "--novel", str(given.novel), "--cache", str(cache),
-        "--trials", str(trials), "--epochs", str(epochs), "--concurrency", str(slots),
+        "--trials", str(trials), "--epochs", str(epochs),
+        *(["--concurrency", str(slots)] if slots else []),
         "--tracking-uri", f"sqlite:///{folder / 'mlflow.db'}", *arguments,
     ]  # fmt: skip
-    driver_s, cpu_s = [], 0.0
+    own = _environment() | dict(environment or {})
+    driver_s, driver_bytes, cpu_s = [], [], 0.0
     start_s, last = time.monotonic(), ""
     with subprocess.Popen(
-        command, cwd=folder, env=_environment(), stdout=subprocess.PIPE, text=True
+        command, cwd=folder, env=own, stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
         for line in process.stdout:
             if _ENDED.match(line):
                 driver = psutil.Process(process.pid)
                 driver_s.append(driver.cpu_times().user + driver.cpu_times().system)
+                driver_bytes.append(driver.memory_info().rss)
+                on_ended(len(driver_s))
                 if len(driver_s) == trials:
                     cpu_s = _cpu_s(driver)
             if line.startswith("trial "):
@@ -81,7 +98,7 @@ def our_search(
     starts = [t.datetime_start for t in study.trials if t.datetime_start is not None]
     ends = sorted(t.datetime_complete for t in study.trials if t.datetime_complete is not None)
     ended_s = [(end - min(starts)).total_seconds() for end in ends]
-    return OurSearch(wall_s, ended_s[-1], ended_s, driver_s, cpu_s)
+    return OurSearch(wall_s, ended_s[-1], ended_s, driver_s, driver_bytes, cpu_s)
 
 
 def plain_search(folder: Path, spec: Spec) -> dict[str, Any]:

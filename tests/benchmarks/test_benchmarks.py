@@ -14,7 +14,16 @@ import torch
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.benchmarks import frozen_search, full_epoch, gpu, growth, sampler, scale, trial_overhead
+from tests.benchmarks import (
+    cluster,
+    frozen_search,
+    full_epoch,
+    gpu,
+    growth,
+    sampler,
+    scale,
+    trial_overhead,
+)
 from tests.benchmarks.common import ROOT, Sources
 from tests.benchmarks.plain_trial import Spec
 from tests.benchmarks.searches import (
@@ -25,6 +34,8 @@ from tests.benchmarks.searches import (
     plain_starts_s,
 )
 from tests.commands import run
+
+LOST = ("lost", "duplicated")
 
 
 def last_line(said: "str | pytest.CaptureFixture[str]") -> dict[str, Any]:
@@ -146,6 +157,41 @@ def test_scale_reports_every_size_and_the_drivers_time(
     (growth,) = result["driver_cpu"]
     assert growth["trials"] == 1
     assert result["ratio"] == pytest.approx(growth["ratio"])
+
+
+@pytest.mark.slow
+def test_cluster_loses_no_trial_when_a_node_dies_and_one_joins(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    cluster.main(["--nodes", "2", "--slots", "2", "--trials", "6", "--seconds", "0.2"])
+    result = last_line(capsys)
+    assert (result["killed"], result["joined"]) == (1, 1)
+    assert [result[f"{where}{what}"] for where in ("", "mlflow_") for what in LOST] == [0] * 4
+    assert 0 < result["utilisation"] <= 1
+    assert 0 < result["utilisation_started"] <= 1
+    assert min(result["driver_bytes"].values()) > 0
+    assert result["worker_bytes"] > 0
+    assert len(result["s_per_trial"]) == len(result["driver_cpu_s_per_trial"]) == 1
+
+
+def test_a_slot_counts_from_its_nodes_start_to_its_death(tmp_path: Path) -> None:
+    """One slot each: the first is there to the end, the second dies at 8 s, another comes at 12."""
+    (tmp_path / "a-1").write_text("p 0\np 4\np 5\np 9\nq 10\nq 15\nr 20\nr 25\n")
+    (tmp_path / "b-1").write_text("s 2\ns 4\nt 5\n")  # killed in its second trial
+    (tmp_path / "c-1").write_text("t 15\nt 20\n")
+    lives = cluster.Lives({"a": -5.0, "b": -3.0, "c": 12.0}, {"b": 8.0})
+    busy = cluster.busy_times(tmp_path, lives)
+    assert sorted((each.start_s, each.end_s) for each in busy) == [
+        (0, 9), (2, 4), (5, 8), (10, 15), (15, 20), (20, 25)
+    ]  # fmt: skip
+    of_all, of_started = cluster.utilisation(busy, lives, slots=1)
+    assert of_all == pytest.approx((9 + 2 + 3 + 5 + 5) / (20 + 8 + 8))
+    assert of_started == pytest.approx((9 + 2 + 3 + 5 + 5) / (20 + (8 - 2) + (20 - 15)))
+
+
+def test_seconds_of_each_hundred_are_those_between_its_ends() -> None:
+    at_end_s = [float(n) for n in range(1, 101)] + [100.0 + 2 * n for n in range(1, 51)]
+    assert cluster.by_hundreds(at_end_s) == [1.0, 2.0]
 
 
 def test_a_plain_start_lies_between_the_end_of_a_trial_and_the_next_in_its_slot() -> None:
