@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from _pytest.nodeid import coerce_node_id
 from hypothesis import settings
 from mlflow import MlflowClient
 from optuna.storages._rdb.storage import _VersionManager
@@ -63,13 +64,16 @@ def make_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Pa
     return make
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist's own, which reads the groups, comes right after
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Keep tests that share what takes long in one process, where they run in several.
 
-    That is for `--dist loadgroup`: a fixture of a module is then made once.
+    That is for `--dist loadgroup`: a fixture of a module is then made once. xdist 3.8 writes the
+    group into an attribute that pytest 9.2 does not read any more, and so groups nothing.
     """
+    is_grouped = config.getoption("loadgroup", default=False)  # in xdist's processes
     for item in items:
         fixtures = getattr(item, "_fixtureinfo").name2fixturedefs.values()  # noqa: B009 - private
         if any(each[-1].scope == "module" for each in fixtures):
             item.add_marker(pytest.mark.xdist_group(item.path.name))
+        if is_grouped and (group := item.get_closest_marker("xdist_group")):
+            item._id = coerce_node_id(f"{item.nodeid}@{group.args[0]}")
