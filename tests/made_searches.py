@@ -103,13 +103,14 @@ class Search:
         tau: float = 0.5,
         reason: str = "",
         metrics: Mapping[str, float] | None = None,
+        keys: Mapping[str, Any] | None = None,
         **more: float,
     ) -> None:
-        """Add a trial; a metric that is not given is 0.5."""
+        """Add a trial; a metric that is not given is 0.5. Its configuration has `keys`, too."""
         found: dict[str, Any] = dict.fromkeys(METRICS, 0.5) | (metrics or {}) | more
         found |= {"epoch": epoch, "tau_super": tau, "tau_sub": 1 - tau}
         has_params = not baseline and repeat_of is None
-        config = TrialConfig(architecture=architecture, lr=lr, seed=seed, head=head)
+        config = TrialConfig(architecture=architecture, lr=lr, seed=seed, head=head, **keys or {})
         values = [found[name] for name in self.record.metrics]
         self.study.add_trial(
             create_trial(

@@ -22,6 +22,7 @@ from results.report.drawing import (
     Floats,
     Picture,
     panel,
+    room,
 )
 from results.report.material import Best, Judged
 from results.terminal import counted
@@ -158,7 +159,7 @@ def _name_groups(axis: Axis, names: Sequence[str], superclass: Mapping[str, str]
         middle = (start + end - 1) / 2
         if not places or middle - places[-1] >= 1.4:
             places.append(middle)
-            labels.append(group[:24])
+            labels.append(room([group], 24, 2)[0])
         line = axis.axes.axhline if axis is axis.axes.yaxis else axis.axes.axvline
         if end < len(groups):
             line(end - 0.5, color=FAINT, lw=0.6, zorder=0)
@@ -188,9 +189,10 @@ def _matrix(frame: pd.DataFrame, level: str, who: str, superclass: Mapping[str, 
                     axes.text(column, row, text, ha="center", va="center", fontsize=7.5)
     if max(frame.shape) <= LABELLED_MAX:
         size = 7.5 if is_small else 6
-        axes.set_xticks(range(num_columns), [each[:24] for each in frame.columns], rotation=90,
-                        fontsize=size)  # fmt: skip
-        axes.set_yticks(range(num_rows), [each[:34] for each in frame.index], fontsize=size)
+        axes.set_xticks(
+            range(num_columns), room([*frame.columns], 24, 1), rotation=90, fontsize=size
+        )
+        axes.set_yticks(range(num_rows), room([*frame.index], 34, 1), fontsize=size)
     else:
         _name_groups(axes.yaxis, [*map(str, frame.index)], superclass)
         _name_groups(axes.xaxis, [*map(str, frame.columns)], superclass)

@@ -24,6 +24,7 @@ from results.report.drawing import (
 )
 from results.report.material import Judged, Search
 from results.report.thresholds import groups_of
+from results.terminal import counted
 from trainable.classifier import OUTPUTS_FILE, load_outputs, load_rule
 from trainable.config import TASKS
 from trainable.data.splits import SECOND
@@ -204,7 +205,7 @@ def hierarchy(search: Search) -> Picture | None:
         caption=f"Trial {top} has the largest area, {100 * areas[top]:.1f}%"
         + (f", the best trial {100 * areas[best]:.1f}%." if best in areas and top != best else ".")
         + " Dots are the thresholds that the trials use, numbers the trials."
-        + (f" There was no room for {left_out} numbers." if left_out else ""),
+        + (f" There was no room for {counted(left_out, 'number')}." if left_out else ""),
         table=pd.concat(tables),
         figures=(figure,),
     )
@@ -231,8 +232,9 @@ def reliability(judged: Judged) -> Picture | None:
         axes.plot(x, y, color=BEST, lw=1.2, zorder=2)
         sizes = 12 + 150 * counts[held] / counts.max()
         axes.scatter(
-            x, y, s=sizes, color=BEST, alpha=0.75, linewidths=0, label="larger: more images"
-        )
+            x, y, s=sizes, color=BEST, alpha=0.75, linewidths=0, label="larger: more images",
+            clip_on=False,
+        )  # fmt: skip
         axes.set(xlim=(0, 1.02), ylim=(0, 1.02))
         as_percent(axes.xaxis, "confidence")
         as_percent(axes.yaxis, "right")

@@ -16,9 +16,9 @@ from results.report.drawing import (
     by_size,
     legend_below,
     number,
-    panel,
     room,
     rows_of,
+    rows_panel,
     said,
     short,
 )
@@ -39,21 +39,23 @@ def deltas(search: Search) -> Picture | None:
     shown = shown.sort_values("is_paired", ascending=False, kind="stable").head(QUESTIONS_MAX)
     shown = shown.sort_values(["is_paired", "difference"], ascending=[False, False])
     metric = search.metric
-    figure, axes = panel(
-        f"What each choice changes in {said(metric)}, with 95% intervals", 1.3 + 0.34 * len(shown)
-    )
+    figure, axes = rows_panel(
+        f"What each choice changes in {said(metric)}, with 95% intervals",
+        room([f"{row.change}\u00a0({row.num})" for row in rows_of(shown)], 30, 4), 0.34,
+    )  # fmt: skip
     for place, row in enumerate(rows_of(shown)):
         face = INK if row.is_paired else "none"
         if row.low == row.low:
             axes.hlines(place, row.low, row.high, color=INK, lw=1.4)
         axes.plot(row.difference, place, "o", ms=6, mfc=face, mec=INK, mew=1.2)
     axes.axvline(0, color=INK, lw=0.8)
-    labels = room([f"{row.change} ({row.num})" for row in rows_of(shown)], 30)
-    axes.set_yticks(range(len(shown)), labels, fontsize=7.5)
-    axes.set_ylim(len(shown) - 0.5, -0.5)
     as_difference(axes.xaxis, metric)
-    axes.plot([], [], "o", ms=6, mfc=INK, mec=INK, ls="", label="pairs alike in all else")
-    axes.plot([], [], "o", ms=6, mfc="none", mec=INK, ls="", label="means of all that have it")
+    axes.plot(
+        [], [], "o", ms=6, mfc=INK, mec=INK, ls="", label="pairs alike in all else (how many)"
+    )
+    axes.plot(
+        [], [], "o", ms=6, mfc="none", mec=INK, ls="", label="means of all that have it (how many)"
+    )
     legend_below(axes, 2)
     left_out = len(rows) - len(shown)
     return Picture(

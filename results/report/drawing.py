@@ -17,6 +17,7 @@ import pandas as pd
 from markupsafe import escape
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.patheffects import AbstractPathEffect, withStroke
 from matplotlib.ticker import FuncFormatter, MaxNLocator
@@ -43,6 +44,8 @@ Floats = npt.NDArray[np.float64]
 
 WIDTH = 4.6
 """Inches: readable on a phone, two beside each other on a screen."""
+MARKER_PT = 3
+"""From the middle of a point to its edge, about."""
 MANY = 400
 """Points or lines from which they are drawn as pixels inside the picture: all are drawn still."""
 _STYLE: Any = {
@@ -113,6 +116,21 @@ def panel(title: str, height: float = 3.4, width: float = WIDTH) -> tuple[Figure
     return figure, figure.add_subplot()
 
 
+def rows_panel(title: str, labels: Sequence[str], row: float) -> tuple[Figure, Axes]:
+    """Return a panel with a labelled row for each place from 0, the first on top.
+
+    Args:
+        title: Of the panel.
+        labels: In lines, see `room`; no row is lower than they are.
+        row: Inches of a row, at least.
+    """
+    lines = max(label.count("\n") + 1 for label in labels)
+    figure, axes = panel(title, 1.3 + max(row, 0.08 + 0.13 * lines) * len(labels))
+    axes.set_yticks(range(len(labels)), labels, fontsize=7.5)
+    axes.set_ylim(len(labels) - 0.5, -0.5)
+    return figure, axes
+
+
 def is_fraction(metric: str) -> bool:
     """Whether a metric is shown as percent: all but cross-entropies."""
     return not metric.startswith("ce_")
@@ -125,10 +143,11 @@ def said(metric: str) -> str:
 
 def number(metric: str, value: float, *, signed: bool = False) -> str:
     """Return a value of a metric as words show it: 46.1%, +1.2 points, 0.873."""
-    sign = "+" if signed else ""
-    if not is_fraction(metric):
-        return f"{value:{sign}.3f}"
-    return f"{100 * value:+.1f} points" if signed else f"{100 * value:.1f}%"
+    shown, digits, unit = value, 3, ""
+    if is_fraction(metric):
+        shown, digits, unit = 100 * value, 1, " points" if signed else "%"
+    shown = round(shown, digits) or 0.0  # not -0.0: nothing has no sign
+    return f"{shown:{'+' if signed and shown else ''}.{digits}f}{unit}"
 
 
 def between(metric: str, low: float, high: float, *, signed: bool = False) -> str:
@@ -193,7 +212,8 @@ def legend_below(axes: Axes, columns: int = 3) -> None:
 def label_points(axes: Axes, places: Sequence[tuple[float, float]], labels: Sequence[str]) -> int:
     """Write labels beside points where there is room; return how many there was no room for.
 
-    Call it last: room is known when all else is drawn.
+    None is over another label, nor over a point. Call it last: room is known when all else is
+    drawn.
     """
     figure = axes.get_figure()
     assert isinstance(figure, Figure)
@@ -202,6 +222,7 @@ def label_points(axes: Axes, places: Sequence[tuple[float, float]], labels: Sequ
     taken = [text.get_window_extent(renderer) for text in figure.findobj(mpl.text.Text)
              if text.get_text() and text.get_visible()]  # fmt: skip
     inside = axes.get_window_extent(renderer)
+    points, around = _points_of(axes), figure.dpi * MARKER_PT / 72
     left_out = 0
     for place, label in zip(places, labels, strict=True):
         for offset, ha, va in (
@@ -215,13 +236,25 @@ def label_points(axes: Axes, places: Sequence[tuple[float, float]], labels: Sequ
             text.set_path_effects(HALO)
             box = text.get_window_extent(renderer)
             is_inside = inside.x0 <= box.x0 and box.x1 <= inside.x1 and box.y1 <= inside.y1
-            if is_inside and box.y0 >= inside.y0 and not any(box.overlaps(each) for each in taken):
+            is_free = not any(box.overlaps(each) for each in taken)
+            is_free = is_free and not box.padded(around).count_contains(points)
+            if is_inside and box.y0 >= inside.y0 and is_free:
                 taken.append(box)
                 break
             text.remove()
         else:
             left_out += 1
     return left_out
+
+
+def _points_of(axes: Axes) -> Floats:
+    """Return where an axes' points are, pixels (N, 2)."""
+    places = [np.asarray(each.get_offsets(), float) for each in axes.collections
+              if isinstance(each, PathCollection)]  # fmt: skip
+    places += [np.asarray(line.get_xydata(), float) for line in axes.lines
+               if line.get_marker() not in ("None", None, "", " ")]  # fmt: skip
+    found = np.concatenate([np.empty((0, 2)), *places])
+    return np.asarray(axes.transData.transform(found[np.isfinite(found).all(1)]), float)
 
 
 def laid_out(figure: Figure) -> Figure:
@@ -268,12 +301,28 @@ def inline(svg_text: bytes, prefix: str) -> str:
     return text
 
 
-def room(items: Sequence[str], width: int) -> list[str]:
-    """Return labels in lines of at most `width` characters, three lines each."""
-    return [
-        "\n".join(textwrap.wrap(textwrap.shorten(item, 3 * width, placeholder=" …"), width) or [""])
-        for item in items
-    ]
+def room(items: Sequence[str], width: int, lines: int = 3) -> list[str]:
+    """Return labels in at most so many lines of at most `width` characters each.
+
+    Lines end between words, and in a word that is longer than a line behind a sign of it.
+    """
+    return ["\n".join(_in_lines(item, width, lines)) for item in items]
+
+
+def _in_lines(text: str, width: int, most: int) -> list[str]:
+    wrapper = textwrap.TextWrapper(width, break_long_words=False, break_on_hyphens=False)
+    found: list[str] = []
+    for line in wrapper.wrap(text):
+        while len(line) > width:  # one word
+            ends = [line.rfind(sign, 0, width) + 1 for sign in "+/_-."]
+            end = next(filter(None, ends), width)
+            found.append(line[:end])
+            line = line[end:]
+        found.append(line)
+    if len(found) > most:
+        rest = textwrap.shorten(" ".join(found[most - 1 : most + 1]), width, placeholder=" …")
+        found[most - 1] = rest if len(rest) > 2 else f"{found[most - 1][: width - 1]}…"
+    return found[:most] or [""]
 
 
 def rows_of(frame: pd.DataFrame) -> list[Any]:

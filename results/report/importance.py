@@ -25,6 +25,7 @@ from results.report.drawing import (
     number,
     panel,
     room,
+    rows_panel,
     said,
     short,
 )
@@ -45,12 +46,9 @@ def importance(search: Search) -> Picture | None:
     if not shares:
         return None
     frame = pd.DataFrame({"parameter": [*shares], "share": [*shares.values()]}).head(15)
-    figure, axes = panel(f"Which parameters mattered for {said(search.metric)}",
-                         1.1 + 0.26 * len(frame))  # fmt: skip
+    labels = room([name.replace("_", " ") for name in frame["parameter"]], 24)
+    figure, axes = rows_panel(f"Which parameters mattered for {said(search.metric)}", labels, 0.26)
     axes.barh(range(len(frame)), frame["share"], color=TRIAL, height=0.62)
-    labels = [name.replace("_", " ") for name in frame["parameter"]]
-    axes.set_yticks(range(len(frame)), room(labels, 24))
-    axes.set_ylim(len(frame) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
     as_percent(axes.xaxis, "share of what tells the best tenth of trials from all")
     num = len(_sampled(search))
@@ -118,7 +116,8 @@ def parallel(search: Search) -> Picture | None:
     _draw_parallel(axes, search, lines, values, complete["number"].to_numpy())
     for column, (_, ticks) in enumerate(scales):
         axes.axvline(column, color=FAINT, lw=0.8, zorder=0)
-        for place, text in ticks:
+        texts = room([text for _, text in ticks], 15, 4)
+        for (place, _), text in zip(ticks, texts, strict=True):
             _on_line(axes, column, place, text)
     last = len(keys)
     axes.axvline(last, color=FAINT, lw=0.8, zorder=0)
@@ -188,7 +187,7 @@ def _scale(values: list[Any]) -> tuple[list[float], list[tuple[float, str]]]:
     at = {each: (n + 0.5) / len(choices) for n, each in enumerate(choices)}
     shown = choices if len(choices) <= 8 else [choices[0], choices[-1]]
     places = [np.nan if each is None else at[each] for each in values]
-    return places, [(at[each], short(each)[:18]) for each in shown]
+    return places, [(at[each], short(each)) for each in shown]
 
 
 def _common(acts: list[dict[str, Any]], values: Any, keys: Sequence[str]) -> str:

@@ -29,10 +29,12 @@ from results.report.drawing import (
     panel,
     room,
     rows_of,
+    rows_panel,
     said,
 )
 from results.report.importance import importance, parallel
 from results.report.material import Search
+from results.terminal import counted
 from trainable.config import TASKS
 
 MARKERS = {"two_heads": "o", "two_models": "s"}
@@ -56,7 +58,7 @@ def tradeoff(search: Search) -> Picture | None:
     finished = search.trials[search.trials["state"].isin(["COMPLETE", "PRUNED"])]
     if not len(search.complete) or search.best is None:
         return None
-    figures, told = [], []
+    figures, told, left_out = [], [], 0
     for task in TASKS:
         pair = [f"seen_{task}", f"unseen_{task}"]
         rows = finished.dropna(subset=pair)
@@ -71,7 +73,7 @@ def tradeoff(search: Search) -> Picture | None:
         as_percent(axes.yaxis, f"unseen {LEVELS[task]}, called novel")
         legend_below(axes)
         places = [(float(row[pair[0]]), float(row[pair[1]])) for _, row in front.iterrows()]
-        label_points(axes, places, [str(each) for each in front["number"]])
+        left_out += label_points(axes, places, [str(each) for each in front["number"]])
         figures.append(figure)
         told.append(_front_caption(front, pair, LEVELS[task], int(search.best["number"])))
     if not figures:
@@ -82,7 +84,8 @@ def tradeoff(search: Search) -> Picture | None:
         name="tradeoff",
         title="Seen against unseen of every trial, with the Pareto front",
         caption=" ".join(told) + " Raising a threshold moves a trial up and to the left. Numbers "
-        "are trials.",
+        "are trials."
+        + (f" There was no room for {counted(left_out, 'number')}." if left_out else ""),
         table=finished[columns].assign(configuration=finished["number"].map(search.names)),
         figures=tuple(figures),
     )
@@ -136,8 +139,11 @@ def repeats(search: Search) -> Picture | None:
     metric = search.metric
     frame = repeats_frame(search.everything, search.record.metrics, ())
     frame = frame.assign(configuration=frame["trial"].map(search.names))
-    labels = room([f"{row.trial}: {row.configuration}" for row in rows_of(frame)], 30)
     shown = frame.head(12)
+    configs = {each.number: each.original["config"] for each in search.repeated}
+    told = search.naming.telling(configs[each] for each in shown["trial"])
+    names = [f"{each}: {search.naming.name(configs[each], told)}" for each in shown["trial"]]
+    labels = room(names, 30, 5)
     figures = [_seeds_panel(search, shown, labels), _paired_panel(shown, labels, metric)]
     return Picture(
         name="repeats",
@@ -151,8 +157,8 @@ def repeats(search: Search) -> Picture | None:
 
 def _seeds_panel(search: Search, frame: pd.DataFrame, labels: list[str]) -> Figure:
     by_number = {each.number: each for each in search.repeated}
-    figure, axes = panel(f"{said(search.metric).capitalize()} by seed, mean and range",
-                         1.2 + 0.42 * len(frame))  # fmt: skip
+    title = f"{said(search.metric).capitalize()} by seed, mean and range"
+    figure, axes = rows_panel(title, labels, 0.42)
     for place, row in enumerate(rows_of(frame)):
         colour = BEST if place == 0 else TRIAL
         values = by_number[row.trial].values(search.metric)
@@ -161,16 +167,13 @@ def _seeds_panel(search: Search, frame: pd.DataFrame, labels: list[str]) -> Figu
         axes.scatter([row.mean], [place], marker="|", s=160, color=INK, zorder=3)
     axes.scatter([], [], s=20, color=TRIAL, label="a seed")
     axes.scatter([], [], marker="|", s=110, color=INK, label="mean")
-    axes.set_yticks(range(len(frame)), labels[: len(frame)], fontsize=7.5)
-    axes.set_ylim(len(frame) - 0.5, -0.5)
     as_metric(axes.xaxis, search.metric)
     legend_below(axes)
     return figure
 
 
 def _paired_panel(frame: pd.DataFrame, labels: list[str], metric: str) -> Figure:
-    figure, axes = panel("Paired difference to the best mean, 95% interval",
-                         1.2 + 0.42 * len(frame))  # fmt: skip
+    figure, axes = rows_panel("Paired difference to the best mean, 95% interval", labels, 0.42)
     for place, row in enumerate(rows_of(frame)):
         if row.difference == row.difference:
             axes.hlines(place, row.low, row.high, color=INK, lw=1.4)
@@ -178,8 +181,6 @@ def _paired_panel(frame: pd.DataFrame, labels: list[str], metric: str) -> Figure
         elif row.is_whole:
             axes.plot(0, place, "o", ms=7, color=BEST)
     axes.axvline(0, color=INK, lw=0.8)
-    axes.set_yticks(range(len(frame)), labels[: len(frame)], fontsize=7.5)
-    axes.set_ylim(len(frame) - 0.5, -0.5)
     as_difference(axes.xaxis, metric)
     return figure
 

@@ -1,5 +1,6 @@
 """What the pictures of a report say: computed from the figures, and true at the edges."""
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -325,7 +326,7 @@ def test_three_sentences_say_what_by_how_much_and_how_sure(search: Search) -> No
 def test_with_seeds_the_answer_is_by_mean_and_paired(search: Search) -> None:
     search.tell(lr=0.01, score=0.50)
     search.tell(lr=0.1, score=0.52)
-    for seed, (a, b) in enumerate(((0.60, 0.50), (0.62, 0.51)), 1):
+    for seed, (a, b) in enumerate(((0.60, 0.50), (0.62, 0.52)), 1):
         search.tell(lr=0.01, seed=seed, repeat_of=0, score=a)
         search.tell(lr=0.1, seed=seed, repeat_of=1, score=b)
     what, how_much, how_sure = answer.sentences(search.read())
@@ -399,6 +400,63 @@ def test_a_label_is_left_out_where_it_would_be_over_another() -> None:
     boxes = [text.get_window_extent() for text in axes.texts]
     assert len(boxes) == 4
     assert not any(a.overlaps(b) for n, a in enumerate(boxes) for b in boxes[:n])
+
+
+def test_a_label_is_beside_the_points_and_not_over_them() -> None:
+    with drawing.style():
+        _, axes = drawing.panel("Labels")
+        axes.scatter([0, 0.5, 0.52, 1], [0, 0.5, 0.52, 1])
+        assert drawing.label_points(axes, [(0.5, 0.5)], ["12"]) == 0
+    (text,) = axes.texts
+    points = axes.transData.transform([(0.5, 0.5), (0.52, 0.52)])
+    assert text.get_window_extent().padded(6).count_contains(points) == 0
+
+
+def test_a_row_is_as_high_as_its_label() -> None:
+    labels = drawing.room(["a name that takes a number of lines " * 3] * 6, 30, 5)
+    assert labels[0].count("\n") == 3
+    with drawing.style():
+        figure, axes = drawing.rows_panel("Rows", labels, 0.3)
+        axes.set_xlabel("x")
+        drawing.laid_out(figure)
+    boxes = [each.get_window_extent() for each in axes.get_yticklabels()]
+    assert not any(a.overlaps(b) for n, a in enumerate(boxes) for b in boxes[:n])
+
+
+def test_labels_end_between_words_and_long_words_behind_a_sign() -> None:
+    assert drawing.room(["super by knn_difference+rmds+max_logit"], 15, 5) == [
+        "super by\nknn_difference+\nrmds+max_logit"
+    ]
+    assert drawing.room(["great grey owl, great gray owl, Strix nebulosa"], 24, 1) == [
+        "great grey owl, great …"
+    ]
+    assert drawing.room(["Llanfairpwllgwyngyllgogerych"], 12, 1) == ["Llanfairpwl…"]
+    assert drawing.room([""], 12) == [""]
+
+
+def test_choices_with_the_same_beginning_are_told_apart(search: Search) -> None:
+    """As labels of parallel coordinates, and of configurations with several seeds."""
+    values = ("knn_difference", "knn_difference+rmds", "knn_difference+rmds+max_logit")
+    for seed, (number, value) in itertools.product(range(2), enumerate(values)):
+        for lr in (1e-3, 1e-2):
+            search.tell(
+                lr=lr, seed=seed, repeat_of=2 * number + (lr > 1e-3) if seed else None,
+                keys={"novelty_score": value, "novel_images": 1000}, score=0.5 + number / 10 + lr,
+            )  # fmt: skip
+    pictures = {picture.name: picture for picture in overview.pictures(search.read())}
+    written = [
+        text.get_text().replace("\n", "") for text in pictures["parallel"].figures[0].axes[0].texts
+    ]
+    assert {*values} <= {*written}
+    labels = [text.get_text() for text in pictures["repeats"].figures[0].axes[0].get_yticklabels()]
+    assert len({label.partition(":")[2] for label in labels}) == len(labels) == 6
+
+
+def test_what_is_rounded_to_nothing_has_no_sign() -> None:
+    assert drawing.number("score", -0.0001, signed=True) == "0.0 points"
+    assert drawing.number("score", 0.0006, signed=True) == "+0.1 points"
+    assert drawing.number("ce_sub", -0.0001) == "0.000"
+    assert drawing.between("score", -0.0001, 0.02, signed=True) == "0.0 to +2.0 points"
 
 
 def test_inlined_pictures_share_no_id_and_take_the_pages_colours() -> None:
