@@ -45,6 +45,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def run() -> NoReturn:
     """Do the command of this process and end it."""
+    _stand_back()
+    from trainable.interrupted import answer_interrupts
+
+    answer_interrupts()
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Self, TextIO
 
-INTERRUPTED = 130
-"""Exit code of a search that somebody stopped."""
+from trainable.interrupted import INTERRUPTED
+
 ANSWER = "stopping after this step; again stops now"
 _SHOW_CURSOR = "\x1b[?25h"
 

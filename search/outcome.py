@@ -23,12 +23,12 @@ from results.report.tables import print_tables
 from results.terminal import counted
 from results.trial import TrialState
 from search.cluster.executor import Slots
-from search.interrupts import INTERRUPTED
 from search.log import SearchLog
 from search.plan import Options
 from search.space.space import Space
 from trainable.data.dataset import Data
 from trainable.errors import reason_of, typed
+from trainable.interrupted import INTERRUPTED
 from trainable.novelty.metrics import METRICS
 from trainable.urls import hidden, public
 

@@ -13,11 +13,12 @@ from results.record import SearchRecord, load_record, run_folder
 from results.terminal import plain_console
 from search.champion import CHAMPION
 from search.cluster.options import add_place, share_of
-from search.interrupts import INTERRUPTED, terminable
+from search.interrupts import terminable
 from search.registration import Registration
 from search.retrain import Choice, Place, choose, here, refit_data, retrain, say_promise
 from trainable.data.dataset import Data
 from trainable.errors import ConfigError, Parser, TrialError, UserError, typed
+from trainable.interrupted import INTERRUPTED
 from trainable.memory import keep_freed_memory
 from trainable.urls import public
 

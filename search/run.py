@@ -11,10 +11,11 @@ from typing import Any, NoReturn
 
 from results.options import add_experiment, add_stores, check_stores, place
 from search.cluster.options import add_place, share_of
-from search.interrupts import INTERRUPTED, terminable
+from search.interrupts import terminable
 from search.shipped import shipped, space_file
 from trainable.config import parse_settings
 from trainable.errors import Parser, UserError, nearest, typed
+from trainable.interrupted import INTERRUPTED
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3600}
 

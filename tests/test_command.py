@@ -144,6 +144,36 @@ def test_import_names_the_file_that_python_would_take_for_a_package(tmp_path: Pa
     )
 
 
+# --- Ctrl-C ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("command", "imported"),
+    [
+        (("-m", "results.report"), "optuna"),
+        (("-m", "results.predict"), "mlflow"),
+        (("-m", "trainable.train"), "torch"),
+        ((*AS_COMMAND[:2], "evaluate"), "mlflow"),
+    ],
+)
+def test_ctrl_c_during_the_imports_is_answered_in_one_line(
+    command: tuple[str, ...], imported: str, tmp_path: Path
+) -> None:
+    ours = tmp_path / "found first"
+    ours.mkdir()
+    (ours / f"{imported}.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)")
+    done = run(tmp_path, *command, PYTHONPATH=f"{ROOT}:{ours}")
+    assert (done.code, done.out, done.err) == (130, "", "interrupted\n")
+
+
+def test_an_error_that_no_interrupt_led_to_keeps_its_traceback(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise RuntimeError('a bug')")
+    done = run(tmp_path, "-m", "trainable.train", PYTHONPATH=f"{ROOT}:{tmp_path}")
+    assert done.code == 1
+    assert "Traceback" in done.err
+    assert done.err.endswith("RuntimeError: a bug\n")
+
+
 # --- A plain installation ------------------------------------------------------------------------
 
 

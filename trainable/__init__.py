@@ -11,6 +11,11 @@ from pathlib import Path
 if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
     os.environ["GOMP_SPINCOUNT"] = "1000"
 
-if sys.argv[:1] == ["-m"] and Path(sys.path[0]) != (_root := Path(__file__).parents[1]):
-    # `python -m trainable.train`: a file in the working folder is no package of this name.
-    sys.path[:] = [*sys.path[1:], str(_root), sys.path[0]]
+if sys.argv[:1] == ["-m"]:
+    if Path(sys.path[0]) != (_root := Path(__file__).parents[1]):
+        # `python -m trainable.train`: a file in the working folder is no package of this name.
+        sys.path[:] = [*sys.path[1:], str(_root), sys.path[0]]
+
+    from trainable.interrupted import answer_interrupts
+
+    answer_interrupts()  # a command's imports take seconds
