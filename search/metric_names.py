@@ -1,25 +1,37 @@
-"""Under which names MLflow shows what was measured: in groups, `score` before all of them."""
+"""Under which names MLflow shows what was measured: in groups, `score` before all of them.
 
-from trainable.novelty.metrics import METRICS
+Its charts stand in a section for each group, by the alphabet: '' (score), chosen, sub, super,
+training, two_levels, validation_parts. A run's table has them as they came first, see `place`.
+"""
+
+from trainable.novelty.metrics import MAIN, METRICS
 
 CHOSEN = "chosen"
 """Group of what the chosen epoch is worth, as the study has it."""
+_LEVELS = ("super", "sub")
+_GROUPS = ("", *_LEVELS, CHOSEN, "two_levels", "training", "validation_parts")
+"""As a table shows them: what is read most, first."""
 
 
 def grouped(name: str) -> str:
     """Return a metric's name in MLflow: GROUP/NAME, which its pages show as a section of charts.
 
-    `score` has no group: what has none comes first. super and sub: of that level; both: of both;
-    training: how it went; part_a, part_b and interval: what stands before the dot of a name.
+    `score` has no group: what has none comes first. super and sub: of that level; two_levels: of
+    both; training: how it went; validation_parts: what each part of the validation images gave.
     """
+    whole, dot, _ = name.partition(".")
     if name == "score":
         return name
-    group, dot, rest = name.partition(".")
-    if dot:
-        return f"{group}/{rest}"
-    words = name.split("_")
-    for level in ("super", "sub"):
-        if level in words:
+    if dot and whole in ("part_a", "part_b", "interval"):
+        return f"validation_parts/{name}"
+    for level in _LEVELS:
+        if level in whole.split("_"):
             return f"{level}/{name}"
     is_result = name.removesuffix("_calibration") in METRICS
-    return f"{'both' if is_result else 'training'}/{name}"
+    return f"{'two_levels' if is_result else 'training'}/{name}"
+
+
+def place(shown: str) -> tuple[int, int]:
+    """Return what orders names as `grouped` gives them: by group, the main rates first."""
+    group, _, name = shown.rpartition("/")
+    return _GROUPS.index(group), MAIN.index(name) if name in MAIN else len(MAIN)

@@ -9,7 +9,7 @@ import os
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from results.naming import acting_together
 from results.record import EXPERIMENT, KEEP_MODELS, SearchRecord, trial_folder
 from results.terminal import counted, duration
 from results.trial import Trial, TrialState
-from search.metric_names import CHOSEN, grouped
+from search.metric_names import CHOSEN, grouped, place
 from search.standing import DESCRIPTION, Standing
 from trainable.classifier import INFO_FILE, MODEL_FILE, OUTPUTS_FILE, TABLE_FILE
 from trainable.data.dataset import Data
@@ -393,11 +393,11 @@ class Tracker:
         now_ms = int(time.time() * 1000)
         new = [epoch for epoch in trial.epochs if epoch.number not in sent]
         values = [
-            [
+            _in_place(
                 Metric(grouped(key), float(value), now_ms, epoch.number)
                 for key, value in epoch.to_dict().items()
                 if key != "epoch"
-            ]
+            )
             for epoch in new
         ]
         tags = _where(trial) if new else []
@@ -567,11 +567,16 @@ def _where(trial: Trial) -> list[RunTag]:
 
 def _best(trial: Trial, now_ms: int) -> list[Metric]:
     """Return what counts as a trial's result."""
-    return [
+    return _in_place(
         Metric(f"{CHOSEN}/{key}", float(value), now_ms, 0)
         for key, value in (trial.best.to_dict() if trial.best else {}).items()
         if key in (*METRICS, *INTERVALS, "epoch", "tau_super", "tau_sub", "novel_images_used")
-    ]
+    )
+
+
+def _in_place(metrics: Iterable[Metric]) -> list[Metric]:
+    """Return metrics as a run's page is to show them: a new one comes behind those it has."""
+    return sorted(metrics, key=lambda metric: place(metric.key))
 
 
 def _ended(trial: Trial) -> list[RunTag]:

@@ -258,6 +258,8 @@ def test_complete_trial_is_shown_with_its_epochs_and_its_best(
     assert not {"tau_sub", "super_lr", "sub_head"} & child.data.params.keys()
     assert child.inputs.dataset_inputs[0].dataset.name == "birds"
     assert (shown.steps(), shown.steps(metric="training/train_loss")) == ([1, 2, 3], [1, 2, 3])
+    assert [*child.data.metrics][:3] == ["score", "two_levels/score_calibration",
+                                         "training/train_loss"]  # fmt: skip
     best = {k: v for k, v in child.data.metrics.items() if k.startswith("chosen/")}
     assert best == {
         "chosen/epoch": 3, "chosen/score": 0.3, "chosen/seen_sub": 0.25, "chosen/tau_super": 0.5,
