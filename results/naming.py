@@ -1,6 +1,6 @@
 """Configurations named by what varies among them: what all have in common tells none apart."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -88,21 +88,23 @@ class Names:
         return acting(config, self._apart)
 
     def telling(self, configs: Iterable[TrialConfig]) -> tuple[str, ...]:
-        """Return which of `keys` tell some of the configurations from each other."""
+        """Return which of `keys` tell some of the configurations from each other: those first that
+        tell most of them, as a line that begins with these may be cut."""
         values = [self.values(config) for config in configs]
-        return tuple(key for key in self.keys if len({repr(each.get(key)) for each in values}) > 1)
+        found = {key: len({repr(each.get(key)) for each in values}) for key in self.keys}
+        return tuple(sorted((key for key in found if found[key] > 1), key=lambda key: -found[key]))
 
-    def name(self, config: TrialConfig | None, first: Collection[str] = ()) -> str:
+    def name(self, config: TrialConfig | None, first: Sequence[str] = ()) -> str:
         """Return what tells `config` from the others, in one line.
 
         Args:
             config: One of them; null: nothing is known of it.
-            first: Keys that are named before the others, where a line may be cut.
+            first: Keys that are named before the others, in this order, where a line may be cut.
         """
         if config is None:
             return "no configuration"
         values, shown = self.values(config), dict[str, Any]()
-        for key in sorted(self.keys, key=lambda each: each not in first):
+        for key in dict.fromkeys((*first, *self.keys)):
             if key in values:
                 shown |= {self._of_both(key, values): values[key]}
         return _in_words(shown) or described(config)

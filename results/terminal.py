@@ -2,11 +2,13 @@
 
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from rich.cells import cell_len
-from rich.console import Console
+from rich.console import Console, ConsoleOptions
+from rich.measure import Measurement
 from rich.text import Text
 
 WIDEST = 100_000
@@ -44,6 +46,28 @@ class HeardConsole(Console):
             super().print(_in_full_width(*objects, **options), end="")
         if self.listener is not None:
             self.listener(_in_full_width(*objects, **options))
+
+
+@dataclass(frozen=True)
+class GivesWay:
+    """Items with commas, dim, in one line: as many of them as there is room for."""
+
+    text: str
+    before: str = ""
+    """What stays, however little room there is."""
+
+    def __rich_console__(self, _: Console, options: ConsoleOptions) -> Iterator[Text]:
+        room = options.max_width - cell_len(self.before)
+        items = self.text.split(", ")
+        shown = self.text
+        while cell_len(shown) > room and len(items) > 1:
+            items.pop()
+            shown = ", ".join([*items, "…"])
+        line = Text(self.before, no_wrap=True, overflow="ellipsis")
+        yield line.append(shown, style="dim")
+
+    def __rich_measure__(self, _: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement(1, min(cell_len(self.before + self.text), options.max_width))
 
 
 def _between_words(printed: Any, width: int) -> Any:

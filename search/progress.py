@@ -4,7 +4,7 @@ import math
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console, Group, RenderableType
@@ -15,7 +15,7 @@ from rich.text import Text
 
 from results.naming import Names
 from results.ranking import sign
-from results.terminal import HeardConsole, counted, duration, one_line, without_control
+from results.terminal import GivesWay, HeardConsole, counted, duration, one_line, without_control
 from results.trial import Trial, TrialState
 from search.time_left import Known, seconds_left
 from trainable.config import TrialConfig
@@ -234,7 +234,7 @@ class Progress:
             line.append(f"  {one_line(trial.reason)}", style="red")
         return line
 
-    def _name(self, config: TrialConfig, first: Collection[str] = ()) -> str:
+    def _name(self, config: TrialConfig, first: Sequence[str] = ()) -> str:
         return without_control(self._names.name(config, first))
 
     def _screen(self) -> RenderableType:
@@ -254,9 +254,10 @@ class Progress:
         )
         lines: list[RenderableType] = [counts]
         if self._best is not None:
-            best = Text(self._best_text(self._best), no_wrap=True, overflow="ellipsis")
             assert self._best.config is not None
-            lines.append(best.append(f"  {self._name(self._best.config)}", style="dim"))
+            lines.append(
+                GivesWay(self._name(self._best.config), f"{self._best_text(self._best)}  ")
+            )
         lines.append(Text("   ".join(self._pace())))
         if self._where:
             lines.append(Text(f"MLflow: {self._where}", style="dim", overflow="fold"))
@@ -287,7 +288,7 @@ class Progress:
                 self._epochs_text(trial, done),
                 self._so_far(trial),
                 *[duration(self._seconds(number))] * is_wide,
-                Text(self._name(trial.config, told), style="dim"),
+                GivesWay(self._name(trial.config, told)),
             )
         if len(rows) > room:
             table.add_row(f"+{len(rows) - room}", "", "", "", *[""] * is_wide, "more are running")

@@ -96,7 +96,8 @@ def _sampled(search: Search) -> list[optuna.trial.FrozenTrial]:
 def parallel(search: Search) -> Picture | None:
     """Show every complete trial as a line through its choices."""
     complete = search.complete.dropna(subset=search.metric)
-    varying = search.naming.telling(complete["config"])
+    told = {*search.naming.telling(complete["config"])}
+    varying = [key for key in search.naming.keys if key in told]
     ranked = [key for key in importances(search) if key in varying]
     keys = [*ranked, *(key for key in varying if key not in ranked)][:AXES_MAX]
     if len(complete) < 3 or len(keys) < 2:

@@ -103,6 +103,26 @@ def test_rows_of_similar_trials_begin_with_what_tells_them_apart() -> None:
     assert starts == ["batch size 32, two_models,", "batch size 64, two_models,"]
 
 
+def test_of_many_rows_none_begins_as_another_nor_is_cut_within_a_word() -> None:
+    varied = (
+        {"super_fine_tune": ("last_2", "frozen")[n % 2], "novel_images": (1000, 200)[n // 4],
+         "lr": 0.01 + n / 1000}
+        for n in range(8)
+    )  # fmt: skip
+    many = [TrialConfig.from_dict({**LONG.to_dict(), **each}) for each in varied]
+    for width in (80, 120):
+        seen = Seen(width, samples=[*SAMPLES, *many])
+        for number, config in enumerate(many):
+            seen.progress.update(trial(number, 0.5, config=config))
+        seen.progress.update(trial(9, 0.9, config=many[0]))
+        seen.progress.update(trial(9, 0.9, config=many[0], state="COMPLETE"))
+        rows = [line for line in seen.screen() if " 0.500 " in line or line.startswith("best ")]
+        names = [row.partition(" 0.500 ")[2].strip() for row in rows[:-1]]
+        assert len({name.split(", ")[0] for name in names}) == 8, names
+        whole = {*seen.progress._name(many[0]).split(", "), "…"}
+        assert {*rows[-1].partition("00009  ")[2].split(", ")} <= whole
+
+
 def test_screen_wider_shows_more() -> None:
     narrow, wide = (Seen(width) for width in (80, 120))
     for seen in (narrow, wide):
