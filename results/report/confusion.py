@@ -100,7 +100,7 @@ def confusion_of(
         if top is not None:
             truth, answer, share, count = top
             images = counted(count, "image")
-            told.append(f"{truth} for {answer} ({100 * share:.0f}% of {images})")
+            told.append(f"{truth} → {answer} ({_percent(share)}% of {images})")
     table = pd.concat(
         [frame.reset_index().melt("shows", var_name="answer", value_name="images")
          .assign(level=LEVELS[task]) for task, frame in frames.items()]
@@ -113,6 +113,11 @@ def confusion_of(
         table=table[table["images"] > 0],
         figures=figures,
     )  # fmt: skip
+
+
+def _percent(share: float) -> str:
+    """Return a share above zero, which no rounding makes none."""
+    return "<1" if share < 0.005 else f"{100 * share:.0f}"
 
 
 def _is_right(truth: str, answer: str) -> bool:
@@ -185,7 +190,7 @@ def _matrix(frame: pd.DataFrame, level: str, who: str, superclass: Mapping[str, 
         for row in range(num_rows):
             for column in range(num_columns):
                 if frame.iat[row, column]:
-                    text = f"{100 * shares[row, column]:.0f}"
+                    text = _percent(shares[row, column])
                     axes.text(column, row, text, ha="center", va="center", fontsize=7.5)
     if max(frame.shape) <= LABELLED_MAX:
         size = 7.5 if is_small else 6

@@ -233,6 +233,20 @@ def test_confusion_and_subclass_table_agree_with_the_metrics(search: Search) -> 
     assert wrong["margin"].is_monotonic_decreasing
 
 
+def test_a_share_above_zero_is_not_shown_as_none() -> None:
+    frame = pd.DataFrame([[499, 1, 0], [0, 300, 200]], index=pd.Index(["a", "b"], name="shows"),
+                         columns=["a", "b", "novel"])  # fmt: skip
+    with drawing.style():
+        picture = confusion.confusion_of({"super": frame}, "a model", {})
+    assert picture.caption == "Most often taken for one wrong class: a → b (<1% of 500 images)."
+    assert [text.get_text() for text in picture.figures[0].axes[0].texts] == [
+        "100",
+        "<1",
+        "60",
+        "40",
+    ]
+
+
 def test_more_classes_than_can_be_named_are_shown_by_superclass() -> None:
     names = [f"class {number}" for number in range(50)]
     superclass = {name: ("a", "b")[place % 2] for place, name in enumerate(names)}
