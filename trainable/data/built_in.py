@@ -29,7 +29,8 @@ def synthetic_folder(cache: Path) -> Path:
     """Return the folder of the synthetic data set, written at the first call. Its test images have
     labels, in `TEST_CSV`.
     """
-    digest = hashlib.sha256(Path(synthetic.__file__).read_bytes()).hexdigest()[:16]
+    files = sorted(Path(synthetic.__file__).parent.glob("*.py"))
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
     def write(folder: Path) -> None:
         synthetic.write(folder, seed=0)

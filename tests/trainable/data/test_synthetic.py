@@ -19,7 +19,9 @@ from tests.made_data import make_data
 from trainable.config import TrialConfig
 from trainable.data import synthetic
 from trainable.data.splits import make_pools
-from trainable.data.synthetic import FISH, OBJECTS, SEEN, UNSEEN, Creature
+from trainable.data.synthetic.creatures import FISH, FORMS, SEEN, UNSEEN, Creature
+from trainable.data.synthetic.objects import OBJECTS
+from trainable.data.synthetic.pen import Pen
 from trainable.errors import DataError
 
 tiny = partial(synthetic.write, images_per_subclass=2, novel_per_class=1, test_per_class=1)
@@ -155,8 +157,8 @@ def test_each_attribute_but_the_legs_of_a_fish_shows(form: str, attribute: str) 
 
     def drawn(creature: Creature) -> bytes:
         image = Image.new("RGB", (128, 128))
-        pen = synthetic._Pen(image=image, matrix=np.eye(2) * 48, centre=np.full(2, 64.0))
-        synthetic._FORMS[form](creature, pen, np.random.default_rng(5))
+        pen = Pen(image=image, matrix=np.eye(2) * 48, centre=np.full(2, 64.0))
+        FORMS[form](creature, pen, np.random.default_rng(5))
         return image.tobytes()
 
     assert (drawn(plain) != drawn(changed)) == ((form, attribute) != ("fish", "legs"))
@@ -221,7 +223,7 @@ def test_the_papers_five_configurations_are_five_experiments_on_the_built_in_dat
     data = make_data(
         subclasses=(8, 8, 8),
         images=defaults["images_per_subclass"],
-        borrowed=[defaults["novel_per_class"]] * len(synthetic.OBJECTS),
+        borrowed=[defaults["novel_per_class"]] * len(OBJECTS),
     )
     experiments = set()
     for values in space:
