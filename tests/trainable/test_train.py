@@ -1064,8 +1064,9 @@ def test_interrupted_trial_ends_as_an_uninterrupted_one(
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
-@pytest.mark.usefixtures("whole_tables")
-@pytest.mark.parametrize("fine_tune", ["full", "frozen"])
+@pytest.mark.parametrize(
+    "fine_tune", ["full", pytest.param("frozen", marks=pytest.mark.usefixtures("whole_tables"))]
+)
 def test_interrupted_trial_with_every_option_ends_as_an_uninterrupted_one(
     tmp_path: Path, run: Run, fine_tune: str
 ) -> None:
