@@ -110,8 +110,10 @@ def panel(title: str, height: float = 3.4, width: float = WIDTH) -> tuple[Figure
     # Words are as wide in every format where they are not fitted to pixels.
     figure = Figure(figsize=(width, height), dpi=200, layout="constrained")
     FigureCanvasAgg(figure)
+    # What is wider than a phone scrolls there, not made smaller: its title is whole at once.
+    characters = int(12.4 * width) if width <= WIDTH else int(9.5 * WIDTH)
     figure.suptitle(
-        textwrap.fill(title, int(width * 12.4)), x=0.01, ha="left", fontsize=9.5, fontweight="bold"
+        textwrap.fill(title, characters), x=0.01, ha="left", fontsize=9.5, fontweight="bold"
     )
     return figure, figure.add_subplot()
 

@@ -21,9 +21,10 @@ from results.report.drawing import (
     between,
     legend_below,
     number,
-    panel,
     plain,
+    room,
     rows_of,
+    rows_panel,
     said,
     style,
 )
@@ -198,9 +199,8 @@ def _promise_picture(table: pd.DataFrame) -> Picture | None:
     rows = table[table["metric"].isin(MAIN)]
     if not len(rows):
         return None
-    figure, axes = panel(
-        "Main rates as promised and as found, 95% intervals", 1.2 + 0.5 * len(rows), 7
-    )
+    labels = room([said(str(each)) for each in rows["metric"]], 20)
+    figure, axes = rows_panel("Main rates as promised and as found, 95% intervals", labels, 0.5)
     for place, row in enumerate(rows_of(rows)):
         for shift, low, value, high, colour, marker in (
             (-0.14, row.promised_low, row.promised, row.promised_high, INK, "s"),
@@ -210,8 +210,6 @@ def _promise_picture(table: pd.DataFrame) -> Picture | None:
             axes.plot([value], [place + shift], marker, ms=5.5, color=colour)
     axes.plot([], [], "s-", ms=5.5, color=INK, label="promised by the search")
     axes.plot([], [], "o-", ms=5.5, color=BEST, label="found on these images")
-    axes.set_yticks(range(len(rows)), [said(str(each)) for each in rows["metric"]])
-    axes.set_ylim(len(rows) - 0.5, -0.5)
     as_percent(axes.xaxis, "rate")
     legend_below(axes, 2)
     has_promise = not rows["promised"].isna().all()

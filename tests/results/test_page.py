@@ -121,6 +121,9 @@ def test_pages_open_without_errors_and_every_picture_is_there(
             )
             title = chromium.run("document.querySelector('h1').textContent")
             assert title.endswith("asked & <i>told</i>")
+            wide = """[...document.querySelectorAll(".panel.wide")].map(
+                each => each.closest("figure").id)"""
+            assert {*chromium.run(wide)} <= {"confusion", "parallel"}, "others fit a phone"
             narrow = """[...document.querySelectorAll(".cards td")].filter(each =>
                 each.getBoundingClientRect().right > innerWidth).map(each => each.outerHTML)"""
             assert chromium.run(narrow) == []

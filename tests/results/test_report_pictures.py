@@ -426,6 +426,14 @@ def test_a_label_is_beside_the_points_and_not_over_them() -> None:
     assert text.get_window_extent().padded(6).count_contains(points) == 0
 
 
+def test_title_of_a_wide_picture_is_whole_on_a_phone() -> None:
+    with drawing.style():
+        figure, _ = drawing.panel("what each class was answered " * 3, width=2 * drawing.WIDTH)
+        drawing.laid_out(figure)
+    (title,) = (text for text in figure.texts if text.get_text())
+    assert title.get_window_extent().x1 / figure.dpi * 96 <= 370, "CSS pixels"
+
+
 def test_a_row_is_as_high_as_its_label() -> None:
     labels = drawing.room(["a name that takes a number of lines " * 3] * 6, 30, 5)
     assert labels[0].count("\n") == 3
