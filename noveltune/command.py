@@ -39,6 +39,9 @@ def main(argv: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
+    if name != "search" and sys.stderr.isatty() and not {"-h", "--help"} & {*rest}:
+        # For who watches; a search says so itself, and which one.
+        print(f"{name}: loading what it needs", file=sys.stderr, flush=True)
     code: int = importlib.import_module(COMMANDS[name][0]).main(rest)
     return code
 

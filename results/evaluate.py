@@ -61,6 +61,7 @@ def main(argv: list[str] | None = None) -> int:
         out = args.out or _beside(args.model, args.storage)
         classifier = load_model(args)
         broken: dict[str, str] | None = {} if args.skip_broken else None
+        console.print("answering the images")
         found = evaluate_images(classifier, args.images, args.labels, console.print, broken)
         promise, told = comparable(promise_of(classifier.info), found.counts)
         files = write(out, found, promise)

@@ -52,6 +52,7 @@ def main(argv: list[str] | None = None) -> int:
             raise DataError(f"--out {args.out}: there is no folder {args.out.parent}")
         classifier = load_model(args)
         broken: dict[str, str] = {}
+        print("answering the images", flush=True)
         table = predict_images(classifier, args.images, broken)
         if not args.skip_broken:
             check_whole({args.images: broken}, REMEDY)

@@ -37,6 +37,17 @@ def test_misspelt_command_is_answered_with_the_nearest(capsys: pytest.CaptureFix
     )
 
 
+def test_who_watches_is_told_at_once_what_a_command_waits_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for is_watched in (False, True):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda is_watched=is_watched: is_watched)
+        assert main(["report", "--name", "none"]) == 2
+        told = capsys.readouterr().err.splitlines()
+        assert told[:-1] == ["report: loading what it needs"] * is_watched
+
+
 # --- Shipped spaces ------------------------------------------------------------------------------
 
 

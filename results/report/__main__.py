@@ -34,6 +34,7 @@ def main(argv: list[str] | None = None) -> int:
         for search in searches:
             search.parts.use()
             print_tables(console, search.everything, search.record)
+        console.print("drawing the report")
         files = write_report(searches)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -40,8 +40,9 @@ def test_every_image_gets_a_row_and_what_is_none_is_said(
     assert [row["image"] for row in table] == ["1.jpg", "2.avif", "3.jfif", "4.png"]
     assert list(table[0]) == ["image", "superclass_index", "subclass_index"]
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].endswith("left out, as no images: 1 .heic, 1 .txt (such as 5.heic)")
-    assert ": 4 images, " in lines[1]
+    assert lines[0] == "answering the images"
+    assert lines[1].endswith("left out, as no images: 1 .heic, 1 .txt (such as 5.heic)")
+    assert ": 4 images, " in lines[2]
 
 
 def test_names_and_scores_stand_behind_the_three_columns(images: Path, tmp_path: Path) -> None:
