@@ -1064,12 +1064,12 @@ def test_interrupted_trial_ends_as_an_uninterrupted_one(
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
-@pytest.mark.parametrize(
-    "fine_tune", ["full", pytest.param("frozen", marks=pytest.mark.usefixtures("whole_tables"))]
-)
+@pytest.mark.parametrize("fine_tune", ["full", "frozen"])
 def test_interrupted_trial_with_every_option_ends_as_an_uninterrupted_one(
-    tmp_path: Path, run: Run, fine_tune: str
+    tmp_path: Path, run: Run, fine_tune: str, request: pytest.FixtureRequest
 ) -> None:
+    if fine_tune == "frozen":
+        request.getfixturevalue("whole_tables")
     own = {"architecture": "two_models", "super_novel_images": 5, "super_ema": 0.0}
     config = tiny_config(fine_tune=fine_tune, **EVERY_OPTION, **own)
     expected, expected_history = run(config, folder=tmp_path / "a", cache=tmp_path / "cache")
