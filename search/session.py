@@ -197,8 +197,8 @@ def _run_on(
     """Check the nodes, give them the data, and run trials on them."""
     options, note = search.options, search.console.print
     is_kept, cache = search.record.is_fast, search.cache
-    with prepared_nodes(search.folder, search.data, cache, note, is_kept=is_kept) as shipped:
-        job = Job.of(search.record, search.folder, cache, shipped)
+    with prepared_nodes(search.folder, search.data, cache, note, is_kept=is_kept) as nodes:
+        job = Job.of(search.record, search.folder, cache)
         slots = slots_by_pilot(
             cluster, job, search.space.samples, note,
             concurrency=options.concurrency, cpus_per_trial=options.cpus_per_trial,
@@ -212,4 +212,4 @@ def _run_on(
         search.log.open(search.folder)
         within = partial(read_within, job.folder)
         with progress.showing(slots=slots.concurrency, within=within):
-            run_trials(study, job, slots, should_stop=should_stop, note=note)
+            run_trials(study, job, slots, nodes, should_stop=should_stop, note=note)

@@ -7,6 +7,7 @@ from typing import Any
 
 import ray
 from ray import cloudpickle
+from ray._private.state import actors
 from ray.exceptions import NodeDiedError, RayActorError
 
 ANSWER_LIMIT_S = 3.0
@@ -32,6 +33,14 @@ def is_node_gone(error: BaseException | None, node_id: str) -> bool:
     if isinstance(error, RayActorError) and (error.preempted or _NODE_HAS_DIED in str(error)):
         return True
     return bool(node_id) and not _answers(node_id)
+
+
+def node_of(error: BaseException | None) -> str:
+    """Return the id of the node where an actor's process is gone; empty: Ray does not say."""
+    actor_id = getattr(error, "actor_id", None)
+    if not actor_id:
+        return ""
+    return str(actors(actor_id).get("Address", {}).get("NodeID", ""))
 
 
 def _answers(node_id: str) -> bool:

@@ -6,14 +6,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, assert_never
+from typing import Any, ClassVar, assert_never
 
 import pyarrow.fs
 
 from results.database import STORAGE_ERRORS
 from results.record import MAX_RERUNS
 from search.cluster.connect import Cluster
-from search.cluster.deaths import error_of, is_node_gone
+from search.cluster.deaths import error_of, is_node_gone, node_of
 from search.cluster.messages import (
     Assignment,
     EpochDone,
@@ -25,6 +25,7 @@ from search.cluster.messages import (
     Started,
     from_wire,
 )
+from search.cluster.nodes import Nodes
 from search.cluster.placement import sharing
 from search.cluster.settings import ClusterError
 from search.cluster.worker import run_trial
@@ -33,10 +34,12 @@ from search.study.study import Study
 from trainable.checkpoint import remove_folder
 
 from ray import tune  # isort: skip  (after search.cluster.settings, which sets what Ray reads)
+from ray._raylet import RAY_NODE_ID_KEY  # type: ignore[attr-defined]  # isort: skip
 from ray.exceptions import OutOfMemoryError  # isort: skip
 from ray.tune.experiment import Trial as TuneTrial  # isort: skip
 from ray.tune.schedulers import FIFOScheduler  # isort: skip
 from ray.tune.search import Searcher  # isort: skip
+from ray.util.placement_group import placement_group  # isort: skip
 
 MAX_FAILURES_IN_A_ROW = 10
 """After as many, something is wrong with all of them."""
@@ -97,6 +100,7 @@ def run_trials(
     study: Study,
     job: Job,
     slots: Slots,
+    nodes: Nodes,
     *,
     should_stop: Callable[[], bool],
     note: Callable[[str], None],
@@ -113,7 +117,8 @@ def run_trials(
         LeaseLostError: Another driver runs the search.
         STORAGE_ERRORS: The study's database went away, and did not come back in time.
     """
-    scheduler = _StudyScheduler(study, note, slots.max_reruns)
+    scheduler = _StudyScheduler(study, nodes, note, slots.max_reruns)
+    _OnFitNodes.unfit = nodes.unfit
     alone = replace(slots, concurrency=1, gpus_per_trial=float(math.ceil(slots.gpus_per_trial)))
     is_retrying = False
     while True:
@@ -164,16 +169,14 @@ def _fit(
 ) -> None:
     """Run one Tune experiment; what it leaves on the disk is not needed afterwards."""
     scheduler.watch(has_limit=slots.concurrency is not None)
-    trainable = run_trial
-    if job.shipped is not None:
-        trainable = tune.with_parameters(run_trial, shipped=(job.shipped,))
     scratch = job.folder / ".tune"
     is_local = isinstance(scratch, Path)
     remove_folder(scratch)  # a killed driver leaves it behind
     try:
         tune.Tuner(
             tune.with_resources(
-                trainable, {"cpu": slots.cpus_per_trial, "gpu": slots.gpus_per_trial}
+                run_trial,
+                _OnFitNodes([{"CPU": slots.cpus_per_trial, "GPU": slots.gpus_per_trial}]),
             ),
             tune_config=tune.TuneConfig(
                 search_alg=_StudySearcher(study, job, slots, scheduler, only_resumed),
@@ -206,6 +209,23 @@ def _assignment(trial: Any) -> Assignment:
 
 def _name(trial: Any) -> str:
     return f"{_assignment(trial).number:05d}"
+
+
+class _OnFitNodes(tune.PlacementGroupFactory):
+    """Room for a trial on any node but those that are of no use when it is asked for.
+
+    Tune makes copies of it, so that what changes is the class's: a process runs one search.
+    """
+
+    unfit: ClassVar[set[str]] = set()
+
+    def to_placement_group(self) -> Any:
+        """Return the placement group, as Tune asks for it."""
+        asked: dict[str, Any] = {}
+        if self.unfit:
+            nodes = ",".join(sorted(self.unfit))
+            asked["bundle_label_selector"] = [{RAY_NODE_ID_KEY: f"!in({nodes})"}]
+        return placement_group(self.bundles, self.strategy, **asked)
 
 
 class _NotPickled:
@@ -260,12 +280,13 @@ class _StudyScheduler(_NotPickled, FIFOScheduler):
     """Tells the study what workers report, and Tune what the study decides."""
 
     def __init__(
-        self, study: Study, note: Callable[[str], None], max_reruns: int = MAX_RERUNS
+        self, study: Study, nodes: Nodes, note: Callable[[str], None], max_reruns: int
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._study, self._note, self._max_reruns = study, note, max_reruns
-        self._nodes: dict[int, str] = {}
-        """By trial: the id of the node that it was last on."""
+        self._study, self._nodes, self._note = study, nodes, note
+        self._max_reruns = max_reruns
+        self._placed: dict[int, str] = {}
+        """By trial: the id of the node that it trains on."""
         self._devices: set[str] = set()
         self._failures_in_a_row: list[str] = []
         self._controller: Any = None
@@ -312,7 +333,9 @@ class _StudyScheduler(_NotPickled, FIFOScheduler):
             return FIFOScheduler.CONTINUE  # Tune repeats the last report when a function returns
         match from_wire(result["event"]):
             case Started() as started:
-                self._nodes[number] = started.node
+                self._placed[number] = started.node
+                if self._nodes.is_unfit(started.node):
+                    return FIFOScheduler.CONTINUE  # to its end: the worker finds that it is
                 if started.device not in self._devices and (line := sharing(started.device)):
                     self._note(line)
                 self._devices.add(started.device)
@@ -350,7 +373,12 @@ class _StudyScheduler(_NotPickled, FIFOScheduler):
         number = _assignment(trial).number
         if self._study.trials[number].is_finished:
             return  # it died after its last report
-        if is_node_gone(error_of(trial), self._nodes.pop(number, "")):
+        error = error_of(trial)
+        # What Tune needs may be missing on a node, so that the trial's process never began.
+        node = self._placed.pop(number, "") or node_of(error)
+        if self._nodes.is_unfit(node):
+            return  # it trained nothing there, and is placed elsewhere
+        if is_node_gone(error, node):
             self._study.count_lost_node(number)
             self._note(f"trial {number:05d}  its node is gone; it goes on from its checkpoint")
         elif (reruns := self._study.trials[number].reruns) < self._max_reruns:

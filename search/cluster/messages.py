@@ -34,11 +34,9 @@ class Job:
     """As `SearchRecord.is_fast`; a process then serves one trial after another."""
     parts: UserParts = field(default_factory=UserParts)
     """The user's own parts."""
-    shipped: Any = None
-    """The data in Ray's object store, where a node does not see them: see `nodes.ship_data`."""
 
     @classmethod
-    def of(cls, record: SearchRecord, folder: UPath, cache: Path, shipped: Any) -> Self:
+    def of(cls, record: SearchRecord, folder: UPath, cache: Path) -> Self:
         """Return the job of a search, wherever its workers' working folder is."""
         return cls(
             folder=folder.absolute(),
@@ -46,7 +44,6 @@ class Job:
             novel=record.novel,
             fingerprint=record.data_fingerprint,
             cache=cache,
-            shipped=shipped,
             metric=record.metrics[0],
             is_fast=record.is_fast,
             weights=Path(record.weights) if record.weights else None,
@@ -54,13 +51,11 @@ class Job:
         )
 
     def to_wire(self) -> dict[str, Any]:
-        """Return it as plain values, without what is `shipped`: Ray sends that in its own way."""
-        plain = vars(self) | {
+        """Return it as plain values."""
+        return vars(self) | {
             "folder": str(self.folder), "cache": str(self.cache), "parts": self.parts.to_dict(),
             "weights": str(self.weights) if self.weights else None,
         }  # fmt: skip
-        del plain["shipped"]
-        return plain
 
     @classmethod
     def from_wire(cls, wire: Mapping[str, Any]) -> Self:

@@ -1,5 +1,6 @@
-"""Every node of a cluster: checked before the first trial, and given the data."""
+"""Every node of a cluster: checked before its first trial, and given the data."""
 
+import contextlib
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
@@ -11,19 +12,109 @@ from typing import Any
 from upath import UPath
 
 from search.cluster.settings import ClusterError
-from trainable.data.dataset import Data, find_data, load_data
-from trainable.errors import DataError
+from trainable.data.dataset import Data, find_data, load_data, store_data
+from trainable.errors import DataError, UserError, reason_of
 
 import ray  # isort: skip  (after search.cluster.settings, which sets what it reads)
-from ray.exceptions import GetTimeoutError  # isort: skip
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError  # isort: skip
+from ray.experimental import internal_kv  # isort: skip
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # isort: skip
+
+
+ANSWER_LIMIT_S = 60.0
+"""How long a node has for what takes it moments, before it is taken to be of no use."""
+_CHECKED = "noveltune_checked"
+"""Namespace in Ray's key-value store: a key for each node that a driver has checked."""
+
+
+class Nodes:
+    """The nodes that trials run on: each is checked before it trains, one that joins later, too."""
+
+    def __init__(self, folder: UPath, data: Data, cache: Path, note: Callable[[str], None]) -> None:
+        """Check no node yet.
+
+        Args:
+            folder: Of the search.
+            data: As the driver sees them.
+            cache: Folder of decoded images and of features, on every node.
+            note: Called with lines for a person.
+        """
+        self._folder, self._data, self._cache, self._note = folder, data, cache, note
+        self._checked: set[str] = set()
+        self.unfit: set[str] = set()
+        """Ids of those that joined later and cannot run trials: they get none."""
+
+    def start(self) -> None:
+        """Check the nodes there are, and give them the data.
+
+        Raises:
+            ClusterError: One of them cannot run trials of this search.
+        """
+        self._check(_alive(), timeout_s=None)
+
+    def is_unfit(self, node_id: str) -> bool:
+        """Return whether a node cannot run trials; one that joined is checked now."""
+        if node_id not in self._checked | self.unfit:
+            for node in _alive():
+                if node["NodeID"] == node_id:
+                    self._check_late(node)
+        return node_id in self.unfit
+
+    def forget(self, *, data: bool) -> None:
+        """Undo what was left on the cluster, with `data` also every other node's cache."""
+        with contextlib.suppress(RayError, ClusterError):  # what is gone has forgotten
+            for node_id in self._checked:
+                internal_kv._internal_kv_del(_key(node_id), namespace=_CHECKED)
+            if data:
+                others = [node for node in other_nodes() if node["NodeID"] in self._checked]
+                _on_each(others, _remove, self._cache)
+
+    def _check_late(self, node: dict[str, Any]) -> None:
+        try:
+            self._check([node], timeout_s=ANSWER_LIMIT_S)
+        except (ClusterError, RayError, OSError) as error:
+            self.unfit.add(node["NodeID"])
+            self._note(
+                f"{node['NodeManagerAddress']} joined and gets no trials, until Ray is started "
+                f"there anew: {reason_of(error)}"
+            )
+
+    def _check(self, nodes: list[dict[str, Any]], timeout_s: float | None) -> None:
+        others = _others(nodes)
+        check_packages(others, timeout_s)
+        check_storage(self._folder, others)
+        self._give_data(others, timeout_s)
+        for node in nodes:
+            self._checked.add(node["NodeID"])
+            internal_kv._internal_kv_put(_key(node["NodeID"]), b"", namespace=_CHECKED)
+
+    def _give_data(self, nodes: list[dict[str, Any]], timeout_s: float | None) -> None:
+        """Have the nodes decode the data; those that do not see them get the driver's."""
+        asked = (self._data.source, self._data.novel_source, self._cache, self._data.fingerprint)
+        has_data = _on_each(nodes, _has_data, *asked, timeout_s=timeout_s)
+        blind = [node for node, has in zip(nodes, has_data, strict=True) if not has]
+        if blind:
+            num = f"{len(blind)} of {len(_alive())} nodes"
+            self._note(f"sending the data to {num}, where they are not")
+            images = self._data.images
+            sent = ray.put((replace(self._data, images=images[:0]), images.numpy()))
+            _on_each(blind, _keep, sent, self._cache)
+
+
+def is_checked(node_id: str) -> bool:
+    """Return, in a worker, whether its driver found that the node can run trials."""
+    return bool(internal_kv._internal_kv_exists(_key(node_id), namespace=_CHECKED))
+
+
+def _key(node_id: str) -> str:
+    return f"{ray.get_runtime_context().get_job_id()} {node_id}"  # a job of Ray's is a driver
 
 
 @contextmanager
 def prepared_nodes(
     folder: UPath, data: Data, cache: Path, note: Callable[[str], None], *, is_kept: bool
-) -> Iterator[Any]:
-    """Check every node before the first trial, and give it the data; yield as `ship_data` returns.
+) -> Iterator[Nodes]:
+    """Check every node before the first trial, and give it the data.
 
     Args:
         folder: Of the search.
@@ -35,28 +126,25 @@ def prepared_nodes(
     Raises:
         ClusterError: A node cannot run trials of this search.
     """
-    check_packages()
-    check_storage(folder)
-    shipped = ship_data(data, cache, note)
+    nodes = Nodes(folder, data, cache, note)
+    nodes.start()
     try:
-        yield shipped
+        yield nodes
     finally:
-        if not is_kept:
-            _on_each(_other_nodes(), _remove, cache)
+        nodes.forget(data=not is_kept)
 
 
-def check_packages() -> None:
-    """Check that every node has this package, file for file, and what it imports.
+def check_packages(others: list[dict[str, Any]], timeout_s: float | None = None) -> None:
+    """Check that nodes have this package, file for file, and what it imports.
 
     Raises:
         ClusterError: A node does not.
     """
-    others = _other_nodes()
     if not others:
         return
     installed = _installed()
     here = installed()
-    found = _on_each(others, ray.remote(num_cpus=0)(installed))
+    found = _on_each(others, ray.remote(num_cpus=0)(installed), timeout_s=timeout_s)
     wrong = [
         f"{node['NodeManagerAddress']} has {there}"
         for node, there in zip(others, found, strict=True)
@@ -69,13 +157,12 @@ def check_packages() -> None:
         )
 
 
-def check_storage(folder: UPath) -> None:
-    """Check that every node sees the same `folder`, by a file written here and read there.
+def check_storage(folder: UPath, others: list[dict[str, Any]]) -> None:
+    """Check that nodes see the same `folder`, by a file written here and read there.
 
     Raises:
         ClusterError: A node does not.
     """
-    others = _other_nodes()
     if not others:
         return
     folder = folder.absolute()  # a worker's working directory is another
@@ -83,7 +170,7 @@ def check_storage(folder: UPath) -> None:
     probe = folder / f".probe_{word}"
     probe.write_text(word)
     try:
-        found = _on_each(others, _read, str(probe), timeout_s=60)
+        found = _on_each(others, _read, str(probe), timeout_s=ANSWER_LIMIT_S)
     finally:
         probe.unlink()
     # Nodes may share an address, so they are not told apart by it.
@@ -97,24 +184,18 @@ def check_storage(folder: UPath) -> None:
         )
 
 
-def ship_data(data: Data, cache: Path, note: Callable[[str], None]) -> Any:
-    """Have every node decode the data; return what `receive_data` takes where one cannot.
-
-    Null where every node sees the same data. Nodes that join later are taken to be like those
-    that are there now.
-    """
-    others = _other_nodes()
-    asked = (data.source, data.novel_source, cache, data.fingerprint)
-    num_blind = _on_each(others, _has_data, *asked).count(False)
-    if not num_blind:
-        return None
-    note(f"{num_blind} of {len(others) + 1} nodes do not see the data: they get them from here")
-    return ray.put((replace(data, images=data.images[:0]), data.images.numpy()))
+def other_nodes() -> list[dict[str, Any]]:
+    """Return the nodes that are alive, less this one, as Ray describes them."""
+    return _others(_alive())
 
 
-def _other_nodes() -> list[dict[str, Any]]:
+def _alive() -> list[dict[str, Any]]:
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def _others(nodes: list[dict[str, Any]]) -> list[dict[str, Any]]:
     here = ray.get_runtime_context().get_node_id()
-    return [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != here]
+    return [node for node in nodes if node["NodeID"] != here]
 
 
 def _on_each(
@@ -125,11 +206,17 @@ def _on_each(
     running = [task.options(scheduling_strategy=each).remote(*arguments) for each in where]
     try:
         results: list[Any] = ray.get(running, timeout=timeout_s)
-    except GetTimeoutError as error:
-        late = ", ".join(node["NodeManagerAddress"] for node in nodes)
-        raise ClusterError(
-            f"not all of {late} answered within {timeout_s:g} s: see what they are busy with"
-        ) from error
+    except RayError as error:
+        asked = ", ".join(node["NodeManagerAddress"] for node in nodes)
+        if isinstance(error, GetTimeoutError):
+            reason = f"not all answered within {timeout_s:g} s: see what they are busy with"
+        elif not isinstance(error, RayTaskError):  # of a node that went away
+            reason = reason_of(error)
+        elif isinstance(error.cause, UserError):
+            reason = reason_of(error.cause)
+        else:
+            raise
+        raise ClusterError(f"{asked}: {reason}") from error
     return results
 
 
@@ -169,6 +256,11 @@ def _has_data(source: str, novel: str, cache: Path, fingerprint: str) -> bool:
     except DataError:
         return False
     return data.fingerprint == fingerprint
+
+
+@ray.remote(num_cpus=0)
+def _keep(sent: tuple[Data, Any], cache: Path) -> None:
+    store_data(*sent, cache)
 
 
 @ray.remote(num_cpus=0)

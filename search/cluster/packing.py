@@ -235,7 +235,7 @@ class _Pilot:
         job.parts.use()
         rates = {k: 1e-8 for k, v in values.items() if k.endswith("lr") and v is not None}
         config = TrialConfig.from_dict(values | rates | {"schedule": "constant"})
-        data = node_data(job.data, job.novel, job.cache, job.fingerprint, job.shipped)
+        data = node_data(job.data, job.novel, job.cache, job.fingerprint)
         pools = make_pools(data, config)
         pools = replace(
             pools, train=pools.train[: PILOT_STEPS * config.batch_size], val=pools.val[:512]

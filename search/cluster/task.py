@@ -68,9 +68,8 @@ def on_cluster(
         )
         if line := shortage(cluster, slots, 1):
             note(line)
-        with prepared_nodes(folder, data, cache, note, is_kept=record.is_fast) as shipped:
-            job = Job.of(record, folder, cache, shipped)
-            run_task(work, job, slots, record.max_reruns, note)
+        with prepared_nodes(folder, data, cache, note, is_kept=record.is_fast):
+            run_task(work, Job.of(record, folder, cache), slots, record.max_reruns, note)
 
 
 def run_task(
@@ -139,7 +138,7 @@ def _work(work: Work, job: Job, cpus: float, gpus: float, say: Callable[[Message
     """Do the work in this process, as `worker.run_trial` trains a trial."""
     say(started(cpus, gpus))
     job.parts.use()
-    data = node_data(job.data, job.novel, job.cache, job.fingerprint, job.shipped)
+    data = node_data(job.data, job.novel, job.cache, job.fingerprint)
     try:
         work(data, lambda line: say(Note(line=line)))
     except torch.cuda.OutOfMemoryError as error:

@@ -27,10 +27,11 @@ from search.cluster.messages import (
     Started,
     to_wire,
 )
+from search.cluster.nodes import is_checked
 from search.cluster.within import Told
 from trainable.checkpoint import write_atomically
 from trainable.config import TrialConfig
-from trainable.data.dataset import Data, find_data, load_data, store_data
+from trainable.data.dataset import Data, find_data, load_data
 from trainable.epoch import Epoch
 from trainable.errors import DataError, TrialError, UserError
 from trainable.memory import (
@@ -46,42 +47,50 @@ CONTEXT_BYTES = 600 * 2**20
 
 
 @functools.lru_cache(maxsize=1)
-def node_data(source: str, novel: str, cache: Path, fingerprint: str, shipped: Any) -> Data:
+def node_data(source: str, novel: str, cache: Path, fingerprint: str) -> Data:
     """Map the data set once per process: actors serve many trials.
 
     Raises:
         DataError: This node has other data, or none.
     """
     data = find_data(source, novel, cache, fingerprint)
-    if data is None and shipped is not None:
-        labels, images = ray.get(shipped)
-        store_data(labels, images, cache)
-        data = find_data(source, novel, cache, fingerprint)
     data = data or load_data(source, novel, cache, note=_no_note)
     if data.fingerprint != fingerprint:
         raise DataError(f"{source} or {novel} on {os.uname().nodename} is not what was checked")
     return data
 
 
-def run_trial(wire: dict[str, Any], shipped: tuple[Any, ...] = (None,)) -> None:
+class UnfitNodeError(Exception):
+    """The driver found that this node cannot run trials: Tune places the trial anew."""
+
+
+def run_trial(wire: dict[str, Any]) -> None:
     """Train the trial that is assigned; send started, an epoch each, then the result or why it
     failed.
 
-    `wire` is what `Assignment.to_wire` gave. `shipped` holds a reference to the data for nodes
-    without; inside a tuple Ray leaves it alone. Only the death of this process reaches Tune as a
+    `wire` is what `Assignment.to_wire` gave. Only the death of this process reaches Tune as a
     failure, which it retries; a trial that raises would raise again.
+
+    Raises:
+        UnfitNodeError: The driver found that this node joined and cannot run trials.
     """
     assigned = Assignment.from_wire(wire)
     job = assigned.job
     forget_host_peak()
-    _send(started(assigned.cpus, assigned.gpus))
+    place = started(assigned.cpus, assigned.gpus)
+    with contextlib.suppress(DataError):  # decoded now, a driver's check of this node is short
+        node_data(job.data, job.novel, job.cache, job.fingerprint)
+    # The driver looks at a node that it does not know before it lets this call return.
+    _send(place)
+    if not is_checked(place.node):
+        raise UnfitNodeError(place.node)
     told = Told(str(assigned.folder))
     try:
         job.parts.use()
         # Only the metrics are kept: the models would outlive the cleaning below.
         metrics = train(
             TrialConfig.from_dict(assigned.config),
-            node_data(job.data, job.novel, job.cache, job.fingerprint, *shipped),
+            node_data(job.data, job.novel, job.cache, job.fingerprint),
             _reporting(assigned.gpus),
             folder=assigned.folder,
             cache=job.cache,

@@ -14,7 +14,7 @@ from search.cluster import executor
 from search.cluster.connect import connected
 from search.cluster.executor import Slots, run_trials
 from search.cluster.messages import Job
-from search.cluster.nodes import ship_data
+from search.cluster.nodes import Nodes
 from search.space.space import load_space
 from search.study.storage import create_study, open_study
 from search.study.study import Observer, Study
@@ -65,6 +65,8 @@ class SmallSearch:
         study = Study(raw, space, seed=0, observers=observers or [])
         source, novel = str(self.data), str(self.data / "novel_images")
         loaded = load_data(source, novel, self.cache)
+        nodes = Nodes(self.folder, loaded, self.cache, note)
+        nodes.start()
         run_trials(
             study,
             Job(
@@ -74,7 +76,6 @@ class SmallSearch:
                 fingerprint=loaded.fingerprint,
                 cache=self.cache,
                 weights=None,
-                shipped=ship_data(loaded, self.cache, note),
                 **job,
             ),
             Slots(
@@ -83,6 +84,7 @@ class SmallSearch:
                 concurrency=concurrency,
                 max_reruns=max_reruns,
             ),
+            nodes,
             should_stop=lambda: False,
             note=note,
         )

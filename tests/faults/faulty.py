@@ -143,14 +143,22 @@ def _wait_for(event: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
+def wait_for(_trainer: Trainer, epoch: int, folder: Path, *, marker: str) -> None:
+    """Go on once there is a file of that name beside the trials' folders."""
+    deadline = time.monotonic() + MEETING_LIMIT_S
+    while not (folder.parent / marker).exists():
+        assert time.monotonic() < deadline, f"nobody wrote {marker}"
+        time.sleep(0.05)
+
+
 def with_faults(faults: Mapping[int, Fault]) -> Callable[[dict[str, Any]], None]:
     """Return a trainable that befalls trial N with `faults[N]` at the start of every epoch."""
 
-    def trial(wire: dict[str, Any], **shipped: Any) -> None:
+    def trial(wire: dict[str, Any]) -> None:
         assigned = Assignment.from_wire(wire)
         fault = faults.get(assigned.number)
         if fault is None:
-            run_trial(wire, **shipped)
+            run_trial(wire)
             return
         folder = Path(str(assigned.folder))
         folder.mkdir(parents=True, exist_ok=True)
@@ -160,6 +168,6 @@ def with_faults(faults: Mapping[int, Fault]) -> Callable[[dict[str, Any]], None]
             return REAL_EPOCH(trainer, epoch, *said)
 
         with mock.patch.object(Trainer, "train_epoch", train_epoch):
-            run_trial(wire, **shipped)
+            run_trial(wire)
 
     return trial

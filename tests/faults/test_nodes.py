@@ -6,22 +6,21 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
 
 import pytest
-import ray
 from ray._private.services import node_ip_address_from_perspective  # type: ignore[attr-defined]
 from ray.cluster_utils import Cluster
 from upath import UPath
 
 from results.trial import Trial
 from search.cluster.connect import connected
-from search.cluster.nodes import check_packages, check_storage
+from search.cluster.nodes import check_packages, check_storage, other_nodes
 from search.cluster.settings import ClusterError
 from tests.clusters import ray_cluster
 from tests.faults import faulty
@@ -84,38 +83,44 @@ def test_a_dead_node_costs_only_time_and_a_joining_node_is_used(
 
 
 @contextmanager
-def joined_by_node_without(
+def node_without(
     cluster: Cluster, *folders: Path, changed: Mapping[Path, Path] | None = None
-) -> Iterator[None]:
-    """Connect, when a second node has joined to which each of `folders` is empty and its own.
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Start another node, to which each of `folders` is empty and its own.
 
     Args:
-        cluster: With one node.
-        folders: Hidden from the second.
-        changed: By file, what the second node has instead.
+        cluster: That it joins.
+        folders: Hidden from it.
+        changed: By file, what it has instead.
     """
     if shutil.which("unshare") is None or _cannot_unshare():
         pytest.skip("a mount namespace of one's own needs root")
     ray_command = Path(sys.executable).parent / "ray"
     mounts = [f"mount -t tmpfs tmpfs {folder}" for folder in folders]
     mounts += [f"mount --bind {other} {file}" for file, other in (changed or {}).items()]
-    hide = " && ".join(mounts)
-    start = f"{hide} && exec {ray_command} start --block --address {cluster.address} --num-cpus 1"
+    start = f"exec {ray_command} start --block --address {cluster.address} --num-cpus 1"
     start += " --min-worker-port=0 --max-worker-port=0"  # no other test's Ray has the same
-    with subprocess.Popen(
-        ["unshare", "--mount", "sh", "-c", start], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    ) as node:
+    command = ["unshare", "--mount", "sh", "-c", " && ".join([*mounts, start])]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as node:
         try:
-            with connected(cluster.address):
-                deadline = time.monotonic() + JOIN_LIMIT_S
-                while sum(each["Alive"] for each in ray.nodes()) < 2:
-                    assert time.monotonic() < deadline, "the second node did not join"
-                    assert node.poll() is None
-                    time.sleep(0.2)
-                yield
+            yield node
         finally:
             node.terminate()
             node.wait(JOIN_LIMIT_S)
+
+
+@contextmanager
+def joined_by_node_without(
+    cluster: Cluster, *folders: Path, changed: Mapping[Path, Path] | None = None
+) -> Iterator[None]:
+    """Connect, when a second node has joined that lacks what `node_without` says."""
+    with node_without(cluster, *folders, changed=changed) as node, connected(cluster.address):
+        deadline = time.monotonic() + JOIN_LIMIT_S
+        while len(other_nodes()) < 1:
+            assert time.monotonic() < deadline, "the second node did not join"
+            assert node.poll() is None
+            time.sleep(0.2)
+        yield
 
 
 def test_storage_that_another_node_does_not_see_is_refused(
@@ -124,9 +129,9 @@ def test_storage_that_another_node_does_not_see_is_refused(
     storage = tmp_path / "runs" / "search"
     storage.mkdir(parents=True)
     with joined_by_node_without(cluster, storage.parent):
-        check_packages()  # now each node has a worker
+        check_packages(other_nodes())  # now each node has a worker
         with pytest.raises(ClusterError, match=r"not the same folder on .*all nodes share"):
-            check_storage(UPath(storage))
+            check_storage(UPath(storage), other_nodes())
     assert list(storage.iterdir()) == []
 
 
@@ -135,7 +140,7 @@ def test_node_with_other_files_of_this_package_is_named(tmp_path: Path, cluster:
     theirs.write_bytes(ours.read_bytes() + b"# of yesterday\n")
     with joined_by_node_without(cluster, changed={ours: theirs}):
         with pytest.raises(ClusterError) as raised:
-            check_packages()
+            check_packages(other_nodes())
         address = getattr(cluster.head_node, "node_ip_address")  # noqa: B009 - of no type
     version = r"noveltune \S+ \([0-9a-f]{8}\)"
     found = re.fullmatch(
@@ -155,24 +160,68 @@ def test_node_without_this_package_is_named(cluster: Cluster) -> None:
         joined_by_node_without(cluster, *hidden),
         pytest.raises(ClusterError, match=r"has ModuleNotFoundError: No module named 'search"),
     ):
-        check_packages()
+        check_packages(other_nodes())
 
 
-def test_node_without_the_data_gets_them_from_the_driver(
+def test_node_that_joins_without_the_data_gets_them_from_the_driver(
     small_search: SmallSearch, cluster: Cluster, tmp_path: Path
 ) -> None:
     search = replace(small_search, cache=tmp_path / "cache")
     search.cache.mkdir()
     lines: list[str] = []
-    trials = 2
-    with joined_by_node_without(cluster, search.data, search.cache):
-        search.run(
-            trials, dict.fromkeys(range(trials), partial(faulty.meet, nodes=(2, 2, 2))),
-            concurrency=2, note=lines.append,
+    meet = partial(faulty.meet, nodes=(2, 2, 2))
+    with ExitStack() as joining, connected(cluster.address):
+        study = search.run(
+            2, {0: meet, 1: meet}, concurrency=None, max_reruns=0, note=lines.append,
+            observers=[once_it_runs(joining, node_without(cluster, search.data, search.cache))],
         )  # fmt: skip
-    assert "1 of 2 nodes do not see the data: they get them from here" in lines
-    assert search.states() == ["COMPLETE"] * trials
+    assert "sending the data to 1 of 2 nodes, where they are not" in lines
+    assert search.states() == ["COMPLETE"] * 2
     assert len({file.name for file in search.folder.rglob("node_*")}) == 2
+    assert [trial.reruns + trial.lost_nodes for trial in study.trials.values()] == [0, 0]
+
+
+def test_nodes_that_join_and_cannot_run_trials_are_said_once_and_get_none(
+    small_search: SmallSearch, cluster: Cluster, tmp_path: Path
+) -> None:
+    """A trial waits here until another was placed on both, and that one then runs here."""
+    search, said = small_search, list[str]()
+    search.folder.mkdir(parents=True)
+    ours, theirs = ROOT / "trainable" / "errors.py", tmp_path / "errors.py"
+    theirs.write_bytes(ours.read_bytes() + b"# of yesterday\n")
+
+    def note(line: str) -> None:
+        if " gets no trials" in line:
+            said.append(line)
+        if len(said) == 2:
+            (search.folder / "trials" / "said").touch()
+
+    with ExitStack() as joining, connected(cluster.address):
+        without_storage = node_without(cluster, Path(str(search.folder)))
+        of_yesterday = node_without(cluster, changed={ours: theirs})
+        study = search.run(
+            3, {0: partial(faulty.wait_for, marker="said")},
+            concurrency=None, max_reruns=0, note=note,
+            observers=[once_it_runs(joining, without_storage, of_yesterday)],
+        )  # fmt: skip
+    assert [re.sub(r".* joined and gets no trials, until Ray is started there anew: ", "", line)[:9]
+            for line in sorted(said, key=len)] == ["--storage", "every nod"], said  # fmt: skip
+    assert search.states() == ["COMPLETE"] * 3
+    assert len({trial.node for trial in study.trials.values()}) == 1
+    assert [trial.reruns + trial.lost_nodes for trial in study.trials.values()] == [0, 0, 0]
+
+
+def once_it_runs(
+    stack: ExitStack, *nodes: AbstractContextManager[object]
+) -> Callable[[Trial], None]:
+    """Return an observer that starts nodes when a trial trains."""
+    waiting = list(nodes)
+
+    def start(trial: Trial) -> None:
+        while trial.node and waiting:
+            stack.enter_context(waiting.pop())
+
+    return start
 
 
 def test_storage_and_package_that_every_node_has_are_accepted(
@@ -180,10 +229,10 @@ def test_storage_and_package_that_every_node_has_are_accepted(
 ) -> None:
     cluster.add_node(num_cpus=1)
     with connected(cluster.address):
-        assert sum(node["Alive"] for node in ray.nodes()) == 2
-        check_packages()
+        assert len(other_nodes()) == 1
+        check_packages(other_nodes())
         monkeypatch.chdir(tmp_path)
-        check_storage(UPath("."))  # to a worker, another folder
+        check_storage(UPath("."), other_nodes())  # to a worker, another folder
     assert list(tmp_path.iterdir()) == []
 
 

@@ -148,7 +148,7 @@ def test_refit_whose_process_dies_goes_on_as_often_as_a_trial_and_fails_by_its_o
 ) -> None:
     mishap, lines = partial(meet_a_mishap, tmp_path), list[str]()
     slots = Slots(cpus_per_trial=1, gpus_per_trial=0, concurrency=1)
-    job = Job.of(refit.record, refit.folder, refit.cache, None)
+    job = Job.of(refit.record, refit.folder, refit.cache)
     with ray_cluster(num_cpus=1) as cluster:
         with connected(cluster.address):
             with pytest.raises(TrialError, match=r"^the loss is nan in epoch 1: lower lr$"):

@@ -399,7 +399,7 @@ def test_password_is_neither_kept_nor_sent(folder: Path, cache: Path) -> None:
     assert (kept.study, kept.tracking_uri) == ("postgresql://me@host/d", "http://host:5000")
     data = make_data()
     sent = (search_info(record, UPath(folder), data, ""), summary(record, UPath(folder), None, 0.0),
-            Job.of(record, UPath(folder), cache, None))  # fmt: skip
+            Job.of(record, UPath(folder), cache))  # fmt: skip
     assert "PLUGH" not in str(sent)
 
 

@@ -2,6 +2,8 @@
 
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import optuna
 import pytest
@@ -223,7 +225,8 @@ def test_ten_configurations_in_a_row_that_the_space_does_not_give_end_the_search
         "    if trial.number != 3:\n        raise KeyError('rare')\n    return {}\n"
     )
     study = Study(optuna.create_study(), load_space(UPath(file)), seed=0, observers=[])
-    scheduler = _StudyScheduler(study, note=print)
+    nodes: Any = SimpleNamespace(unfit=set())
+    scheduler = _StudyScheduler(study, nodes, note=print, max_reruns=2)
     job = Job(
         folder=UPath(tmp_path), data="", novel="", fingerprint="", cache=tmp_path, weights=None
     )

@@ -34,6 +34,7 @@ def events(monkeypatch: pytest.MonkeyPatch) -> list[Message]:
     monkeypatch.setattr(worker, "_send", sent.append)
     monkeypatch.setattr(worker, "node_data", lambda *args: None)
     monkeypatch.setattr(worker, "_placed", lambda: ("here", ""))  # as Ray says
+    monkeypatch.setattr(worker, "is_checked", lambda node: True)  # likewise
     monkeypatch.setattr(torch, "set_num_threads", lambda num: None)  # of this process
     monkeypatch.setattr(worker, "_prepare_process", lambda: None)  # likewise
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
