@@ -46,12 +46,13 @@ class New:
                 self.database.unlink()
         with contextlib.suppress(OSError):
             if self.is_folder_new and only_empty:
-                self.folder.rmdir()
+                self.folder.fs.rmdir(self.folder.path)
             elif self.is_folder_new:
                 self.folder.fs.rm(self.folder.path, recursive=True)
         with contextlib.suppress(OSError):
             if self.searches:
-                self.searches.rmdir()  # unless others are there by now
+                # Unless others are there by now: `UPath.rmdir` would delete them, too.
+                self.searches.fs.rmdir(self.searches.path)
 
 
 @contextmanager

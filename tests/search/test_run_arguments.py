@@ -8,6 +8,7 @@ import shlex
 import shutil
 import signal
 import sys
+import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from search.outcome import resume_command, summary
 from search.plan import Options, plan
 from search.run import _parser, main
 from search.space.space import Space
+from search.start import New
 from search.study.storage import create_study
 from search.tracking import search_info
 from tests.commands import ROOT, run
@@ -494,6 +496,19 @@ def test_storage_that_is_a_file_is_refused(
     assert main(arguments) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith("error: --storage: a search cannot be kept there: ")
+
+
+def test_start_that_fails_leaves_alone_what_others_put_beside_it_meanwhile() -> None:
+    searches = UPath(f"memory://{uuid.uuid4().hex}/runs")
+    new = New.of(searches / "mine", "")
+    for name in ("mine", "theirs"):
+        (searches / name).mkdir(parents=True)
+        (searches / name / "search.json").write_text("{}")
+    new.remove(only_empty=True)
+    assert (searches / "mine" / "search.json").exists()
+    new.remove()
+    assert [file.name for file in searches.iterdir()] == ["theirs"]
+    assert (searches / "theirs" / "search.json").exists()
 
 
 def test_the_home_folder_is_expanded_and_both_sources_are_named(
