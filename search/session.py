@@ -13,7 +13,7 @@ import optuna
 from results.database import STORAGE_ERRORS
 from results.history import trials_frame
 from results.mlflow_store import default_uri
-from results.record import RECORD_FILE
+from results.record import RECORD_FILE, study_url
 from results.report.tables import write_tables
 from search.asked import Asked
 from search.cluster.connect import Cluster, connected
@@ -41,7 +41,7 @@ from search.outcome import (
 from search.plan import Options, changed_space, check_still, plan, recorded, settled, with_repeats
 from search.preflight import check_data, check_samples
 from search.progress import Progress
-from search.start import study_of, taken_back
+from search.start import check_place, study_of, taken_back
 from search.study.lock import Check, LeaseLostError, only_driver
 from search.study.storage import with_distributions
 from search.study.study import Study
@@ -60,9 +60,11 @@ def run_search(options: Options) -> int:
     log = SearchLog()
     console = log.console(quiet=options.quiet)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    check_place(options.storage, options.name or "search")
     options = settled(options)
     planned_on = recorded(options)
     record, space, folder = plan(options, default_uri())
+    study_url(folder, record)  # an object store needs one that is named
     with (
         resumable(options, record, folder),
         folder_for_images(Path(record.cache) if record.cache else None) as cache,

@@ -1,6 +1,8 @@
-"""What a start makes, and takes back where it fails before its first trial."""
+"""Where a search is kept: checked first, made, and taken back where no trial comes of it."""
 
 import contextlib
+import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -12,10 +14,11 @@ from sqlalchemy import make_url
 from upath import UPath
 
 from results.database import STORAGE_ERRORS
-from results.record import RECORD_FILE, SearchRecord, study_url
+from results.record import RECORD_FILE, SearchRecord, run_folder, study_url
 from search.plan import SearchError
 from search.study.lock import LeaseLostError
 from search.study.storage import StudyError, create_study, delete_study, open_study
+from trainable.errors import reason_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +58,45 @@ class New:
                 self.searches.fs.rmdir(self.searches.path)
 
 
+def check_place(storage: UPath | None, name: str) -> None:
+    """Check that a search of that name can be kept there, before anything is read for it.
+
+    It leaves nothing: where there is a disk, a file without a name in what is there already.
+
+    Args:
+        storage: Folder of all searches; null: the default.
+        name: Of the search.
+
+    Raises:
+        SearchError: It cannot.
+    """
+    folder = run_folder(name, storage)
+    try:
+        if isinstance(folder, Path):
+            there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+            with tempfile.TemporaryFile(dir=there) as probe:
+                probe.write(b"?")  # a full disk takes an empty file
+        else:
+            new = New.of(folder, "")
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                stored = folder / f".probe_{uuid.uuid4().hex}"
+                stored.write_bytes(b"?")
+                stored.unlink()
+            finally:
+                new.remove(only_empty=True)
+    except Exception as error:  # object stores raise their own types
+        raise _no_place(folder, error) from error
+
+
+def _no_place(folder: UPath, error: Exception) -> SearchError:
+    why = getattr(error, "strerror", None) or reason_of(error)  # not the name of a probe
+    return SearchError(
+        f"--storage {folder.parent}: a search cannot be kept there ({why}): pass a folder that "
+        "can be written"
+    )
+
+
 @contextmanager
 def taken_back(study: optuna.Study, new: New | None) -> Iterator[None]:
     """Have a start that fails before its first trial leave nothing: the corrected command is then
@@ -90,8 +132,7 @@ def study_of(
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        why = f"{error.filename}: {error.strerror}"
-        raise SearchError(f"--storage: a search cannot be kept there: {why}") from error
+        raise _no_place(folder, error) from error
     try:
         if resume:
             return open_study(url, record.study_name), None

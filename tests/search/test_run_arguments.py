@@ -1,5 +1,6 @@
 """A mistake in what was asked is one line on standard error, exit code 2, and nothing is left."""
 
+import contextlib
 import importlib
 import json
 import os
@@ -10,6 +11,7 @@ import signal
 import sys
 import uuid
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ from search.start import New
 from search.study.storage import create_study
 from search.tracking import search_info
 from tests.commands import ROOT, run
+from tests.disks import small_file_system
 from tests.made_data import make_data
 from trainable.config import TrialConfig
 from trainable.data.dataset import load_data
@@ -488,14 +491,45 @@ def test_the_home_folder_is_expanded_in_every_path(
     assert (args.cache, args.settings) == (tmp_path / "c", ["a=~/b"])
 
 
-def test_storage_that_is_a_file_is_refused(
-    capsys: pytest.CaptureFixture[str], folder: Path, sources: list[str]
+@pytest.mark.parametrize(
+    ("storage", "why"),
+    [
+        ("file", "Not a directory"),
+        ("file/below/it", "Not a directory"),
+        ("x" * 300, "File name too long"),
+        ("/proc/runs", "No such file or directory"),  # whoever asks, none can be made there
+        ("full/runs", "No space left on device"),
+        ("http://127.0.0.1:9/runs", "NotImplementedError"),
+    ],
+)
+@pytest.mark.parametrize("more", [[], ["--dry-run"], ["--resume", "--name", "asked"]])
+def test_storage_that_cannot_be_written_is_refused_before_the_data_are_looked_at(
+    capsys: pytest.CaptureFixture[str], folder: Path, storage: str, why: str, more: list[str]
 ) -> None:
     (folder / "file").touch()
-    arguments = ["--space", "asked.py", "--storage", "file", *sources]
-    assert main(arguments) == 2
-    captured = capsys.readouterr()
-    assert captured.err.startswith("error: --storage: a search cannot be kept there: ")
+    with ExitStack() as disk:
+        if storage.startswith("full"):
+            full = disk.enter_context(small_file_system(folder / "full", "64k"))
+            with contextlib.suppress(OSError):
+                (full / "filler").write_bytes(bytes(2**17))
+        before = {*folder.rglob("*")}
+        line = mistake(
+            capsys, "--space", "asked.py", "--data", "nowhere", "--storage", storage, *more
+        )
+        assert {*folder.rglob("*")} == before
+    assert line == (
+        f"--storage {storage}: a search cannot be kept there ({why}): pass a folder that can be "
+        "written"
+    )
+
+
+def test_an_object_store_without_a_study_is_refused_before_the_data_are_looked_at(
+    capsys: pytest.CaptureFixture[str], folder: Path
+) -> None:
+    storage = UPath(f"memory://{folder.name}/runs")
+    line = mistake(capsys, "--space", "asked.py", "--data", "nowhere", "--storage", str(storage))
+    assert line.startswith(f"--storage {storage} holds files, but SQLite needs a disk: add --study")
+    assert not storage.exists()
 
 
 def test_start_that_fails_leaves_alone_what_others_put_beside_it_meanwhile() -> None:
