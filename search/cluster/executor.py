@@ -287,6 +287,8 @@ class _StudyScheduler(_NotPickled, FIFOScheduler):
         self._max_reruns = max_reruns
         self._placed: dict[int, str] = {}
         """By trial: the id of the node that it trains on."""
+        self._last_dead = ""
+        """Ray's id of the process whose death was told last."""
         self._devices: set[str] = set()
         self._failures_in_a_row: list[str] = []
         self._controller: Any = None
@@ -374,6 +376,10 @@ class _StudyScheduler(_NotPickled, FIFOScheduler):
         if self._study.trials[number].is_finished:
             return  # it died after its last report
         error = error_of(trial)
+        dead = str(getattr(error, "actor_id", "") or "")
+        if dead and dead == self._last_dead:
+            return  # Tune tells twice of one that died on its way from another trial
+        self._last_dead = dead
         # What Tune needs may be missing on a node, so that the trial's process never began.
         node = self._placed.pop(number, "") or node_of(error)
         if self._nodes.is_unfit(node):

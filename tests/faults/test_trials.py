@@ -96,9 +96,11 @@ def test_a_trial_whose_process_dies_as_it_comes_from_another_trial_is_not_lost(
     small_search: SmallSearch, tmp_path: Path
 ) -> None:
     """Tune tells the scheduler of that twice, and gives the trial up."""
-    small_search.run(3, {0: faulty.AtStart(faulty.die_when_reused_once, tmp_path)})
+    study = small_search.run(3, {0: faulty.AtStart(faulty.die_when_reused_once, tmp_path)})
     assert (tmp_path / "died").exists()
     assert small_search.states() == ["COMPLETE"] * 3
+    reruns = [trial.reruns for trial in study.trials.values()]
+    assert sorted(reruns) == [0, 0, 1], "it died once"
 
 
 def test_ten_failures_in_a_row_stop_the_search_with_the_commonest_reason(
