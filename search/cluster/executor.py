@@ -34,7 +34,6 @@ from search.study.study import Study
 from trainable.checkpoint import remove_folder
 
 from ray import tune  # isort: skip  (after search.cluster.settings, which sets what Ray reads)
-from ray._raylet import RAY_NODE_ID_KEY  # type: ignore[attr-defined]  # isort: skip
 from ray.exceptions import OutOfMemoryError  # isort: skip
 from ray.tune.experiment import Trial as TuneTrial  # isort: skip
 from ray.tune.schedulers import FIFOScheduler  # isort: skip
@@ -118,7 +117,7 @@ def run_trials(
         STORAGE_ERRORS: The study's database went away, and did not come back in time.
     """
     scheduler = _StudyScheduler(study, nodes, note, slots.max_reruns)
-    _OnFitNodes.unfit = nodes.unfit
+    _OnFitNodes.nodes = nodes
     alone = replace(slots, concurrency=1, gpus_per_trial=float(math.ceil(slots.gpus_per_trial)))
     is_retrying = False
     while True:
@@ -217,15 +216,12 @@ class _OnFitNodes(tune.PlacementGroupFactory):
     Tune makes copies of it, so that what changes is the class's: a process runs one search.
     """
 
-    unfit: ClassVar[set[str]] = set()
+    nodes: ClassVar[Nodes]
 
     def to_placement_group(self) -> Any:
         """Return the placement group, as Tune asks for it."""
-        asked: dict[str, Any] = {}
-        if self.unfit:
-            nodes = ",".join(sorted(self.unfit))
-            asked["bundle_label_selector"] = [{RAY_NODE_ID_KEY: f"!in({nodes})"}]
-        return placement_group(self.bundles, self.strategy, **asked)
+        selectors = [self.nodes.selector for _ in self.bundles]
+        return placement_group(self.bundles, self.strategy, bundle_label_selector=selectors)
 
 
 class _NotPickled:

@@ -11,11 +11,13 @@ from typing import Any
 
 from upath import UPath
 
+from search.cluster.deaths import is_node_gone
 from search.cluster.settings import ClusterError
 from trainable.data.dataset import Data, find_data, load_data, store_data
 from trainable.errors import DataError, UserError, reason_of
 
 import ray  # isort: skip  (after search.cluster.settings, which sets what it reads)
+from ray._raylet import RAY_NODE_ID_KEY  # type: ignore[attr-defined]  # isort: skip
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError  # isort: skip
 from ray.experimental import internal_kv  # isort: skip
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # isort: skip
@@ -25,6 +27,14 @@ ANSWER_LIMIT_S = 60.0
 """How long a node has for what takes it moments, before it is taken to be of no use."""
 _CHECKED = "noveltune_checked"
 """Namespace in Ray's key-value store: a key for each node that a driver has checked."""
+
+
+class NodesGoneError(ClusterError):
+    """Nodes went away while they were asked something: `nodes`, as Ray describes them."""
+
+    def __init__(self, nodes: list[dict[str, Any]]) -> None:
+        super().__init__("it went away while it was checked")
+        self.nodes = nodes
 
 
 class Nodes:
@@ -42,15 +52,24 @@ class Nodes:
         self._folder, self._data, self._cache, self._note = folder, data, cache, note
         self._checked: set[str] = set()
         self.unfit: set[str] = set()
-        """Ids of those that joined later and cannot run trials: they get none."""
+        """Ids of those that get no trials: they went away, or joined and cannot run any."""
 
     def start(self) -> None:
         """Check the nodes there are, and give them the data.
 
+        Ray lists one that died for a while yet: it is said, and left out.
+
         Raises:
             ClusterError: One of them cannot run trials of this search.
         """
-        self._check(_alive(), timeout_s=None)
+        while True:
+            nodes = [node for node in _alive() if node["NodeID"] not in self.unfit]
+            try:
+                self._check(nodes, timeout_s=None)
+                return
+            except NodesGoneError as error:
+                for node in error.nodes:
+                    self._leave_out(node, error)
 
     def is_unfit(self, node_id: str) -> bool:
         """Return whether a node cannot run trials; one that joined is checked now."""
@@ -59,6 +78,11 @@ class Nodes:
                 if node["NodeID"] == node_id:
                     self._check_late(node)
         return node_id in self.unfit
+
+    @property
+    def selector(self) -> dict[str, str]:
+        """What Ray is asked of a node, so that it places nothing on one that gets no trials."""
+        return {RAY_NODE_ID_KEY: f"!in({','.join(sorted(self.unfit))})"} if self.unfit else {}
 
     def forget(self, *, data: bool) -> None:
         """Undo what was left on the cluster, with `data` also every other node's cache."""
@@ -73,11 +97,14 @@ class Nodes:
         try:
             self._check([node], timeout_s=ANSWER_LIMIT_S)
         except (ClusterError, RayError, OSError) as error:
-            self.unfit.add(node["NodeID"])
-            self._note(
-                f"{node['NodeManagerAddress']} joined and gets no trials, until Ray is started "
-                f"there anew: {reason_of(error)}"
-            )
+            self._leave_out(node, error)
+
+    def _leave_out(self, node: dict[str, Any], error: Exception) -> None:
+        self.unfit.add(node["NodeID"])
+        self._note(
+            f"{node['NodeManagerAddress']} gets no trials, until Ray is started there anew: "
+            f"{reason_of(error)}"
+        )
 
     def _check(self, nodes: list[dict[str, Any]], timeout_s: float | None) -> None:
         others = _others(nodes)
@@ -201,18 +228,25 @@ def _others(nodes: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _on_each(
     nodes: list[dict[str, Any]], task: Any, *arguments: Any, timeout_s: float | None = None
 ) -> list[Any]:
-    """Return what `task` returns on every node, where they run at the same time."""
+    """Return what `task` returns on every node, where they run at the same time.
+
+    Raises:
+        NodesGoneError: Some went away.
+        ClusterError: One does not answer in time, or cannot do it.
+    """
     where = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
     running = [task.options(scheduling_strategy=each).remote(*arguments) for each in where]
     try:
         results: list[Any] = ray.get(running, timeout=timeout_s)
     except RayError as error:
+        if gone := [node for node in nodes if is_node_gone(None, node["NodeID"])]:
+            raise NodesGoneError(gone) from error
         asked = ", ".join(node["NodeManagerAddress"] for node in nodes)
         if isinstance(error, GetTimeoutError):
             reason = f"not all answered within {timeout_s:g} s: see what they are busy with"
-        elif not isinstance(error, RayTaskError):  # of a node that went away
+        elif not isinstance(error, RayTaskError):  # a process died there
             reason = reason_of(error)
-        elif isinstance(error.cause, UserError):
+        elif isinstance(error.cause, UserError | OSError):
             reason = reason_of(error.cause)
         else:
             raise

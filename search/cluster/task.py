@@ -15,9 +15,9 @@ from search.cluster.connect import connected
 from search.cluster.deaths import is_node_gone
 from search.cluster.executor import Slots, make_slots
 from search.cluster.messages import Job, Message, Note, OutOfMemory, Started, from_wire, to_wire
-from search.cluster.nodes import prepared_nodes
+from search.cluster.nodes import Nodes, is_checked, prepared_nodes
 from search.cluster.placement import shortage
-from search.cluster.worker import node_data, started
+from search.cluster.worker import UnfitNodeError, node_data, started
 from search.retrain import Work
 from trainable.data.dataset import Data, folder_for_images
 from trainable.errors import TrialError, UserError
@@ -68,12 +68,17 @@ def on_cluster(
         )
         if line := shortage(cluster, slots, 1):
             note(line)
-        with prepared_nodes(folder, data, cache, note, is_kept=record.is_fast):
-            run_task(work, Job.of(record, folder, cache), slots, record.max_reruns, note)
+        with prepared_nodes(folder, data, cache, note, is_kept=record.is_fast) as nodes:
+            run_task(work, Job.of(record, folder, cache), slots, nodes, record.max_reruns, note)
 
 
 def run_task(
-    work: Work, job: Job, slots: Slots, max_reruns: int, note: Callable[[str], None]
+    work: Work,
+    job: Job,
+    slots: Slots,
+    nodes: Nodes,
+    max_reruns: int,
+    note: Callable[[str], None],
 ) -> None:
     """Do the work in a task of the cluster that this process is connected to, until it has ended.
 
@@ -81,6 +86,7 @@ def run_task(
         work: See `on_cluster`.
         job: What the worker is given beside it.
         slots: What the task gets.
+        nodes: Of the cluster: one that joined is checked when the task comes to it.
         max_reruns: How often it goes on where its process died by itself.
         note: Called with lines for a person.
 
@@ -91,7 +97,10 @@ def run_task(
     while True:
         node = ""
         # Ray would count the deaths of nodes as those of processes.
-        task: Any = _task.options(num_cpus=slots.cpus_per_trial, num_gpus=gpus, max_retries=0)
+        task: Any = _task.options(
+            num_cpus=slots.cpus_per_trial, num_gpus=gpus, max_retries=0,
+            label_selector=nodes.selector,
+        )  # fmt: skip
         try:
             for said in task.remote(work, job, slots.cpus_per_trial, gpus):
                 match from_wire(ray.get(said)):
@@ -111,7 +120,9 @@ def run_task(
         except RayTaskError as error:
             if isinstance(error.cause, TrialError | UserError):
                 raise error.cause from None
-            raise
+            if not isinstance(error.cause, UnfitNodeError):
+                raise
+            nodes.is_unfit(node)  # if it is not, the task may go back there now
         except (NodeDiedError, WorkerCrashedError, OutOfMemoryError) as error:
             if is_node_gone(error, node):
                 note("its node is gone; it goes on from its checkpoint")
@@ -136,7 +147,10 @@ def _task(work: Work, job: Job, cpus: float, gpus: float) -> Iterator[list[Any]]
 
 def _work(work: Work, job: Job, cpus: float, gpus: float, say: Callable[[Message], None]) -> None:
     """Do the work in this process, as `worker.run_trial` trains a trial."""
-    say(started(cpus, gpus))
+    place = started(cpus, gpus)
+    say(place)
+    if not is_checked(place.node):
+        raise UnfitNodeError(place.node)
     job.parts.use()
     data = node_data(job.data, job.novel, job.cache, job.fingerprint)
     try:

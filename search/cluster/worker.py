@@ -61,7 +61,7 @@ def node_data(source: str, novel: str, cache: Path, fingerprint: str) -> Data:
 
 
 class UnfitNodeError(Exception):
-    """The driver found that this node cannot run trials: Tune places the trial anew."""
+    """The driver did not find that this node can run trials: it looks, and places it anew."""
 
 
 def run_trial(wire: dict[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import optuna
@@ -225,7 +224,7 @@ def test_ten_configurations_in_a_row_that_the_space_does_not_give_end_the_search
         "    if trial.number != 3:\n        raise KeyError('rare')\n    return {}\n"
     )
     study = Study(optuna.create_study(), load_space(UPath(file)), seed=0, observers=[])
-    nodes: Any = SimpleNamespace(unfit=set())
+    nodes: Any = None
     scheduler = _StudyScheduler(study, nodes, note=print, max_reruns=2)
     job = Job(
         folder=UPath(tmp_path), data="", novel="", fingerprint="", cache=tmp_path, weights=None
