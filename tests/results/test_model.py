@@ -115,6 +115,7 @@ def call(model: Path, declared: list[str], tmp_path: Path) -> Done:
     return run(tmp_path, "-I", "-S", "-c", CHILD, *arguments)
 
 
+@pytest.mark.slow
 def test_registered_model_answers_with_nothing_but_what_it_declares(
     registered: Path, tmp_path: Path
 ) -> None:
@@ -127,6 +128,7 @@ def test_registered_model_answers_with_nothing_but_what_it_declares(
     assert all(Path(file).is_relative_to(registered) for file in files)
 
 
+@pytest.mark.slow
 def test_declared_versions_are_those_in_use(registered: Path) -> None:
     for line in (registered / "requirements.txt").read_text().split():
         name, _, version = line.partition("==")
