@@ -339,21 +339,18 @@ def test_command_counts_what_does_not_match_and_refuses_what_cannot(
     labels = pd.read_csv(data / "test_data.csv")
     labels.loc[0, "image"] = "nosuch.png"
     labels.to_csv(tmp_path / "labels.csv", index=False)
-    arguments = ["--model", str(model), "--weights", str(weights), "--images", str(data)]
-    arguments += ["--labels", str(tmp_path / "labels.csv"), "--out"]
-    assert main([*arguments, str(tmp_path / "out")]) == 0
-    printed = capsys.readouterr().out
-    assert "1 row of images that are not there: nosuch.png" in printed
-    assert "1 image without a row, not judged: " in printed
-    assert f"{len(labels) - 1} images: " in printed
     images = tmp_path / "images"
     shutil.copytree(data / "test_images", images)
     (images / str(labels["image"][1])).write_bytes(b"")
-    arguments[arguments.index("--images") + 1] = str(images)
+    arguments = ["--model", str(model), "--weights", str(weights), "--images", str(images)]
+    arguments += ["--labels", str(tmp_path / "labels.csv"), "--out"]
     assert main([*arguments, str(tmp_path / "out")]) == 2
     assert "or pass --skip-broken" in capsys.readouterr().err
     assert main([*arguments, str(tmp_path / "out"), "--skip-broken"]) == 0
     printed = capsys.readouterr().out
+    missing = f"nosuch.png, {labels['image'][1]}"
+    assert f"2 rows of images that are not there: {missing}" in printed
+    assert "1 image without a row, not judged: " in printed
     assert f"{len(labels) - 2} images: " in printed
     skipped = tmp_path / "out" / "skipped.csv"
     assert f"wrote {skipped}: 1 broken image skipped" in printed

@@ -130,7 +130,6 @@ def test_everything_in_the_page_is_beside_it_as_png_svg_and_csv(search: Search) 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         names = search.write()
-    assert names == search.write(), "a report cannot be written again"
     page = (search.folder / "report/index.html").read_text()
     for stem in ("questions", "history", "learning", "importance", "parallel", "timeline"):
         if f'id="{stem}"' in page:
@@ -229,6 +228,7 @@ def test_page_written_anew_takes_with_it_what_only_the_earlier_one_showed(tmp_pa
     (folder / "searches.txt").write_text("a person's own")
     assert (folder / "searches.csv").exists()
     names = {Path(name).name for name in first.write()} - {"trials.csv"}
+    assert {"index.html", "history.png", "history.svg"} <= names, "it cannot be written again"
     assert {file.name for file in folder.iterdir()} == names | {"searches.txt"}
 
 
