@@ -6,6 +6,7 @@ Nothing that the test then does is a race with them.
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 _PART = '''"""A loss term that waits."""
 
@@ -22,8 +23,11 @@ begun = set()
 @LOSSES.register("held", source="the tests")
 def held(step):
     """Nothing, as soon as nobody holds the trial, whose first step in a process is its own."""
-    while step.config.lr in begun and Path({hold!r}).exists():
-        time.sleep(0.05)
+    hold, here = Path({hold!r}), Path({stands!r} + str(step.config.lr))
+    if step.config.lr in begun and hold.exists():
+        here.touch()
+        while hold.exists():
+            time.sleep(0.05)
     begun.add(step.config.lr)
     return step.super_of_sub.new_zeros((), dtype=torch.float32)
 '''
@@ -43,13 +47,36 @@ class HeldSearch:
     space: Path
     hold: Path
 
+    def hold_them(self) -> None:
+        """Hold the trials from now on; who stood still before is forgotten."""
+        for file in self._stands():
+            file.unlink()
+        self.hold.touch()
 
-def held_search(folder: Path, *, trials: int, epochs: int) -> HeldSearch:
-    """Write a space file and its part to `folder`; they hold nothing until `hold` is there."""
-    made = HeldSearch(folder / "space.py", folder / "hold")
-    (folder / "held.py").write_text(_PART.format(hold=str(made.hold)))
-    same = {"fine_tune": "last_1", "image_size": 32, "novel_images": 8, "left_out": "none"}
-    same |= {"batch_size": 256}  # an epoch is one step
+    def one_stands(self) -> bool:
+        """Return whether a trial stands still. What it told before has been taken then."""
+        return bool(self._stands())
+
+    def _stands(self) -> list[Path]:
+        return [*self.hold.parent.glob(f"{self.hold.name}-*")]
+
+
+def held_search(
+    folder: Path, *, trials: int, epochs: int, name: str = "space.py", **changes: Any
+) -> HeldSearch:
+    """Write a space file and its part to `folder`; they hold nothing until `hold` is there.
+
+    Args:
+        folder: Where to.
+        trials: Of the search, each a baseline with a learning rate of its own.
+        epochs: Of each.
+        name: Of the space file.
+        changes: Of their configuration.
+    """
+    made = HeldSearch(folder / name, folder / "hold")
+    (folder / "held.py").write_text(_PART.format(hold=str(made.hold), stands=f"{made.hold}-"))
+    same: dict[str, Any] = {"fine_tune": "last_1", "image_size": 32, "novel_images": 8}
+    same |= {"left_out": "none", "batch_size": 256} | changes  # an epoch is one step
     baselines = [same | {"loss": "cross_entropy+held", "lr": (n + 1) / 1000} for n in range(trials)]
     made.space.write_text(
         _SPACE.format(trials=trials, epochs=epochs, baselines=json.dumps(baselines, indent=4))

@@ -37,6 +37,7 @@ class SmallSearch:
     data: Path
     cache: Path
     monkeypatch: pytest.MonkeyPatch
+    space: str = SPACE
 
     @property
     def url(self) -> str:
@@ -59,7 +60,7 @@ class SmallSearch:
         self.monkeypatch.setattr(executor, "run_trial", with_faults(faults or {}))
         self.folder.mkdir(parents=True, exist_ok=True)
         file = self.folder / "space.py"
-        file.write_text(SPACE)
+        file.write_text(self.space)
         space = load_space(file, num_trials=trials)
         raw = open_study(self.url, "s") if resume else create_study(self.url, "s", space.metrics)
         study = Study(raw, space, seed=0, observers=observers or [])

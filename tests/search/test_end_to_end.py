@@ -28,8 +28,9 @@ from results.naming import acting_together
 from results.predict import main as predict
 from results.record import load_record
 from results.report.__main__ import main as report
-from results.trial import USAGE
+from search.interrupts import ANSWER
 from tests.commands import Command, Done, run
+from tests.held import HeldSearch, held_search
 from trainable.classifier import load_outputs
 from trainable.config import TrialConfig
 from trainable.novelty.rule import Rule
@@ -413,13 +414,25 @@ def test_resume_of_a_finished_search_runs_and_changes_nothing(
 
 # --- Searches that are disturbed -----------------------------------------------------------------
 
-LONGER = ["--trials", "8", "--epochs", "6"]
+AGAIN = "python -m search.run --resume --name tiny"
+RESUME = shlex.split(AGAIN)[1:]
+ONE_AT_A_TIME = ["--concurrency", "1"]
+ONE_AGAIN = f"{AGAIN} --concurrency 1"
 
 
-def test_search_stopped_by_ctrl_c_by_sigterm_and_by_its_budget_is_finished_by_what_it_says(
+def test_search_stopped_in_every_way_refuses_another_driver_and_is_finished_by_what_it_says(
     folder: Path, arguments: list[str], start: Callable[..., Command]
 ) -> None:
-    code, text = interrupted_on_a_terminal(folder, *arguments, *LONGER)
+    """Its trials stand still whenever it is stopped, so that no step here is a race with them."""
+    held = held_search(folder, trials=3, epochs=7, name="tiny.py")
+    held.hold_them()
+    search = start(*arguments, *ONE_AT_A_TIME)
+    search.wait_for(held.one_stands)
+    assert_another_driver_is_refused(folder)
+    stopped_by_two_interrupts(folder, search)
+
+    held.hold_them()
+    code, text = interrupted_on_a_terminal(folder, held, *RESUME)
     assert code == 130, text
     assert text.startswith("tiny: loading what a search needs\r\n")
     assert "MLflow: mlflow ui" in text
@@ -427,48 +440,79 @@ def test_search_stopped_by_ctrl_c_by_sigterm_and_by_its_budget_is_finished_by_wh
     assert "interrupted, a resume goes on with them: 0000" in text
     assert text.rfind("\x1b[?25h") > text.rfind("\x1b[?25l") >= 0, "the cursor is there again"
     assert "\x1b" not in (folder / "runs/tiny/search.log").read_text()
+    assert text.splitlines()[-1] == AGAIN
     assert_killed(folder, text)
 
-    left = {*folder.glob("runs/tiny/trials/*/checkpoint_*.pt")}
-    again = "python -m search.run --resume --name tiny"
-    assert text.splitlines()[-1] == again
-    resume = shlex.split(again)[1:]
-    search = start(*resume, "--json", "--quiet")
-    search.wait_for(lambda: {*folder.glob("runs/tiny/trials/*/checkpoint_*.pt")} - left)
-    search.process.terminate()  # SIGTERM, as a batch system sends it
+    held.hold_them()
+    stopped_by_sigterm(folder, held, start(*RESUME, *ONE_AT_A_TIME, "--json", "--quiet"))
+
+    resume = [*RESUME, *ONE_AT_A_TIME]
+    over = run(folder, *resume, "--time-budget", "1s")  # over before the first of them goes on
+    assert (over.code, over.last_line) == (130, ONE_AGAIN), over
+    assert re.search(r"^tiny: \d+ trials? \(.*\d interrupted.*\)$", over.out, re.MULTILINE)
+    assert re.search(r"^interrupted, a resume goes on with them: \d{5} \(", over.out, re.MULTILINE)
+    done = run(folder, *resume)
+    assert done.code == 0, done
+    assert_mlflow_mirrors_the_study(folder, "tiny", 3)
+    assert {*trials_of(folder, "tiny")["epochs"]} == {7}
+    assert not (folder / "runs/tiny/.tune").exists()
+
+
+def assert_another_driver_is_refused(folder: Path) -> None:
+    record = folder / "runs/tiny/search.json"
+    before = record.read_bytes()
+    second = run(folder, *RESUME)
+    assert second.code == 2
+    assert second.err == "error: runs/tiny: another driver is running this search\n"
+    assert record.read_bytes() == before
+
+
+def stopped_by_two_interrupts(folder: Path, search: Command) -> None:
+    """Check that the second one stops it as a kill does."""
+    search.process.send_signal(signal.SIGINT)
+    search.wait_for(lambda: ANSWER in search.done().out)
+    search.process.send_signal(signal.SIGINT)
+    done = search.ended()
+    assert done.code == 130, done
+    assert done.last_line == ONE_AGAIN
+    (parent,) = runs_of(folder, "parent")
+    assert parent.info.status == "RUNNING", "it took the time to say how it ended"
+
+
+def stopped_by_sigterm(folder: Path, held: HeldSearch, search: Command) -> None:
+    """Check what one that is told by SIGTERM, as a batch system sends it, leaves and says."""
+    log = folder / "runs/tiny/search.log"
+    answers = log.read_text().count(ANSWER)
+    search.wait_for(held.one_stands)
+    search.process.terminate()
+    search.wait_for(lambda: log.read_text().count(ANSWER) > answers)
+    held.hold.unlink()
     done = search.ended()
     assert done.code == 130, done
     (line,) = done.out.splitlines()
     assert json.loads(line)["name"] == "tiny"
-    assert done.err.splitlines()[-1] == again
+    assert done.err.splitlines()[-1] == ONE_AGAIN
     assert "Traceback" not in done.err
     assert (folder / "runs/tiny/trials.csv").exists()
     assert_killed(folder, done.err)
 
-    over = run(folder, *resume, "--time-budget", "1s")  # over before the first of them goes on
-    assert (over.code, over.last_line) == (130, again), over
-    assert re.search(r"^tiny: \d+ trials \(.*\d interrupted.*\)$", over.out, re.MULTILINE)
-    assert re.search(r"^interrupted, a resume goes on with them: \d{5} \(", over.out, re.MULTILINE)
-    done = run(folder, *resume)
-    assert done.code == 0, done
-    assert_mlflow_mirrors_the_study(folder, "tiny", 8)
-    assert {*trials_of(folder, "tiny")["epochs"]} == {6}
-    assert not (folder / "runs/tiny/.tune").exists()
 
-
-def interrupted_on_a_terminal(folder: Path, *arguments: str) -> tuple[int, str]:
-    """Type Ctrl-C at a search once a trial has a checkpoint; return its exit code and output."""
+def interrupted_on_a_terminal(folder: Path, held: HeldSearch, *arguments: str) -> tuple[int, str]:
+    """Type Ctrl-C at a search once a trial stands still, which then goes on; return its exit code
+    and output.
+    """
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     search = Command(folder, *arguments, terminal=slave, TERM="xterm", COLUMNS="80", LINES="24")
     os.close(slave)
-    has_checkpoint = is_there(folder, "runs/tiny/trials/*/checkpoint_*.pt")
     said, is_asked = b"", False
     try:
         while chunk := _read(master):
             said += chunk
-            if not is_asked and b" running" in said and has_checkpoint():
+            if not is_asked and b" running" in said and held.one_stands():
                 is_asked = bool(os.write(master, b"\x03"))  # as the key does
+            if ANSWER.encode() in said:
+                held.hold.unlink(missing_ok=True)
         return search.ended().code, said.decode()
     finally:
         search.clean_up()
@@ -490,32 +534,6 @@ def _read(terminal: int) -> bytes:
         return os.read(terminal, 65536)
     except OSError:
         return b""
-
-
-def test_search_refuses_a_second_driver_and_a_second_interrupt_stops_it_as_a_kill_does(
-    folder: Path, arguments: list[str], start: Callable[..., Command]
-) -> None:
-    """An epoch takes many times as long as to send a signal, and there are trials for hours."""
-    slow = SPACE.replace('"image_size": 32', '"image_size": 128').replace('"frozen"', '"full"')
-    (folder / "tiny.py").write_text(slow)
-    first = start(*arguments, "--trials", "200", "--epochs", "6")
-    first.wait_for(is_there(folder, "runs/tiny/trials/*"))
-    record = folder / "runs/tiny/search.json"
-    before = record.read_bytes()
-    second = run(folder, "-m", "search.run", "--resume", "--name", "tiny")
-    assert first.process.poll() is None, first.done()
-    assert second.code == 2
-    assert second.err == "error: runs/tiny: another driver is running this search\n"
-    assert record.read_bytes() == before
-
-    first.process.send_signal(signal.SIGINT)
-    first.wait_for(lambda: "again stops now" in first.done().out)
-    first.process.send_signal(signal.SIGINT)
-    done = first.ended()
-    assert done.code == 130, done
-    assert done.last_line == "python -m search.run --resume --name tiny"
-    (parent,) = runs_of(folder, "parent")
-    assert parent.info.status == "RUNNING", "it took the time to say how it ended"
 
 
 def test_resume_takes_more_trials_and_a_space_with_a_new_choice_and_a_wider_range(
@@ -543,12 +561,16 @@ def test_resume_takes_more_trials_and_a_space_with_a_new_choice_and_a_wider_rang
     assert {*after["architecture"][4:]} == {"two_models"}
 
 
-def test_search_without_a_trial_that_succeeds_exits_1_and_says_why_and_can_be_retried(
+def test_search_without_a_cache_or_a_trial_that_succeeds_exits_1_and_says_why_and_can_be_retried(
     folder: Path, arguments: list[str]
 ) -> None:
+    (folder / "temporary").mkdir()
+    own = {"XDG_CACHE_HOME": str(folder / "unused"), "TMPDIR": str(folder / "temporary")}
     (folder / "runs/tiny").mkdir(parents=True)
     (folder / "runs/tiny/trials").write_text("where the trials' folders should be")
-    done = run(folder, *arguments, "--name", "tiny", "--trials", "2", "--json")
+    asked = [*arguments[: arguments.index("--cache")], "--no-cache", "--name", "tiny"]
+    few = ["--trials", "2", "--epochs", "1", *ONE_AT_A_TIME, "--json"]
+    done = run(folder, *asked, *few, **own)
     assert done.code == 1, done
     summary = json.loads(done.last_line)
     assert (summary["trials"], summary["best_trial"]) == ({"FAIL": 2}, None)
@@ -557,10 +579,11 @@ def test_search_without_a_trial_that_succeeds_exits_1_and_says_why_and_can_be_re
     assert [child.info.status for child in runs_of(folder, "trial")] == ["FAILED", "FAILED"]
 
     (folder / "runs/tiny/trials").unlink()
-    done = run(
-        folder, "-m", "search.run", "--resume", "--name", "tiny", "--retry-failed", "--json"
-    )  # fmt: skip
+    done = run(folder, *RESUME, "--retry-failed", *ONE_AT_A_TIME, "--json", **own)
     assert done.code == 0, done
+    assert load_record(UPath(folder / "runs/tiny")).cache is None
+    assert not (folder / "unused" / "noveltune").exists()
+    assert [*(folder / "temporary").glob("noveltune-*")] == []
     summary = json.loads(done.last_line)
     assert sum(summary["trials"].values()) == 2
     assert {*summary["trials"]} <= {"COMPLETE", "PRUNED"}
@@ -602,36 +625,6 @@ def test_search_in_a_thread_with_a_long_temporary_folder_and_mlflow_elsewhere(
     assert done.code == 0, done
     assert len(mlflow.MlflowClient(tracking_uri=uri).search_registered_models()) == 1
     assert not (folder / "mlflow.db").exists()
-
-
-# --- Without the speed paths ---------------------------------------------------------------------
-
-KINDS = '''"""Does speed change results?"""
-EPOCHS = 2
-BASELINES = [{"fine_tune": fine_tune, "image_size": 32, "novel_images": 16, "lr": 1e-3}
-             for fine_tune in ("frozen", "last_2", "full")]
-'''
-
-
-def results_of(folder: Path, name: str) -> list[dict[str, Any]]:
-    """Return every trial's configuration and metrics, but not how long they took."""
-    trials = trials_of(folder, name).drop(columns=["config", *USAGE])
-    return [{str(k): str(v) for k, v in row.items()} for row in trials.to_dict("records")]
-
-
-def test_speed_paths_change_no_result(folder: Path, arguments: list[str]) -> None:
-    (folder / "tiny.py").write_text(KINDS)
-    (folder / "temporary").mkdir()
-    assert run(folder, *arguments, "--name", "fast").code == 0
-    own = {"XDG_CACHE_HOME": str(folder / "unused"), "TMPDIR": str(folder / "temporary")}
-    slow = [*arguments[: arguments.index("--cache")], "--no-cache", "--name", "slow"]
-    assert run(folder, *slow, **own).code == 0
-    assert load_record(UPath(folder / "runs/slow")).cache is None
-    assert not (folder / "unused" / "noveltune").exists()
-    assert [*(folder / "temporary").glob("noveltune-*")] == []
-    fast = results_of(folder, "fast")
-    assert [each["state"] for each in fast] == ["COMPLETE"] * 3
-    assert results_of(folder, "slow") == fast
 
 
 # --- Repeats -------------------------------------------------------------------------------------
