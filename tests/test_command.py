@@ -177,6 +177,20 @@ def test_ctrl_c_during_the_imports_is_answered_in_one_line(
     assert (done.code, done.out, done.err) == (130, "", "interrupted\n")
 
 
+def test_ctrl_c_that_falls_into_a_destructor_is_not_lost(tmp_path: Path) -> None:
+    (tmp_path / "optuna.py").write_text(
+        "import os, signal, time\n"
+        "class Freed:\n"
+        "    def __del__(self):\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "        time.time()\n"
+        "Freed()\n"
+        "time.sleep(900)\n"
+    )
+    done = run(tmp_path, "-m", "results.report", PYTHONPATH=f"{ROOT}:{tmp_path}")
+    assert (done.code, done.out, done.err) == (130, "", "interrupted\n")
+
+
 def test_an_error_that_no_interrupt_led_to_keeps_its_traceback(tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("raise RuntimeError('a bug')")
     done = run(tmp_path, "-m", "trainable.train", PYTHONPATH=f"{ROOT}:{tmp_path}")

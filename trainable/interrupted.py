@@ -2,19 +2,24 @@
 
 import contextlib
 import os
+import signal
 import sys
+import threading
 from types import TracebackType
 
 INTERRUPTED = 130
 """Exit code of what somebody stopped."""
+_AGAIN_S = 0.05
+"""After an interrupt that Python could not pass on."""
 
 
 def answer_interrupts() -> None:
     """Have an interrupt that nothing catches end this process with a line and `INTERRUPTED`.
 
-    For commands alone: an interactive Python outlives one.
+    For commands alone: an interactive Python outlives one. One that falls into a destructor or a
+    callback of a weak reference, where Python drops what is raised, is raised again.
     """
-    tell = sys.excepthook
+    tell, tell_dropped = sys.excepthook, sys.unraisablehook
 
     def answer(
         kind: type[BaseException], error: BaseException, trace: TracebackType | None
@@ -28,7 +33,17 @@ def answer_interrupts() -> None:
             print(f"{over}interrupted", file=sys.stderr, flush=True)
         os._exit(INTERRUPTED)  # all is unwound; taking torch and MLflow apart takes seconds
 
-    sys.excepthook = answer
+    def again(dropped: "sys.UnraisableHookArgs") -> None:
+        if not issubclass(dropped.exc_type, KeyboardInterrupt):
+            tell_dropped(dropped)
+            return
+        main = threading.main_thread().ident
+        assert main is not None
+        timer = threading.Timer(_AGAIN_S, signal.pthread_kill, (main, signal.SIGINT))
+        timer.daemon = True
+        timer.start()
+
+    sys.excepthook, sys.unraisablehook = answer, again
 
 
 def _is_interrupt(error: BaseException | None) -> bool:
