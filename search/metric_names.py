@@ -1,7 +1,7 @@
-"""Under which names MLflow shows what was measured: in groups, `score` before all of them.
+"""Under which names MLflow shows what was measured: in groups.
 
-Its charts stand in a section for each group, by the alphabet: '' (score), chosen, sub, super,
-training, two_levels, validation_parts. A run's table has them as they came first, see `place`.
+The table of a run's page has them as they came first, see `place`. Its charts stand in a section
+for each group, by the alphabet, and what has no group, the score, behind all of them.
 """
 
 from trainable.novelty.metrics import MAIN, METRICS
@@ -16,8 +16,8 @@ _GROUPS = ("", *_LEVELS, CHOSEN, "two_levels", "training", "validation_parts")
 def grouped(name: str) -> str:
     """Return a metric's name in MLflow: GROUP/NAME, which its pages show as a section of charts.
 
-    `score` has no group: what has none comes first. super and sub: of that level; two_levels: of
-    both; training: how it went; validation_parts: what each part of the validation images gave.
+    `score` has no group. super and sub: of that level; two_levels: of both; training: how it went;
+    validation_parts: what each part of the validation images gave.
     """
     whole, dot, _ = name.partition(".")
     if name == "score":

@@ -100,7 +100,9 @@ class Standing:
         if self.best:
             names = [self.metric, *(name for name in _IN_TABLE if name != self.metric)]
             names = [name for name in names if name in self.best[0].metrics]
-            lines += ["", f"| trial | {' | '.join(names)} | configuration |"]
+            # MLflow's pages set columns without room between them; a head is the widest of its own.
+            heads = "".join(f"| {head}&nbsp; " for head in ("trial", *names))
+            lines += ["", f"{heads}| configuration |"]
             lines.append(f"|{'---|' * (len(names) + 2)}")
             naming = Names(trial.config for trial in self.best[:NUM_SHOWN])
             lines += [_row(trial, names, naming) for trial in self.best[:NUM_SHOWN]]

@@ -66,3 +66,4 @@ def test_repeats_and_pruned_trials_are_counted_and_not_ranked() -> None:
     assert (tags["trials_complete"], tags["trials_pruned"], tags["trials_fail"]) == ("2", "1", "0")
     assert tags["best_trial"] == "0"
     assert "| 0 | 0.100 | two_heads" in tags["mlflow.note.content"]
+    assert "| trial&nbsp; | score&nbsp; | configuration |" in tags["mlflow.note.content"]
