@@ -192,20 +192,6 @@ def test_a_search_on_s3_and_postgresql_survives_a_kill_and_gives_predictions(
     assert len(predicted) - 1 == len(list((data / "test_images").iterdir()))
 
 
-def test_an_object_store_without_a_study_url_is_refused(
-    s3_environment: dict[str, str], data: Path, tiny_cache: Path, tmp_path: Path
-) -> None:
-    space = tmp_path / "space.py"
-    space.write_text(SPACE)
-    refused = run(
-        tmp_path, "-m", "search.run", "--space", str(space),
-        "--storage", "s3://searches/elsewhere", "--data", str(data),
-        "--novel", str(data / "novel_images"), "--cache", str(tiny_cache), **s3_environment,
-    )  # fmt: skip
-    assert refused.code == 2
-    assert "add --study URL" in refused.err
-
-
 def cut_connections(url: str) -> None:
     """End every other connection to the database, as a firewall or a restart does."""
     engine = sa.create_engine(url, poolclass=sa.NullPool)
