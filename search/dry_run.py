@@ -110,7 +110,7 @@ def _describe_space(
         table = _table("parameter", "kind", "range or choices", "only with")
         for name, distribution in distributions.items():
             table.add_row(name, _kind(distribution), described(distribution), when[name])
-        console.print("", table, "", sep="\n", soft_wrap=False)
+        console.print("", table, sep="\n", soft_wrap=False)
     for name, value in space.fixed.items():
         console.print(f"{name}: fixed to {value}")
 
@@ -149,7 +149,7 @@ def _describe_variants(
             f"{about:.0f}",
             ", ".join(unused),
         )
-    console.print(table, "", sep="\n", soft_wrap=False)
+    console.print("", table, "", sep="\n", soft_wrap=False)
     for config in (configs or baselines)[:SAMPLES]:
         console.print(f"sample: {names.name(config)}")
 
