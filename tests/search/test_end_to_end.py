@@ -135,11 +135,6 @@ def assert_mlflow_mirrors_the_study(folder: Path, name: str, num_trials: int) ->
             assert trial["epochs_trained"] == trial["epochs"]
 
 
-def is_there(folder: Path, pattern: str, count: int = 1) -> Callable[[], bool]:
-    """Return a function that says whether so many files match by now."""
-    return lambda: len([*folder.glob(pattern)]) >= count
-
-
 # --- A search that nothing disturbs --------------------------------------------------------------
 
 
@@ -633,42 +628,39 @@ def test_search_in_a_thread_with_a_long_temporary_folder_and_mlflow_elsewhere(
 def test_repeats_killed_in_the_middle_are_resumed_and_the_best_mean_is_refitted(
     folder: Path, arguments: list[str], start: Callable[..., Command]
 ) -> None:
-    baselines = "BASELINES = [{**COMMON, 'lr': lr} for lr in (1e-2, 3e-2, 1e-1)]\n"
-    (folder / "tiny.py").write_text(SPACE.partition("BASELINES")[0] + baselines)
-    assert run(folder, *arguments, "--epochs", "4").code == 0
+    held = held_search(folder, trials=3, epochs=2, name="tiny.py", fine_tune="frozen")
+    assert run(folder, *arguments, *ONE_AT_A_TIME).code == 0
     before = trials_of(folder, "tiny")
     assert [*before["state"]] == ["COMPLETE"] * 3
 
-    resume = ["-m", "search.run", "--resume", "--name", "tiny", "--concurrency", "1"]
+    resume = [*RESUME, *ONE_AT_A_TIME]
+    held.hold_them()
     repeats = start(*resume, "--repeat", "3", "--top", "2")
-    repeats.wait_for(is_there(folder, "runs/tiny/trials/0000[3-6]/outputs.safetensors"))
+    repeats.wait_for(held.one_stands)
     repeats.process.kill()
     repeats.ended()
+    held.hold.unlink()
     planned = load_record(UPath(folder / "runs/tiny")).repeats
     assert len(planned) == 4
-    assert "RUNNING" in {*trials_of(folder, "tiny")["state"]} or len(trials_of(folder, "tiny")) < 7
-
-    done = run(folder, *resume)
-    assert done.code == 0, done
-    assert "Best by mean over 3 seeds: trial " in done.out
-    assert load_record(UPath(folder / "runs/tiny")).repeats == planned
-    assert_mlflow_mirrors_the_study(folder, "tiny", 7)
-    after = trials_of(folder, "tiny")
-    pd.testing.assert_frame_equal(after[:3], before)
-    best_two = [*before.sort_values(["score", "number"], ascending=[False, True])["number"][:2]]
-    assert [*zip(after["repeat_of"][3:], after["seed"][3:], strict=True)] == [
-        (number, seed) for seed in (1, 2) for number in best_two
-    ]
-    assert {*after["state"]} == {"COMPLETE"}
-    tags = [child.data.tags.get("repeat_of") for child in runs_of(folder, "trial")]
-    assert tags == [None] * 3 + [str(number) for number in best_two] * 2
+    assert {*trials_of(folder, "tiny")["state"][3:]} == {"RUNNING"}
 
     done = run(folder, *resume, "--repeat", "3", "--top", "all", "--json")
     assert done.code == 0, done
-    longer = trials_of(folder, "tiny")
-    pd.testing.assert_frame_equal(longer[:7], after)
-    assert [*longer["repeat_of"][7:]] == [({0, 1, 2} - {*best_two}).pop()] * 2
-    means = longer.groupby("lr")["score"].mean()
+    assert "Best by mean over 3 seeds: trial " in done.out
+    assert load_record(UPath(folder / "runs/tiny")).repeats[:4] == planned
+    assert_mlflow_mirrors_the_study(folder, "tiny", 9)
+    after = trials_of(folder, "tiny")
+    pd.testing.assert_frame_equal(after[:3], before)
+    assert {*after["state"]} == {"COMPLETE"}
+    best_two = [*before.sort_values(["score", "number"], ascending=[False, True])["number"][:2]]
+    third = ({0, 1, 2} - {*best_two}).pop()
+    asked = [(number, seed) for seed in (1, 2) for number in best_two]
+    asked += [(third, seed) for seed in (1, 2)]
+    assert [*zip(after["repeat_of"][3:], after["seed"][3:], strict=True)] == asked
+    tags = [child.data.tags.get("repeat_of") for child in runs_of(folder, "trial")]
+    assert tags == [None] * 3 + [str(number) for number, _ in asked]
+
+    means = after.groupby("lr")["score"].mean()
     best = int(before.loc[before["lr"] == means.idxmax(), "number"].iloc[0])
     assert json.loads(done.last_line)["best_trial"]["number"] == best
     table = pd.read_csv(folder / "runs/tiny/repeats.csv")
