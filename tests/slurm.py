@@ -32,6 +32,7 @@ TaskPlugin=task/none
 MpiDefault=none
 MailProg=/bin/true
 SelectType=select/cons_tres
+SchedulerParameters=sched_interval=2,bf_interval=2
 ReturnToService=2
 FirstJobId={ports[1]}
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2 RealMemory=1000
