@@ -157,6 +157,9 @@ def test_import_names_the_file_that_python_would_take_for_a_package(tmp_path: Pa
 
 # --- Ctrl-C ---------------------------------------------------------------------------------------
 
+# A shell starts what it runs in the background deaf to Ctrl-C, and so these tests, too.
+LISTEN = "import os, signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+
 
 @pytest.mark.parametrize(
     ("command", "imported"),
@@ -172,20 +175,20 @@ def test_ctrl_c_during_the_imports_is_answered_in_one_line(
 ) -> None:
     ours = tmp_path / "found first"
     ours.mkdir()
-    (ours / f"{imported}.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)")
+    (ours / f"{imported}.py").write_text(f"{LISTEN}os.kill(os.getpid(), signal.SIGINT)")
     done = run(tmp_path, *command, PYTHONPATH=f"{ROOT}:{ours}")
     assert (done.code, done.out, done.err) == (130, "", "interrupted\n")
 
 
 def test_ctrl_c_that_falls_into_a_destructor_is_not_lost(tmp_path: Path) -> None:
     (tmp_path / "optuna.py").write_text(
-        "import os, signal, time\n"
+        f"{LISTEN}import time\n"
         "class Freed:\n"
         "    def __del__(self):\n"
         "        os.kill(os.getpid(), signal.SIGINT)\n"
         "        time.time()\n"
         "Freed()\n"
-        "time.sleep(900)\n"
+        "time.sleep(60)\n"
     )
     done = run(tmp_path, "-m", "results.report", PYTHONPATH=f"{ROOT}:{tmp_path}")
     assert (done.code, done.out, done.err) == (130, "", "interrupted\n")
