@@ -250,7 +250,7 @@ def test_space_file_that_is_not_there_is_named(capsys: pytest.CaptureFixture[str
     assert message == (
         "--space other.py: there is no such file, and no shipped space of that name; shipped are "
         "backbones, best_in_ten_minutes, best_on_a_laptop, frozen_heads, full_ablation, "
-        "ladder_sub, ladder_super, paper, smoke, thresholds, two_heads"
+        "ladder_sub, ladder_super, paper, paper_frozen, smoke, thresholds, two_heads"
     )
 
 
