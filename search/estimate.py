@@ -32,11 +32,11 @@ TRAIN_IMAGES, VAL_IMAGES = 128, 96
 class Cost:
     """Of one kind of trial, on all the images."""
 
-    first_s: float
-    """Once: frozen features, which all trials share, or building models."""
+    features_s: float
+    """Once, for all trials that share them: frozen features."""
     epoch_s: float
-    end_s: float
-    """After the last epoch."""
+    around_s: float
+    """Before the first epoch and after the last."""
     kept_bytes: int
     """That a trial leaves."""
     checkpoint_bytes: int
@@ -93,12 +93,16 @@ def estimate(
     trials_s = kept_bytes = 0.0
     for config in measured:
         cost = costs[kind_of(config)]
-        trials_s += share * (cost.epoch_s * max(1, config.epochs) + cost.end_s)
+        trials_s += share * (cost.epoch_s * max(1, config.epochs) + cost.around_s)
         kept_bytes += share * cost.kept_bytes
-    once = len(kinds) / len(costs)
+    features_s: dict[str, float] = {}
+    for kind, cost in costs.items():
+        name = _features_of(kinds[kind])
+        features_s[name] = max(features_s.get(name, 0.0), cost.features_s)
+    once = len({*map(_features_of, kinds.values())}) / len(features_s)
     running = slots * max(cost.checkpoint_bytes for cost in costs.values())
     return Estimate(
-        seconds=(trials_s + once * sum(cost.first_s for cost in costs.values())) / slots,
+        seconds=(trials_s + once * sum(features_s.values())) / slots,
         kept_bytes=int(kept_bytes + running),
         feature_bytes=max(cost.feature_bytes for cost in costs.values()),
         num_kinds=len(kinds),
@@ -116,16 +120,20 @@ def _cost(
         config = replace(config, epochs=max(2, config.epochs))  # its schedule has room for two
         pools = make_pools(data, config)
         few = _few(pools)
-        clock = _Clock()
-        trainer = Trainer(
-            config, data, few, cache=cache, weights=weights, is_fast=is_fast, note=_no_note
-        )
-        first_s = clock.lap()
+        clock, built_s = _Clock(), list[float]()
+        for _ in range(2):  # the second has the features of the first
+            trainer = Trainer(
+                config, data, few, cache=cache, weights=weights, is_fast=is_fast, note=_no_note
+            )
+            built_s.append(clock.lap())
         metrics = trainer.train_epoch(1)
-        train_s = min(clock.lap(), trainer.train_epoch(2)["epoch_s"])  # warm by now
-        clock.lap()
+        train_s = clock.lap()
+        trainer.train_epoch(2)
+        train_s = min(train_s, clock.lap())  # warm by now
         outputs = trainer.outputs()
         outputs_s = clock.lap()
+        trainer.outputs()
+        outputs_s = min(outputs_s, clock.lap())  # likewise
         metrics |= evaluate(outputs, config)
         rule, banks = choose_rule(outputs, config), trainer.banks()
         save_classifier(folder, config, data, few, trainer.evaluated, metrics, rule, banks)
@@ -139,9 +147,9 @@ def _cost(
     checkpoints = sum(size for name, size in sizes.items() if name.startswith("checkpoint"))
     outputs_bytes = sizes[OUTPUTS_FILE]
     return Cost(
-        first_s=first_s * (all_more if _is_frozen(config) else 1.0),
+        features_s=max(0.0, built_s[0] - built_s[1]) * all_more * _is_frozen(config),
         epoch_s=train_s * len(pools.train) / len(few.train) + outputs_s * val_more + judge_s,
-        end_s=outputs_s * val_more + judge_s,
+        around_s=built_s[1] + outputs_s * val_more + judge_s,
         kept_bytes=int(sum(sizes.values()) - checkpoints + outputs_bytes * (val_more - 1)),
         checkpoint_bytes=2 * checkpoints,
         feature_bytes=int(feature_bytes * all_more),
@@ -158,6 +166,16 @@ class _Clock:
         now_s = time.perf_counter()
         passed_s, self._before_s = now_s - self._before_s, now_s
         return passed_s
+
+
+def _features_of(config: TrialConfig) -> str:
+    """Return what names the frozen features that a trial takes, and others like it."""
+    frozen = {
+        f"{each.backbone} {each.image_size}"
+        for each in config.branches()
+        if each.fine_tune == "frozen"
+    }
+    return ", ".join(sorted(frozen))
 
 
 def _is_frozen(config: TrialConfig) -> bool:

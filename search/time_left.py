@@ -22,8 +22,10 @@ class Known:
 def seconds_left(known: Known, *, num_pruned: int, num_whole: int, slots: int) -> float | None:
     """Return how many seconds the rest takes; null: no epoch was measured yet.
 
-    A trial takes as long for an epoch as it did so far, a new one as the mean. Which part of its
-    epochs a trial runs is the mean of those that ran at least as many.
+    A trial takes as long for an epoch as it did so far, a new one as the mean. What came before the
+    first epoch is no part of that: the first trials compute features that all share, so a new one
+    takes as long as the quickest did. Which part of its epochs a trial runs is the mean of those
+    that ran at least as many.
 
     Args:
         known: The trials so far.
@@ -31,10 +33,12 @@ def seconds_left(known: Known, *, num_pruned: int, num_whole: int, slots: int) -
         num_whole: Trials to come that are not, baselines and repeats.
         slots: How many trials run at once.
     """
+    measured = [each for each in known.trials if each.epochs and known.seconds.get(each.number)]
+    setup = {trial.number: _setup_s(trial) for trial in measured}
     pace = {
-        trial.number: known.seconds[trial.number] / _done(trial, known)
-        for trial in known.trials
-        if trial.epochs and known.seconds.get(trial.number)
+        trial.number: max(0.0, known.seconds[trial.number] - setup[trial.number])
+        / _done(trial, known)
+        for trial in measured
     }
     if not pace:
         return None
@@ -55,7 +59,15 @@ def seconds_left(known: Known, *, num_pruned: int, num_whole: int, slots: int) -
     epochs = [max(1, trial.config.epochs) for trial in known.trials if trial.config is not None]
     whole_s = mean_pace * fmean(epochs)
     work_s = sum(alone) + whole_s * (num_whole + num_pruned * _expected(shares, 0.0))
+    work_s += min(setup.values()) * (num_whole + num_pruned)
     return max([*alone, work_s / max(1, slots)])
+
+
+def _setup_s(trial: Trial) -> float:
+    """Return what a trial took before its first epoch: building models, features."""
+    first, *others = trial.epochs
+    usual_s = fmean(each.passed_s for each in others) if others else first.seconds
+    return max(0.0, first.passed_s - (usual_s or first.passed_s))
 
 
 def _may_be_pruned(trial: Trial) -> bool:

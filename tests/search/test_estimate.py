@@ -1,15 +1,19 @@
 """What a search will cost is told from a few images of each kind of trial."""
 
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from upath import UPath
 
 from search import estimate as module
-from search.estimate import Estimate, estimate
+from search.estimate import Cost, Estimate, estimate
 from trainable.config import TrialConfig
 from trainable.data.dataset import Data, load_data
+from trainable.novelty.thresholds import Outputs
 from trainable.train import train
+from trainable.trainer import Trainer
 
 FROZEN = TrialConfig(fine_tune="frozen", image_size=32, novel_images=16, epochs=1)
 TUNED = TrialConfig(fine_tune="last_1", image_size=32, novel_images=16, epochs=1)
@@ -59,3 +63,35 @@ def test_kind_of_trial_that_would_fail_is_named_with_its_reason(
     assert found is None
     assert line.startswith("a trial of efficientnet_lite0 frozen linear")
     assert " would fail: " in line
+
+
+def test_features_that_trials_share_are_computed_once(
+    images: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cost = Cost(features_s=100.0, epoch_s=1.0, around_s=0.5, kept_bytes=1, checkpoint_bytes=1,
+                feature_bytes=1)  # fmt: skip
+    monkeypatch.setattr(module, "_cost", lambda *args, **more: cost)
+    cosine, larger = replace(FROZEN, head="cosine"), replace(FROZEN, image_size=64)
+    found, _ = of(images, FROZEN, cosine, larger, trials=3)
+    assert found is not None
+    assert found.num_kinds == 3
+    assert found.seconds == pytest.approx(2 * 100 + 3 * (1 + 0.5))
+
+
+def test_what_a_first_call_takes_alone_is_not_scaled_to_all_images(
+    images: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late_s = 0.0
+
+    class SlowAtFirst(Trainer):
+        def outputs(self) -> Outputs:
+            nonlocal late_s
+            late_s = 1000.0
+            return super().outputs()
+
+    now_s = time.perf_counter
+    monkeypatch.setattr(module, "Trainer", SlowAtFirst)
+    monkeypatch.setattr(module.time, "perf_counter", lambda: now_s() + late_s)
+    found, _ = of(images, FROZEN, trials=1)
+    assert found is not None
+    assert found.seconds < 500

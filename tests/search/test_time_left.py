@@ -61,6 +61,25 @@ def test_last_trial_takes_its_time_however_many_slots_there_are() -> None:
     assert left(trial(0, 5, "RUNNING"), slots=8) == pytest.approx(10)
 
 
+def test_features_that_the_first_trial_computed_are_not_computed_for_each_epoch_to_come() -> None:
+    def begun(number: int, first_s: float, others: int) -> Trial:
+        first = Epoch(number=1, metrics={}, seconds=1.5, elapsed_s=first_s)
+        later = [Epoch(number=2 + n, metrics={}, elapsed_s=2.0) for n in range(others)]
+        return Trial(number=number, config=TrialConfig(epochs=10), state=TrialState("RUNNING"),
+                     is_baseline=False, epochs=(first, *later))  # fmt: skip
+
+    def left_of(*trials: Trial, num_whole: int = 0) -> float | None:
+        seconds = {each.number: sum(e.passed_s for e in each.epochs) for each in trials}
+        known = Known(trials=trials, within={}, seconds=seconds)
+        return seconds_left(known, num_whole=num_whole, num_pruned=0, slots=1)
+
+    assert left_of(begun(0, 30.0, 1)) == pytest.approx(8 * 2)
+    assert left_of(begun(0, 30.0, 0)) == pytest.approx(9 * 1.5)
+    assert left_of(begun(0, 30.0, 1), num_whole=1) == pytest.approx(8 * 2 + 28 + 20)
+    both = begun(0, 30.0, 1), begun(1, 3.0, 1)
+    assert left_of(*both, num_whole=1) == pytest.approx(2 * 8 * 2 + 1 + 20)
+
+
 def test_failed_trials_say_nothing_about_pruning() -> None:
     ended = trial(0, 10, "COMPLETE"), trial(1, 1, "FAIL")
     assert left(*ended, num_pruned=1) == pytest.approx(20)
