@@ -23,7 +23,7 @@ import optuna
 from results.trial import from_optuna, to_attributes
 from search.study.storage import open_study
 from tests.benchmarks.common import finish, say
-from tests.benchmarks.searches import environment
+from tests.benchmarks.searches import our_environment
 from trainable.epoch import Epoch
 from trainable.schema import SCHEMA
 
@@ -99,7 +99,7 @@ def _run(folder: Path, module: str, *arguments: str) -> float:
     start_s = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-m", module, *arguments],
-        cwd=folder, env=environment(), capture_output=True, text=True, check=False,
+        cwd=folder, env=our_environment(), capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode:
         raise RuntimeError(f"{module} ended with {done.returncode}:\n{done.stderr[-4000:]}")

@@ -72,7 +72,7 @@ def our_search(
         *(["--concurrency", str(slots)] if slots else []),
         "--tracking-uri", f"sqlite:///{folder / 'mlflow.db'}", *arguments,
     ]  # fmt: skip
-    own = environment() | dict(environment or {})
+    own = our_environment() | dict(environment or {})
     driver_s, driver_bytes, cpu_s = [], [], 0.0
     start_s, last = time.monotonic(), ""
     with subprocess.Popen(
@@ -110,7 +110,7 @@ def plain_search(folder: Path, spec: Spec) -> dict[str, Any]:
     with log.open("w") as log_file:
         code = subprocess.run(
             [*command, "--spec", str(spec_file), "--out", str(out)],
-            cwd=folder, env=environment(), stdout=log_file, stderr=log_file, check=False,
+            cwd=folder, env=our_environment(), stdout=log_file, stderr=log_file, check=False,
         ).returncode  # fmt: skip
     if code:
         raise RuntimeError(f"the plain search ended with {code}:\n{log.read_text()[-4000:]}")
@@ -147,7 +147,7 @@ def _cpu_s(process: psutil.Process) -> float:
     return total
 
 
-def environment() -> dict[str, str]:
+def our_environment() -> dict[str, str]:
     """Return this process's environment without what an import of ours told Ray and Tune.
 
     A token, so that Ray writes none into the home directory.

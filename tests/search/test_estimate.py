@@ -84,14 +84,14 @@ def test_what_a_first_call_takes_alone_is_not_scaled_to_all_images(
     late_s = 0.0
 
     class SlowAtFirst(Trainer):
-        def outputs(self) -> Outputs:
+        def outputs(self, *, all_scores: bool = False) -> Outputs:
             nonlocal late_s
             late_s = 1000.0
-            return super().outputs()
+            return super().outputs(all_scores=all_scores)
 
     now_s = time.perf_counter
     monkeypatch.setattr(module, "Trainer", SlowAtFirst)
-    monkeypatch.setattr(module.time, "perf_counter", lambda: now_s() + late_s)
+    monkeypatch.setattr("search.estimate.time.perf_counter", lambda: now_s() + late_s)
     found, _ = of(images, FROZEN, trials=1)
     assert found is not None
     assert found.seconds < 500
