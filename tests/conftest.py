@@ -1,5 +1,7 @@
 """What tests of several packages share."""
 
+import atexit
+import gc
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +14,10 @@ from mlflow import MlflowClient
 from optuna.storages._rdb.storage import _VersionManager
 
 from tests.made_data import drawn
+
+gc.disable()
+"""Until all is collected: imports make a million objects that stay, and each search among them
+takes half a second."""
 
 settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
@@ -77,3 +83,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.xdist_group(item.path.name))
         if is_grouped and (group := item.get_closest_marker("xdist_group")):
             item._id = coerce_node_id(f"{item.nodeid}@{group.args[0]}")
+
+
+def pytest_collection_finish() -> None:
+    """Search for garbage again, but not among what was imported."""
+    gc.freeze()
+    gc.enable()
+    atexit.register(gc.unfreeze)  # else some libraries find what they leak, and say so

@@ -1090,6 +1090,7 @@ def test_event_that_is_cut_off_is_written_again_whole(
         return done
 
     monkeypatch.setattr(database, "is_cut", lambda error: getattr(error, "orig", None) is cut)
+    monkeypatch.setattr(time, "sleep", lambda _: None)  # no server restarts meanwhile
     monkeypatch.setattr(Storage, method, cut_off)
     assert run_search(memory, slots=1, is_killed_often=False) == expected
     assert len(seen) >= 4
