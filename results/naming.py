@@ -129,6 +129,11 @@ def _in_words(values: Mapping[str, Any]) -> str:
     return ", ".join(_said(key, value) for key, value in values.items())
 
 
+def key_in_words(key: str) -> str:
+    """Return a key as pictures name it, in the words that configurations are named by."""
+    return key.replace("novel_images", "borrowed_images").replace("_", " ")
+
+
 def _said(key: str, value: Any) -> str:
     """Return a key and its value in a few words, such as `α 0.1` or `sub cosine head`."""
     task, _, rest = key.partition("_")

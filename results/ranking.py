@@ -6,7 +6,8 @@ held-out subclasses, the validation images, the initial heads and the order, so 
 are compared by their differences at the same seeds, which cancels what the seed does to both.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -67,15 +68,22 @@ def best_row(trials: pd.DataFrame, metrics: list[str]) -> "pd.Series[Any] | None
 def pareto_rows(trials: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:
     """Return the complete trials that no other one beats in every metric."""
     complete = completed(trials).dropna(subset=metrics)
-    verbosity = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # it tells of every new study
-    try:
+    with quiet_optuna():
         study = optuna.create_study(directions=[METRICS[name] for name in metrics])
-    finally:
-        optuna.logging.set_verbosity(verbosity)
     values = complete[metrics].astype(float).to_numpy().tolist()
     study.add_trials([optuna.trial.create_trial(values=each) for each in values])
     return complete.iloc[sorted(trial.number for trial in study.best_trials)]
+
+
+@contextmanager
+def quiet_optuna() -> Iterator[None]:
+    """Have Optuna not tell of every new study, which it does by default."""
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(verbosity)
 
 
 def by_configuration(configs: Iterable[TrialConfig | None]) -> list[list[int]]:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from results.naming import Names
 from results.promise import intervals_of, nested_choice
-from results.ranking import best_repeated, best_row, repeats_frame, whole
+from results.ranking import best_repeated, best_row, pareto_rows, repeats_frame, whole
 from results.record import SearchRecord
 from results.report.drawing import between, is_fraction, number, plain, said
 from results.report.material import Search
@@ -60,6 +60,10 @@ def main_rows(search: Search) -> list[Row]:
     roles = {best: "best"}
     groups = {each.number: each.by_seed for each in search.repeated}
     singles = [search.best]
+    if len(search.record.metrics) > 1:
+        for _, row in pareto_rows(search.trials, search.record.metrics).iterrows():
+            singles.append(row)
+            roles.setdefault(int(row["number"]), "front")
     for architecture, group in search.complete.groupby("architecture"):
         found = best_row(group, search.record.metrics)
         if found is not None:
@@ -158,7 +162,7 @@ def sentences(search: Search) -> list[str]:
         return [
             f"No trial has finished, so there is no result ({search.states or 'none yet'}).{why}"
         ]
-    return [_what(search), _by_how_much(search), _how_sure(search)]
+    return [_what(search) + _front(search), _by_how_much(search), _how_sure(search)]
 
 
 def _what(search: Search) -> str:
@@ -175,9 +179,23 @@ def _what(search: Search) -> str:
             f"{number(metric, values.mean())} ({between(metric, values.min(), values.max())})."
         )
     complete = counted(len(search.complete), "complete trial")
+    which = f"The best of {complete}" if len(search.complete) > 1 else "The only complete trial"
     return (
-        f"The best of {complete} is trial {int(best['number'])} "
+        f"{which} is trial {int(best['number'])} "
         f"({name}), with a {said(metric)} of {number(metric, float(best[metric]))}."
+    )
+
+
+def _front(search: Search) -> str:
+    """Return which trials no other one beats in all that several objectives ask, as a sentence."""
+    metrics = search.record.metrics
+    if len(metrics) < 2:
+        return ""
+    numbers = [str(each) for each in pareto_rows(search.trials, metrics)["number"]]
+    more = f" and {len(numbers) - ROWS_MAX} more" if len(numbers) > ROWS_MAX else ""
+    return (
+        f" By {' and '.join(map(said, metrics))} none beats "
+        f"{'trial' if len(numbers) == 1 else 'trials'} {', '.join(numbers[:ROWS_MAX])}{more}."
     )
 
 
@@ -209,7 +227,7 @@ def _by_how_much(search: Search) -> str:
             rivals.append((label, other["number"], number(metric, gap, signed=True)))
     if not rivals:
         return "No other trial is complete, so there is nothing to compare it with."
-    against = " and ".join(f"{gap} against {label}, trial {num}" for label, num, gap in rivals)
+    against = ", and ".join(f"{gap} against {label}, trial {num}" for label, num, gap in rivals)
     return f"With one seed each, that is {against}."
 
 
@@ -367,5 +385,23 @@ def protocol_note(search: Search) -> str:
     return (
         f"{unit}; {direction} {said(search.metric)} is better. Seen: answered right; unseen: "
         "called novel; overall: their mean. Where there are several seeds: mean and "
-        "(lowest-highest). All on validation images that trained nothing."
+        f"(lowest-highest). All on validation images that trained nothing.{_pool_note(search)}"
     )
+
+
+def _pool_note(search: Search) -> str:
+    """Say so where the pool had fewer borrowed images than a configuration asks."""
+    pairs = [
+        (config.most_novel_images(), used)
+        for config, used in zip(
+            search.everything["config"],
+            search.everything["novel_images_used"].astype(float),
+            strict=True,
+        )
+        if config is not None
+    ]
+    short = [(asked, used) for asked, used in pairs if used < asked]  # nor where it is not known
+    if not short:
+        return ""
+    asked, used = max(short)
+    return f" Where {asked:,} borrowed images are asked, {used:,.0f} were there to train on."

@@ -99,6 +99,8 @@ def learning(search: Search) -> Picture | None:
     for state, colour in (("PRUNED", PRUNED), ("COMPLETE", TRIAL)):
         lines = [rows[["epoch", metric]].to_numpy() for number, rows in of_trial.items()
                  if states[number] == state and number != best]  # fmt: skip
+        if not lines:
+            continue
         axes.add_collection(
             LineCollection(lines, colors=colour, lw=0.9, alpha=0.8, rasterized=pixels,
                            label=f"{state.lower()} ({len(lines)})")

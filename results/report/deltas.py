@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from results.naming import NOT_A_CHOICE
+from results.naming import NOT_A_CHOICE, key_in_words
 from results.ranking import interval
 from results.report.drawing import (
     INK,
@@ -41,7 +41,7 @@ def deltas(search: Search) -> Picture | None:
     metric = search.metric
     figure, axes = rows_panel(
         f"What each choice changes in {said(metric)}, with 95% intervals",
-        room([f"{row.change}\u00a0({row.num})" for row in rows_of(shown)], 30, 4), 0.34,
+        room([f"{row.change}\u00a0({row.num})" for row in rows_of(shown)], 30, 8), 0.34,
     )  # fmt: skip
     for place, row in enumerate(rows_of(shown)):
         face = INK if row.is_paired else "none"
@@ -95,7 +95,7 @@ def delta_frame(search: Search) -> pd.DataFrame:
             else:
                 with_it = values[[each.get(key) == choice for each in acts]]
                 row = _group_difference(values[[each.get(key) == first for each in acts]], with_it)
-            change = f"{key.replace('_', ' ')}: {short(first)} → {short(choice)}"
+            change = f"{key_in_words(key)}: {short(first)} → {short(choice)}"
             rows.append({"key": key, "change": change, **row})
     columns = ["key", "change", "difference", "low", "high", "num", "is_paired"]
     return pd.DataFrame(rows, columns=columns).dropna(subset=["difference"])

@@ -197,7 +197,7 @@ def _percent(value: float, _: int | None = None) -> str:
 
 def as_count(axis: Any, label: str) -> None:
     """Label an axis of whole numbers."""
-    axis.set_major_locator(MaxNLocator(integer=True))
+    axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axis.set_label_text(label)
 
 
@@ -317,12 +317,13 @@ def _in_lines(text: str, width: int, most: int) -> list[str]:
     for line in wrapper.wrap(text):
         while len(line) > width:  # one word
             ends = [line.rfind(sign, 0, width) + 1 for sign in "+/_-."]
-            end = next(filter(None, ends), width)
+            # Between names rather than within one, unless that leaves half of the line empty.
+            end = next((each for each in ends[:2] if each > width / 2), max(ends)) or width
             found.append(line[:end])
             line = line[end:]
         found.append(line)
     if len(found) > most:
-        rest = textwrap.shorten(" ".join(found[most - 1 : most + 1]), width, placeholder=" …")
+        rest = textwrap.shorten(" ".join(found[most - 1 :]), width, placeholder=" …")
         found[most - 1] = rest if len(rest) > 2 else f"{found[most - 1][: width - 1]}…"
     return found[:most] or [""]
 

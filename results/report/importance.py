@@ -10,12 +10,14 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 
+from results.naming import key_in_words
+from results.ranking import quiet_optuna
 from results.report.drawing import (
     BEST,
     FAINT,
+    INK,
     MANY,
     PAPER,
-    PRUNED,
     TRIAL,
     WIDTH,
     Picture,
@@ -46,7 +48,7 @@ def importance(search: Search) -> Picture | None:
     if not shares:
         return None
     frame = pd.DataFrame({"parameter": [*shares], "share": [*shares.values()]}).head(15)
-    labels = room([name.replace("_", " ") for name in frame["parameter"]], 24)
+    labels = room([key_in_words(name) for name in frame["parameter"]], 24)
     figure, axes = rows_panel(f"Which parameters mattered for {said(search.metric)}", labels, 0.26)
     axes.barh(range(len(frame)), frame["share"], color=TRIAL, height=0.62)
     axes.grid(axis="y", visible=False)
@@ -56,7 +58,7 @@ def importance(search: Search) -> Picture | None:
     return Picture(
         name="importance",
         title=f"Which parameters mattered for {said(search.metric)}",
-        caption=f"Most by {top['parameter'].replace('_', ' ')} ({100 * top['share']:.0f}%). By "
+        caption=f"Most by {key_in_words(top['parameter'])} ({100 * top['share']:.0f}%). By "
         f"PED-ANOVA over {num} complete trials that the space gave"
         + ("; so few trials make it a rough guess." if num < 30 else "."),
         table=pd.DataFrame({"parameter": [*shares], "share": [*shares.values()]}),
@@ -70,7 +72,8 @@ def importances(search: Search) -> dict[str, float]:
     if len(sampled) < 4:
         return {}
     values = dict(zip(search.trials["number"], search.trials[search.metric], strict=True))
-    shown = optuna.create_study(direction="maximize" if search.sign > 0 else "minimize")
+    with quiet_optuna():
+        shown = optuna.create_study(direction="maximize" if search.sign > 0 else "minimize")
     shown.add_trials(
         [
             optuna.trial.create_trial(
@@ -124,7 +127,7 @@ def parallel(search: Search) -> Picture | None:
     axes.axvline(last, color=FAINT, lw=0.8, zorder=0)
     for value, place in ((low, 0.0), (high, 1.0)):
         _on_line(axes, last, place, number(search.metric, float(value)))
-    labels = room([*(key.replace("_", " ") for key in keys), said(search.metric)], 12)
+    labels = room([*map(key_in_words, keys), said(search.metric)], 12)
     axes.set_xticks(range(last + 1), labels, fontsize=7.5)
     axes.set(xlim=(-0.15, last + 0.55), ylim=(-0.06, 1.06), yticks=[])
     axes.grid(visible=False)
@@ -158,15 +161,15 @@ def _draw_parallel(axes: Axes, search: Search, lines: Any, values: Any, numbers:
     steps = np.arange(lines.shape[1])
     pixels = len(lines) > MANY / 4
     groups = (
-        (PRUNED, "complete", [i for i in range(len(lines)) if i not in top], 0.8),
-        (TRIAL, "best tenth", [i for i in top if numbers[i] != search.best["number"]], 1.2),
+        (TRIAL, "complete", [i for i in range(len(lines)) if i not in top], 0.8),
+        (INK, "best tenth", [i for i in top if numbers[i] != search.best["number"]], 1.2),
         (BEST, "best", [i for i in range(len(lines)) if numbers[i] == search.best["number"]], 2.2),
     )
     for colour, label, places, width in groups:
         if places:
             paths = [np.column_stack([steps, lines[i]]) for i in places]
             paths = [path[np.isfinite(path[:, 1])] for path in paths]
-            alpha = 1.0 if colour == BEST else max(0.12, min(1.0, 40 / len(paths)))
+            alpha = 1.0 if colour == BEST else max(0.12, min(0.6, 40 / len(paths)))
             axes.plot([], [], color=colour, lw=width, label=label)
             axes.add_collection(
                 LineCollection(paths, colors=colour, lw=width, alpha=alpha,
@@ -200,7 +203,7 @@ def _common(acts: list[dict[str, Any]], values: Any, keys: Sequence[str]) -> str
         everywhere = {repr(each.get(key)) for each in acts}
         value = acts[top[-1]].get(key)
         if len(found) == 1 and len(everywhere) > 1 and value is not None:
-            shared.append(f"{key.replace('_', ' ')} {short(value)}")
+            shared.append(f"{key_in_words(key)} {short(value)}")
     if not shared:
         return _favoured(acts, top, keys)
     return f"The best {len(top)} trials share {', '.join(shared)}."
@@ -216,7 +219,7 @@ def _favoured(acts: list[dict[str, Any]], top: Any, keys: Sequence[str]) -> str:
             found.append((share - of_all.count(value) / len(acts), share, key, value))
     gain, share, key, value = max(found, key=lambda each: each[:2])
     return (
-        f"The best {len(top)} trials share no choice; most favoured is {key.replace('_', ' ')} "
+        f"The best {len(top)} trials share no choice; most favoured is {key_in_words(key)} "
         f"{short(value)}, in {100 * share:.0f}% of them against {100 * (share - gain):.0f}% of "
         f"all {len(acts)}."
     )

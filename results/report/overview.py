@@ -120,6 +120,8 @@ def _front_caption(front: pd.DataFrame, pair: list[str], level: str, best: int) 
             f"the best trial {place}."
         )
     left, right = front.iloc[0], front.iloc[-1]
+    if (front[pair].astype(float).nunique() == 1).all():
+        return f"For the {level} {len(front)} trials are alike in both, and beaten by none."
     cost = 100 * float(right[pair[0]] - left[pair[0]])
     gain = 100 * float(left[pair[1]] - right[pair[1]])
     return (

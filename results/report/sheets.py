@@ -15,6 +15,7 @@ from results.report.drawing import (
     rows_of,
 )
 from results.report.material import Best, Search
+from results.terminal import counted
 from trainable.config import TASKS, Task
 from trainable.data.splits import LEFT_OUT, SECOND
 from trainable.novelty.thresholds import Answers, Outputs
@@ -112,6 +113,11 @@ def _shown(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.drop_duplicates("row").head(SHEET[0] * SHEET[1])
 
 
+def _answered(answer: str, level: str) -> str:
+    """Return an answer in words; novel to which level, as an image may be so to one alone."""
+    return f"novel {level}" if answer == "novel" else answer.replace("_", " ")
+
+
 def _sheet(
     frame: pd.DataFrame, name: str, title: str, image_of: Callable[[Any], npt.NDArray[np.uint8]]
 ) -> Picture | None:
@@ -129,16 +135,17 @@ def _sheet(
         cell.set(xticks=[], yticks=[])
         cell.spines[:].set_visible(False)
         lines = room([f"{row.shows.replace('_', ' ')}"], 20)[0]
-        answer = room([f"→ {row.answer.replace('_', ' ')}"], 20)[0]
+        answer = room([f"→ {_answered(row.answer, row.level)}"], 20)[0]
         cell.set_xlabel(f"{lines}\n{answer}", fontsize=7, labelpad=3)
-    top = frame.groupby(["shows", "answer"]).size().sort_values(ascending=False, kind="stable")
-    (shows, answer), count = top.index[0], int(top.iloc[0])
+    groups = frame.groupby(["shows", "answer", "level"]).size()
+    top = groups.sort_values(ascending=False, kind="stable")
+    (shows, answer, level), count = top.index[0], int(top.iloc[0])
     return Picture(
         name=name,
         title=title,
         caption=f"What each shows, and what it was called, the surest first; {len(frame)} wrong "
-        f"answers in all, at either level. The most frequent: {shows} called {answer}, "
-        f"{count} times.",
+        f"answers in all, at either level. The most frequent: {shows} called "
+        f"{_answered(answer, level)}, {counted(count, 'time')}.",
         table=frame,
         figures=(figure,),
     )

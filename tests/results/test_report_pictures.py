@@ -96,6 +96,13 @@ def test_a_search_of_several_objectives_is_ordered_by_score(tmp_path: Path) -> N
     pictures = {picture.name: picture for picture in overview.pictures(search.read())}
     assert "importance" in pictures
     assert "6 trials are beaten by none in both" in pictures["tradeoff"].caption
+    search.tell(lr=0.09, seen_sub=0.1, unseen_sub=0.1, score=0.9)
+    what, *_ = answer.sentences(search.read())
+    assert what.startswith("The best of 7 complete trials is trial 6 ")
+    assert what.endswith("none beats trials 0, 1, 2, 3, 4, 5.")
+    rows = answer.main_rows(search.read())
+    assert {row.trial: row.role for row in rows}.items() >= {6: "best", 0: "front"}.items()
+    assert len(rows) == 7
 
 
 def test_a_front_without_scores_is_ordered_by_its_first_metric(tmp_path: Path) -> None:
@@ -310,6 +317,19 @@ def test_images_that_are_not_at_hand_leave_a_line_and_their_rows(search: Search)
     assert "Images are not shown" in line
 
 
+def test_sheet_says_to_which_level_a_known_image_was_called_novel() -> None:
+    row = {"row": 0, "shows": "wren", "answer": "novel", "margin": 1.0, "is_novel": False}
+    frame = pd.DataFrame([row | {"level": "subclass"}, row | {"row": 1, "level": "superclass"},
+                          row | {"row": 2, "level": "superclass"}])  # fmt: skip
+    with drawing.style():
+        picture, none = sheets.sheets_of(frame, lambda row: np.zeros((8, 8, 3), np.uint8))
+    assert none is None
+    assert picture is not None
+    labels = [axes.get_xlabel() for axes in picture.figures[0].axes]
+    assert labels == ["wren\n→ novel subclass", *["wren\n→ novel superclass"] * 2]
+    assert picture.caption.endswith("The most frequent: wren called novel superclass, 2 times.")
+
+
 def test_scores_that_are_all_equal_can_be_drawn(search: Search) -> None:
     outputs = make_outputs()
     flat: dict[str, Any] = {
@@ -335,6 +355,24 @@ def test_three_sentences_say_what_by_how_much_and_how_sure(search: Search) -> No
     assert "+3.0 points against the next best trial, trial 2" in how_much
     assert "42.0% to 55.0%" in how_sure
     assert "--resume --name asked --repeat 3" in how_sure
+
+
+def test_fewer_borrowed_images_than_asked_are_told_below_the_table(search: Search) -> None:
+    search.tell(keys={"novel_images": 1000}, novel_images_used=1000)
+    assert "were there to train on" not in answer.protocol_note(search.read())
+    search.tell(keys={"novel_images": 5000}, novel_images_used=3600)
+    note = answer.protocol_note(search.read())
+    assert note.endswith("Where 5,000 borrowed images are asked, 3,600 were there to train on.")
+
+
+def test_trials_that_are_all_alike_have_no_front_from_one_end_to_the_other(search: Search) -> None:
+    search.tell()
+    what, *_ = answer.sentences(search.read())
+    assert what.startswith("The only complete trial is trial 0 ")
+    search.tell(lr=0.01)
+    picture = overview.tradeoff(search.read())
+    assert picture is not None
+    assert "For the subclass 2 trials are alike in both, and beaten by none." in picture.caption
 
 
 def test_with_seeds_the_answer_is_by_mean_and_paired(search: Search) -> None:
@@ -454,6 +492,36 @@ def test_labels_end_between_words_and_long_words_behind_a_sign() -> None:
     ]
     assert drawing.room(["Llanfairpwllgwyngyllgogerych"], 12, 1) == ["Llanfairpwl…"]
     assert drawing.room([""], 12) == [""]
+    assert drawing.room(["→ timm/vit_base_patch16_clip_384.openai"], 30, 3) == [
+        "→\ntimm/vit_base_patch16_clip_\n384.openai"
+    ]
+    assert drawing.room(["→ timm/vit_base_patch16_clip_quickgelu_384.openai"], 12, 2)[0][-1] == "…"
+
+
+def test_long_choices_are_told_apart_beside_what_they_change(search: Search) -> None:
+    backbones = ("efficientnet_lite0+efficientnet_lite2", "timm/convnextv2_base.fcmae_ft_in22k_384",
+                 "timm/vit_base_patch16_clip_quickgelu_384.openai")  # fmt: skip
+    for lr, backbone in itertools.product((1e-3, 1e-2), backbones):
+        search.tell(lr=lr, keys={"backbone": backbone, "novel_images": int(1e5 * lr)})
+    picture = deltas.deltas(search.read())
+    assert picture is not None
+    labels = [text.get_text().replace("\n", "") for text in
+              picture.figures[0].axes[0].get_yticklabels()]  # fmt: skip
+    assert all(any(backbone in label for label in labels) for backbone in backbones)
+    assert any(label.startswith("borrowed images: 100 →") for label in labels)
+
+
+def test_a_single_epoch_is_no_fraction_of_one(search: Search) -> None:
+    for number in range(4):
+        search.tell(score=number / 10)
+    picture = course.learning(search.read())
+    assert picture is not None
+    with drawing.style():
+        figure = drawing.laid_out(picture.figures[0])
+    ticks = [text.get_text() for text in figure.axes[0].get_xticklabels()]
+    assert ticks
+    assert all(each.isdigit() for each in ticks)
+    assert not any("pruned" in text.get_text() for text in figure.legends[0].get_texts())
 
 
 def test_choices_with_the_same_beginning_are_told_apart(search: Search) -> None:
