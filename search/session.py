@@ -43,7 +43,7 @@ from search.preflight import check_data, check_samples
 from search.progress import Progress
 from search.start import check_place, study_of, taken_back
 from search.study.lock import Check, LeaseLostError, only_driver
-from search.study.storage import with_distributions
+from search.study.storage import check_database, with_distributions
 from search.study.study import Study
 from search.tracking import Tracker, search_info
 from trainable.data.dataset import folder_for_images, load_data
@@ -64,7 +64,9 @@ def run_search(options: Options) -> int:
     options = settled(options)
     planned_on = recorded(options)
     record, space, folder = plan(options, default_uri())
-    study_url(folder, record)  # an object store needs one that is named
+    url = study_url(folder, record)  # an object store needs one that is named
+    if record.study:
+        check_database(url)
     with (
         resumable(options, record, folder),
         folder_for_images(Path(record.cache) if record.cache else None) as cache,

@@ -3,12 +3,14 @@
 import itertools
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import optuna
+import sqlalchemy as sa
 from optuna.distributions import BaseDistribution, check_distribution_compatibility
 from sqlalchemy import make_url
 
-from results.database import STORAGE_ERRORS, Storage, is_missing
+from results.database import OPEN_RETRY_S, STORAGE_ERRORS, Storage, is_missing, patiently
 from results.record import password_hint
 from results.trial import TRIAL_STEPS
 from search.internals import allows, storage_of
@@ -22,14 +24,35 @@ class StudyError(UserError):
     """A study that cannot be created, opened or continued."""
 
 
+def check_database(url: str) -> None:
+    """Check that a database can be used, before anything is read for a search; it leaves nothing.
+
+    Raises:
+        StudyError: It cannot: no server answers, or there is no folder for its file.
+    """
+    if url.startswith("sqlite"):
+        file = make_url(url).database
+        if file in (None, "", ":memory:"):
+            raise StudyError(
+                f"{url} is forgotten with this process: name a file, sqlite:///FILE.db"
+            )
+        if not Path(str(file)).absolute().parent.is_dir():
+            raise StudyError(f"the study's database {url} cannot be used: there is no such folder")
+        return
+    try:
+        engine = sa.create_engine(url)
+        patiently(lambda: engine.connect().close(), OPEN_RETRY_S)
+        engine.dispose()
+    except (*STORAGE_ERRORS, ImportError) as error:
+        raise _unreadable(url, error) from error
+
+
 def create_study(url: str, name: str, metrics: tuple[str, ...]) -> optuna.Study:
     """Create the study in a database; one without trials, of a killed start, is taken.
 
     Raises:
         StudyError: The database cannot be used, or has a study of that name.
     """
-    if url.startswith("sqlite") and make_url(url).database in (None, "", ":memory:"):
-        raise StudyError(f"{url} is forgotten with this process: name a file, sqlite:///FILE.db")
     directions = [METRICS[metric] for metric in metrics]
     storage = _storage(url)
     try:

@@ -315,6 +315,22 @@ def test_novel_pool_that_is_missing_is_named_and_nothing_is_left(
     assert [*files_in(folder)] == ["asked.py"]
 
 
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("postgresql://127.0.0.1:1/d", "//127.0.0.1:1/d cannot be used: "),
+        ("sqlite:///nowhere/study.db", "/nowhere/study.db cannot be used: there is no such folder"),
+        ("sqlite://", "sqlite:// is forgotten with this process"),
+    ],
+)
+def test_database_that_cannot_be_used_is_named_before_the_data_are_read(
+    capsys: pytest.CaptureFixture[str], folder: Path, url: str, reason: str
+) -> None:
+    message = mistake(capsys, "--space", "asked.py", "--data", "away", "--study", url)
+    assert reason in message
+    assert [*files_in(folder)] == ["asked.py"]
+
+
 # --- MLflow --------------------------------------------------------------------------------------
 
 

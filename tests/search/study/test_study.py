@@ -27,7 +27,13 @@ from search.space.space import Space, load_space
 from search.study.learnt import Learnt
 from search.study.lock import LeaseLostError
 from search.study.pruning import RUNG_FRACTION
-from search.study.storage import StudyError, create_study, open_study, with_distributions
+from search.study.storage import (
+    StudyError,
+    check_database,
+    create_study,
+    open_study,
+    with_distributions,
+)
 from search.study.study import Study
 from tests.made_searches import make_database
 from trainable.config import TrialConfig
@@ -1139,7 +1145,7 @@ def test_driver_that_may_not_write_writes_nothing_more(memory: Memory) -> None:
 @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:"])
 def test_storage_that_ends_with_the_process_is_refused(url: str) -> None:
     with pytest.raises(StudyError, match="forgotten with this process: name a file"):
-        create_study(url, "asked", ("score",))
+        check_database(url)
 
 
 def test_study_in_a_file_that_is_not_there_is_named_and_none_is_made(tmp_path: Path) -> None:
