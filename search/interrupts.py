@@ -11,7 +11,8 @@ from typing import Any, Self, TextIO
 from trainable.interrupted import INTERRUPTED
 
 ANSWER = "stopping after this step; again stops now"
-_SHOW_CURSOR = "\x1b[?25h"
+_LEAVE_SCREEN = "\x1b[?25h\n"
+"""A live screen hides the cursor, and leaves it at the end of its last line."""
 
 
 @contextmanager
@@ -84,7 +85,7 @@ class Interrupts:
         if self._asked.is_set():
             self._answering.join(1.0)  # the last line comes last
             if self._output.isatty():
-                self._output.write(_SHOW_CURSOR)  # a live screen hides it
+                self._output.write(_LEAVE_SCREEN)
             print(self._resume_command, file=self._output, flush=True)
             if hasattr(sys, "ps1"):
                 raise KeyboardInterrupt

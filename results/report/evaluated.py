@@ -137,7 +137,7 @@ def sentences(found: Evaluation, table: pd.DataFrame) -> list[str]:
     novel = counts["novel_subclass"] + counts["novel_superclass"]
     sure = (
         f"How sure: {counts['seen']:,} images are of seen subclasses, {novel:,} are novel to one "
-        f"level or both, of {counts['novel_classes']:,} known classes; intervals are for other "
+        f"level or both, of {counts['novel_classes']:,} classes; intervals are for other "
         "classes"
     )
     if counts["novel_of_unknown_class"]:
@@ -183,7 +183,7 @@ def _promised(writer: Writer, table: pd.DataFrame) -> Section:
         rows.append({"cells": cells, "is_best": name in MAIN})
     heads = ["metric", "promised", "95%", "found", "95%"]
     note = "Percent, cross-entropies (ce) as they are. The main rates are bold."
-    shown = {"heads": heads, "rows": rows, "text": [0], "note": note}
+    shown = {"heads": heads, "rows": rows, "text": [0], "whole": [0], "note": note}
     picture = _promise_picture(table)
     if picture is not None:
         section.pictures.append(writer.picture(picture))

@@ -210,7 +210,7 @@ def _histogram(judged: Judged, task: Task, taus: Floats) -> tuple[Figure, dict[s
     )
     pooled: dict[tuple[bool, str], list[torch.Tensor]] = {}
     for each in groups_of(judged.of(task), task, judged.near, judged.far):
-        label = "known" if each.is_known else f"novel: {each.label}"
+        label = "known" if each.is_known else f"novel: {each.label.removeprefix('novel ')}"
         scores = each.outputs.score(task, name)[each.among]
         pooled.setdefault((each.is_known, label), []).append(scores)
     every = torch.cat([each for parts in pooled.values() for each in parts]).numpy()

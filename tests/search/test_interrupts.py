@@ -1,7 +1,9 @@
 """Signals ask a search to stop, and a search that may not take them runs without."""
 
 import os
+import pty
 import signal
+import subprocess
 import sys
 import threading
 
@@ -86,3 +88,21 @@ def test_second_signal_ends_a_command_but_not_an_interactive_python(
     done = run(ROOT, "-c", script)
     assert done.code == code, done
     assert done.out == "resume it\n" + ("interrupted\n" if interactive else "")
+
+
+def test_last_line_is_one_of_its_own_below_a_screen_that_ends_without_a_line_end() -> None:
+    script = (
+        "import os, signal, sys\n"
+        "from search.interrupts import Interrupts\n"
+        "with Interrupts('resume it', sys.stdout):\n"
+        "    sys.stdout.write('MLflow: here')\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+    )
+    master, slave = pty.openpty()
+    with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=slave) as process:
+        assert process.wait(60) == 130
+    os.close(slave)
+    text = os.read(master, 1000).decode()
+    os.close(master)
+    assert text.replace("\x1b[?25h", "").split("\r\n") == ["MLflow: here", "resume it", ""]
