@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -132,6 +133,7 @@ STUBS = {
     "noveltune": 'exit "$CODE"',
     "squeue": "echo RUNNING",
     "scancel": "",
+    "sleep": f"exec {shutil.which('sleep')} 0.05",
     "scontrol": 'echo "$@" >> said',
 }
 

@@ -2,6 +2,7 @@
 
 import ast
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from tests.commands import ROOT, run
 PACKAGES = ("noveltune", "search", "trainable", "results", "spaces")
 
 
+@cache
 def imports_of(file: Path) -> set[str]:
     """Return the top-level packages that a file imports, at its top or inside functions."""
     found: set[str] = set()

@@ -60,6 +60,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The working folder of the command: afterwards the space file is still all it holds."""
     (tmp_path / "asked.py").write_text(SPACE)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("search.study.storage.OPEN_RETRY_S", (0.0,))  # no server comes up meanwhile
     yield tmp_path
     assert not (tmp_path / "mlflow.db").exists()
     assert not (tmp_path / "mlruns").exists()
