@@ -1,4 +1,8 @@
-"""What tests of several packages share."""
+"""What tests of several packages share.
+
+What takes long to import is imported where it is used: xdist's first process reads this file
+before it starts the others, and runs no test.
+"""
 
 import atexit
 import gc
@@ -7,13 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from _pytest.nodeid import coerce_node_id
 from hypothesis import settings
-from mlflow import MlflowClient
-from optuna.storages._rdb.storage import _VersionManager
-
-from tests.made_data import drawn
 
 gc.disable()
 """Until all is collected: imports make a million objects that stay, and each search among them
@@ -26,6 +25,8 @@ settings.load_profile("any machine")
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> Iterator[None]:
     """The models are too small to share out, and one thread gives the same bits everywhere."""
+    import torch
+
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -35,6 +36,8 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def _head_version_once() -> Iterator[None]:
     """Optuna reads its ten migrations whenever it opens a database, to know the newest of them."""
+    from optuna.storages._rdb.storage import _VersionManager
+
     find, found = _VersionManager.get_head_version, list[str]()
 
     def find_once(manager: _VersionManager) -> str:
@@ -50,6 +53,8 @@ def _head_version_once() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny data set on the disk, with its pool of borrowed images in `novel_images`."""
+    from tests.made_data import drawn
+
     return drawn(tmp_path_factory.mktemp("data") / "tiny")
 
 
@@ -59,6 +64,8 @@ def make_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Pa
 
     It is copied: MLflow takes seconds to make one, by all the steps of its own history.
     """
+    from mlflow import MlflowClient
+
     folder = tmp_path_factory.mktemp("mlflow-empty")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)  # MLflow puts artifacts beside its database
