@@ -11,7 +11,14 @@ import pandas as pd
 
 from results.naming import Names
 from results.promise import intervals_of, nested_choice
-from results.ranking import best_repeated, best_row, pareto_rows, repeats_frame, whole
+from results.ranking import (
+    SEEDS_TO_PROVE,
+    best_repeated,
+    best_row,
+    pareto_rows,
+    repeats_frame,
+    whole,
+)
 from results.record import SearchRecord
 from results.report.drawing import between, is_fraction, number, plain, said
 from results.report.material import Search
@@ -210,6 +217,8 @@ def _by_how_much(search: Search) -> str:
             return "No other configuration is complete with the same seeds."
         row = others.iloc[0]
         luck = "within luck" if row["low"] <= 0 <= row["high"] else "more than luck"
+        if luck != "within luck" and len(top.seeds) < SEEDS_TO_PROVE:
+            luck = f"{counted(len(top.seeds), 'seed')} are too few to prove that this is not luck"
         return (
             f"The next best, trial {row['trial']} ({search.names[int(row['trial'])]}), differs by "
             f"{number(metric, row['difference'], signed=True)} at the same seeds (95% interval "

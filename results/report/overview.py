@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from results.ranking import pareto_rows, repeats_frame
+from results.ranking import SEEDS_TO_PROVE, pareto_rows, repeats_frame
 from results.report.course import best_so_far, history, learning, timeline
 from results.report.deltas import deltas
 from results.report.drawing import (
@@ -194,8 +194,8 @@ def _luck(frame: pd.DataFrame, metric: str) -> str:
     within = others[(others["low"] <= 0) & (others["high"] >= 0)]
     seeds = int(frame["seeds"].max())
     text = (
-        f"{len(others) - len(within)} of {len(others)} configurations differ from the best mean "
-        f"by more than luck over {seeds} seeds"
+        f"Intervals of {len(others) - len(within)} of {len(others)} differences to the best mean "
+        f"exclude zero over {seeds} seeds"
     )
     if len(within):
         text += f"; within luck {'is' if len(within) == 1 else 'are'} " + ", ".join(
@@ -203,7 +203,10 @@ def _luck(frame: pd.DataFrame, metric: str) -> str:
             for row in rows_of(within.head(4))
         )
     return f"{text}." + (
-        " At so few seeds the interval is the range of the differences." if seeds < 4 else ""
+        f" {seeds} seeds are too few to prove that a difference is not luck"
+        + ("; the interval is their range." if seeds < 4 else ".")
+        if seeds < SEEDS_TO_PROVE
+        else ""
     )
 
 
@@ -239,11 +242,14 @@ def side_by_side(searches: Sequence[Search]) -> Picture | None:
         reverse=True,
     )
     gap = number(metric, shown[0].sign * (ends[0][0] - ends[1][0]), signed=True)
+    end = "highest" if shown[0].sign > 0 else "lowest"
+    caption = f"{ends[0][1]} ends {end}, {gap} against {ends[1][1]}."
+    if number(metric, ends[0][0] - ends[1][0]) == number(metric, 0.0):
+        caption = f"{ends[0][1]} and {ends[1][1]} end alike."
     return Picture(
         name="side_by_side",
         title=f"Best {said(metric)} so far of each search",
-        caption=f"{ends[0][1]} ends highest, {gap} against {ends[1][1]}." if shown[0].sign > 0
-        else f"{ends[0][1]} ends lowest, {gap} against {ends[1][1]}.",
+        caption=caption,
         table=pd.concat(frames).drop(columns="place"),
         figures=tuple(figures),
     )  # fmt: skip

@@ -27,6 +27,8 @@ from results.trial import TrialState
 from trainable.checkpoint import write_atomically
 from trainable.novelty.metrics import METRICS
 
+WIDE = 110
+"""Columns from which a repeat's configuration stands beside its figures, not below them."""
 SHOWN = (
     "score", "seen_super", "unseen_super", "seen_sub", "unseen_sub", "auroc_super", "auroc_sub",
 )  # fmt: skip
@@ -117,7 +119,9 @@ def _print_repeats(
     table.add_column("trial", no_wrap=True)
     for column in ("seeds", metric, "range", "difference", "interval"):
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("configuration", overflow="fold")
+    is_wide = console.width >= WIDE or not console.is_terminal
+    if is_wide:
+        table.add_column("configuration", overflow="fold")
     best = best_repeated(repeated(trials), metric)
     for _, row in frame.iterrows():
         is_known = not pd.isna(row["difference"])
@@ -128,10 +132,13 @@ def _print_repeats(
             f"{row['min']:.3f} to {row['max']:.3f}",
             f"{row['difference']:+.3f}" if is_known else "",
             f"{row['low']:+.3f} to {row['high']:+.3f}" if is_known else "",
-            row["configuration"],
+            *[row["configuration"]] * is_wide,
             style="bold" if best is not None and row["trial"] == best.number else None,
         )
     console.print(table, soft_wrap=False)
+    if not is_wide:
+        for _, row in frame.iterrows():
+            _print_indented(console, f"{row['trial']:05d}: {row['configuration']}")
     if not frame["is_whole"].all():
         console.print("* not complete with every seed, so not ranked")
     if best is not None:

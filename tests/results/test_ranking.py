@@ -1,5 +1,6 @@
 """The best by the metric, on a front and by means over the same seeds; what few seeds can say."""
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 from scipy import stats
 
 from results.ranking import (
@@ -24,6 +26,7 @@ from results.ranking import (
     whole,
 )
 from results.report import __main__ as report
+from results.report.tables import print_tables
 from tests.made_searches import Search
 from tests.results.test_report import row_of
 
@@ -356,6 +359,16 @@ def test_printed_table_shows_mean_range_and_difference(finished: Search) -> None
     assert "Best by mean over 3 seeds: trial 00001, score 0.783, lr 0.02" in table
     assert "Best: trial 00000, score 0.900" in text
     assert "*" not in table
+
+
+def test_narrow_terminal_has_the_configurations_below_the_table(finished: Search) -> None:
+    console = Console(file=io.StringIO(), width=80, highlight=False, force_terminal=True,
+                      color_system=None)  # fmt: skip
+    print_tables(console, finished.trials, finished.record)
+    assert isinstance(console.file, io.StringIO)
+    _, _, table = console.file.getvalue().partition("Repeats: means over seeds")
+    assert row_of(table, 1).split()[5:] == ["0.850"]
+    assert "\n  00001: lr 0.02\n" in "\n".join(line.rstrip() for line in table.splitlines())
 
 
 def test_printed_table_marks_what_is_not_ranked(finished: Search) -> None:

@@ -390,6 +390,34 @@ def test_with_seeds_the_answer_is_by_mean_and_paired(search: Search) -> None:
     assert first.values["score"] == pytest.approx((1.72 / 3, 0.5, 0.62))
 
 
+@pytest.mark.parametrize("num_seeds", [3, 6])
+def test_few_seeds_prove_no_difference_however_much_they_agree(
+    search: Search, num_seeds: int
+) -> None:
+    for lr, score in ((0.01, 0.5), (0.1, 0.4)):
+        search.tell(lr=lr, score=score)
+    for seed in range(1, num_seeds):
+        for trial, (lr, score) in enumerate(((0.01, 0.5), (0.1, 0.4))):
+            search.tell(lr=lr, seed=seed, repeat_of=trial, score=score + seed / 100)
+    _, how_much, _ = answer.sentences(search.read())
+    picture = overview.repeats(search.read())
+    assert picture is not None
+    assert picture.caption.startswith("Intervals of 1 of 1 differences to the best mean exclude ")
+    few = f"{num_seeds} seeds are too few to prove that"
+    assert (few in how_much) == (few in picture.caption) == (num_seeds < 6)
+    assert ("more than luck" in how_much) == (num_seeds == 6)
+
+
+def test_searches_that_end_alike_are_not_ranked(tmp_path: Path) -> None:
+    found = []
+    for name, score in (("one", 0.8), ("other", 0.80001)):
+        found.append(Search(tmp_path / name))
+        found[-1].tell(score=score)
+    picture = overview.side_by_side([each.read() for each in found])
+    assert picture is not None
+    assert picture.caption == "asked and asked end alike."
+
+
 def test_a_metric_that_is_no_fraction_is_no_percent(tmp_path: Path) -> None:
     search = Search(tmp_path, ("ce_sub",))
     search.tell(lr=0.01, ce_sub=1.25)
