@@ -78,7 +78,8 @@ def main_rows(search: Search) -> list[Row]:
             roles.setdefault(int(found["number"]), f"best {architecture}")
     for _, row in search.complete[search.complete["baseline"]].iterrows():
         singles.append(row)
-        roles[int(row["number"])] = roles.get(int(row["number"]), "baseline")
+        trial = int(row["number"])
+        roles[trial] = f"{roles[trial]}, baseline" if trial in roles else "baseline"
     for each in search.repeated:
         singles.append(each.original)
     for row in singles:
@@ -226,7 +227,10 @@ def _by_how_much(search: Search) -> str:
         )
     rivals: list[tuple[str, Any, str]] = []
     for label, rows in (
-        ("the best baseline", search.complete[search.complete["baseline"]]),
+        (
+            f"the {'next ' * bool(best['baseline'])}best baseline",
+            search.complete[search.complete["baseline"]],
+        ),
         ("the next best trial", search.complete),
     ):
         rows = rows[rows["config"] != best["config"]]

@@ -357,6 +357,16 @@ def test_three_sentences_say_what_by_how_much_and_how_sure(search: Search) -> No
     assert "--resume --name asked --repeat 3" in how_sure
 
 
+def test_best_trial_that_is_a_baseline_is_compared_with_the_next_one(search: Search) -> None:
+    search.tell(baseline=True, score=0.6)
+    search.tell(lr=0.01, baseline=True, score=0.5)
+    _, how_much, _ = answer.sentences(search.read())
+    assert how_much == (
+        "With one seed each, that is +10.0 points against the next best baseline, trial 1."
+    )
+    assert [row.role for row in answer.main_rows(search.read())] == ["best, baseline", "baseline"]
+
+
 def test_fewer_borrowed_images_than_asked_are_told_below_the_table(search: Search) -> None:
     search.tell(keys={"novel_images": 1000}, novel_images_used=1000)
     assert "were there to train on" not in answer.protocol_note(search.read())
