@@ -9,6 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 
 import noveltune
+import results
 from results.opened import OpenedSearch
 from tests.commands import ROOT, run
 from trainable.classifier import load_outputs, save_outputs
@@ -32,6 +33,7 @@ def test_open_search_has_trials_the_best_and_models(old: OpenedSearch) -> None:
     assert best["number"] in {*complete["number"]}
     assert {*old.models} >= {f"trials/{number:05d}" for number in complete["number"]}
     assert noveltune.open("old").models == old.models
+    assert results.open("runs/old").models == old.models
 
 
 def test_pictures_of_an_open_search_are_figures_with_what_they_show(old: OpenedSearch) -> None:
