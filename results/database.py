@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import unquote, urlsplit
 
 import optuna
 from optuna.trial import TrialState
@@ -31,8 +32,17 @@ def is_missing(url: str) -> bool:
     """Return whether a URL is of a SQLite file that is not there: opening it would make one."""
     if not url.startswith("sqlite"):
         return False
-    file = make_url(url).database
-    return bool(file) and not Path(str(file)).exists()
+    file = sqlite_file(url)
+    return bool(file) and not Path(file).exists()
+
+
+def sqlite_file(url: str) -> str:
+    """Return the file of a SQLite database, also of a `file:` URI; nothing: it is in memory."""
+    parts = make_url(url)
+    file = parts.database or ""
+    if file.startswith("file:") and "uri" in parts.query:
+        file = "" if parts.query.get("mode") == "memory" else unquote(urlsplit(file).path)
+    return "" if file == ":memory:" else file
 
 
 class Storage(optuna.storages.RDBStorage):

@@ -10,7 +10,14 @@ import sqlalchemy as sa
 from optuna.distributions import BaseDistribution, check_distribution_compatibility
 from sqlalchemy import make_url
 
-from results.database import OPEN_RETRY_S, STORAGE_ERRORS, Storage, is_missing, patiently
+from results.database import (
+    OPEN_RETRY_S,
+    STORAGE_ERRORS,
+    Storage,
+    is_missing,
+    patiently,
+    sqlite_file,
+)
 from results.record import password_hint
 from results.trial import TRIAL_STEPS
 from search.internals import allows, storage_of
@@ -28,23 +35,27 @@ def check_database(url: str) -> None:
     """Check that a database can be used, before anything is read for a search; it leaves nothing.
 
     Raises:
-        StudyError: It cannot: no server answers, or there is no folder for its file.
+        StudyError: It cannot: it is no URL, no server answers, or there is no folder for its file.
     """
-    if url.startswith("sqlite"):
-        file = make_url(url).database
-        if file in (None, "", ":memory:"):
-            raise StudyError(
-                f"{url} is forgotten with this process: name a file, sqlite:///FILE.db"
-            )
-        if not Path(str(file)).absolute().parent.is_dir():
-            raise StudyError(f"the study's database {url} cannot be used: there is no such folder")
-        return
     try:
+        if make_url(url).get_backend_name() == "sqlite":
+            _check_file(url)
+            return
         engine = sa.create_engine(url)
         patiently(lambda: engine.connect().close(), OPEN_RETRY_S)
         engine.dispose()
     except (*STORAGE_ERRORS, ImportError) as error:
         raise _unreadable(url, error) from error
+
+
+def _check_file(url: str) -> None:
+    file = sqlite_file(url)
+    if not file:
+        raise StudyError(f"{url} is forgotten with this process: name a file, sqlite:///FILE.db")
+    if not Path(file).absolute().parent.is_dir():
+        raise StudyError(f"the study's database {url} cannot be used: there is no such folder")
+    if Path(file).is_dir():
+        raise StudyError(f"the study's database {url} cannot be used: it is a folder")
 
 
 def create_study(url: str, name: str, metrics: tuple[str, ...]) -> optuna.Study:

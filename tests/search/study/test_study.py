@@ -1142,9 +1142,38 @@ def test_driver_that_may_not_write_writes_nothing_more(memory: Memory) -> None:
     assert [vars(trial) for trial in memory.optuna.get_trials()] == before
 
 
-@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "sqlite://", "sqlite:///:memory:", "sqlite:///file::memory:?cache=shared&uri=true",
+        "sqlite:///file:study?mode=memory&uri=true",
+    ],
+)  # fmt: skip
 def test_storage_that_ends_with_the_process_is_refused(url: str) -> None:
     with pytest.raises(StudyError, match="forgotten with this process: name a file"):
+        check_database(url)
+
+
+@pytest.mark.parametrize("slashes", ["", "//"])
+def test_study_in_a_file_named_by_a_uri_is_made_and_found_again(
+    tmp_path: Path, slashes: str
+) -> None:
+    url = f"sqlite:///file:{slashes}{tmp_path / 'study.db'}?uri=true"
+    check_database(url)
+    create_study(url, "asked", ("score",))
+    assert open_study(url, "asked").study_name == "asked"
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("sqlite:/study.db", "Could not parse SQLAlchemy URL"),
+        ("sqlite3:///study.db", "Can't load plugin"),
+        ("sqlite:////", "it is a folder"),
+    ],
+)
+def test_url_of_no_database_is_named_with_its_reason(url: str, reason: str) -> None:
+    with pytest.raises(StudyError, match=f"{url} cannot be used: {reason}"):
         check_database(url)
 
 
