@@ -95,16 +95,18 @@ def estimate(
         cost = costs[kind_of(config)]
         trials_s += share * (cost.epoch_s * max(1, config.epochs) + cost.around_s)
         kept_bytes += share * cost.kept_bytes
-    features_s: dict[str, float] = {}
+    features_s, feature_bytes = dict[str, float](), dict[str, int]()
     for kind, cost in costs.items():
-        name = _features_of(kinds[kind])
-        features_s[name] = max(features_s.get(name, 0.0), cost.features_s)
-    once = len({*map(_features_of, kinds.values())}) / len(features_s)
+        if name := _features_of(kinds[kind]):
+            features_s[name] = max(features_s.get(name, 0.0), cost.features_s)
+            feature_bytes[name] = max(feature_bytes.get(name, 0), cost.feature_bytes)
+    num_features = len({*map(_features_of, kinds.values())} - {""})
+    once = num_features / max(1, len(features_s))
     running = slots * max(cost.checkpoint_bytes for cost in costs.values())
     return Estimate(
         seconds=(trials_s + once * sum(features_s.values())) / slots,
         kept_bytes=int(kept_bytes + running),
-        feature_bytes=max(cost.feature_bytes for cost in costs.values()),
+        feature_bytes=int(once * sum(feature_bytes.values())),
         num_kinds=len(kinds),
         num_measured=len(costs),
     )
@@ -116,14 +118,15 @@ def _cost(
     """Train and judge on a few images, and scale what that takes."""
     with tempfile.TemporaryDirectory() as scratch, _threads(threads):
         folder, cache = UPath(scratch) / "trial", Path(scratch) / "cache"
-        cache.mkdir()
         config = replace(config, epochs=max(2, config.epochs))  # its schedule has room for two
         pools = make_pools(data, config)
         few = _few(pools)
         clock, built_s = _Clock(), list[float]()
-        for _ in range(2):  # the second has the features of the first
+        # The first reads or downloads weights; the last has the features of the one before.
+        for own in (Path(scratch) / "first", cache, cache):
+            own.mkdir(exist_ok=True)
             trainer = Trainer(
-                config, data, few, cache=cache, weights=weights, is_fast=is_fast, note=_no_note
+                config, data, few, cache=own, weights=weights, is_fast=is_fast, note=_no_note
             )
             built_s.append(clock.lap())
         metrics = trainer.train_epoch(1)
@@ -147,9 +150,9 @@ def _cost(
     checkpoints = sum(size for name, size in sizes.items() if name.startswith("checkpoint"))
     outputs_bytes = sizes[OUTPUTS_FILE]
     return Cost(
-        features_s=max(0.0, built_s[0] - built_s[1]) * all_more * _is_frozen(config),
+        features_s=max(0.0, built_s[1] - built_s[2]) * all_more * _is_frozen(config),
         epoch_s=train_s * len(pools.train) / len(few.train) + outputs_s * val_more + judge_s,
-        around_s=built_s[1] + outputs_s * val_more + judge_s,
+        around_s=built_s[2] + outputs_s * val_more + judge_s,
         kept_bytes=int(sum(sizes.values()) - checkpoints + outputs_bytes * (val_more - 1)),
         checkpoint_bytes=2 * checkpoints,
         feature_bytes=int(feature_bytes * all_more),
@@ -169,7 +172,7 @@ class _Clock:
 
 
 def _features_of(config: TrialConfig) -> str:
-    """Return what names the frozen features that a trial takes, and others like it."""
+    """Return what names the frozen features that a trial takes, and others like it; or nothing."""
     frozen = {
         f"{each.backbone} {each.image_size}"
         for each in config.branches()

@@ -3,6 +3,8 @@
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from upath import UPath
@@ -26,12 +28,16 @@ def images(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Data:
 
 
 def of(
-    images: Data, *samples: TrialConfig, trials: int, weights: Path | None = None
+    images: Data,
+    *samples: TrialConfig,
+    trials: int,
+    weights: Path | None = None,
+    measure_s: float = float("inf"),
 ) -> tuple[Estimate | None, list[str]]:
     """Return the estimate, and what was said."""
     lines: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "MEASURE_S", float("inf"))  # every kind, on a slow machine too
+        patch.setattr(module, "MEASURE_S", measure_s)  # every kind, on a slow machine too
         found = estimate(
             samples, images, num_trials=trials, slots=1, threads=1, weights=weights, is_fast=True,
             note=lines.append,
@@ -95,3 +101,44 @@ def test_what_a_first_call_takes_alone_is_not_scaled_to_all_images(
     found, _ = of(images, FROZEN, trials=1)
     assert found is not None
     assert found.seconds < 500
+
+
+def test_features_of_kinds_that_were_not_measured_are_told_from_those_that_were(
+    images: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cost_of(config: TrialConfig, *_: object, **more: object) -> Cost:
+        has_features = config.fine_tune == "frozen"
+        return Cost(features_s=100.0 * has_features, epoch_s=1.0, around_s=0.0, kept_bytes=1,
+                    checkpoint_bytes=1, feature_bytes=10 * has_features)  # fmt: skip
+
+    monkeypatch.setattr(module, "_cost", cost_of)
+    sizes = [replace(FROZEN, image_size=size) for size in (32, 64, 96)]
+    for samples, num_measured in ((sizes, 1), ([TUNED, *sizes], 2)):
+        seconds = iter([0.0, *[1.0] * (num_measured - 1), 3.0])
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=seconds.__next__))
+        found, _ = of(images, *samples, trials=len(samples), measure_s=2.0)
+        assert found is not None
+        assert (found.num_kinds, found.num_measured) == (len(samples), num_measured)
+        assert found.seconds == pytest.approx(3 * 100 + len(samples))
+        assert found.feature_bytes == 3 * 10
+
+
+@pytest.mark.parametrize("which", [1, 2])
+def test_weights_that_are_read_once_are_not_scaled_to_all_images(
+    images: Data, monkeypatch: pytest.MonkeyPatch, which: int
+) -> None:
+    late_s, built = 0.0, 0
+
+    class Slow(Trainer):
+        def __init__(self, *args: Any, **more: Any) -> None:
+            nonlocal late_s, built
+            built += 1
+            late_s += 1000.0 * (built == which)
+            super().__init__(*args, **more)
+
+    now_s = time.perf_counter
+    monkeypatch.setattr(module, "Trainer", Slow)
+    monkeypatch.setattr("search.estimate.time.perf_counter", lambda: now_s() + late_s)
+    found, _ = of(images, FROZEN, trials=1)
+    assert found is not None
+    assert (found.seconds < 500) == (which == 1)
