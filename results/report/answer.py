@@ -42,7 +42,7 @@ class Row:
     trial: int
     name: str
     role: str
-    """Why it is there: best, baseline, best two_heads; or nothing."""
+    """Why it is there: best, front, best two_heads, baseline; or nothing."""
     seeds: int
     values: dict[str, tuple[float, float, float]]
     """Mean, lowest and highest over the seeds, by metric."""
@@ -56,7 +56,8 @@ def columns(metric: str) -> list[str]:
 
 
 def main_rows(search: Search) -> list[Row]:
-    """Return the rows of the main table, the best first: repeats, baselines, architectures' best.
+    """Return the rows of the main table, the best first: repeats, baselines, architectures' best,
+    and trials of a Pareto front.
 
     Those of several seeds stand before those of one, whose values hold more luck.
     """
@@ -67,22 +68,26 @@ def main_rows(search: Search) -> list[Row]:
     roles = {best: "best"}
     groups = {each.number: each.by_seed for each in search.repeated}
     singles = [search.best]
+    front: list[pd.Series[Any]] = []
     if len(search.record.metrics) > 1:
-        for _, row in pareto_rows(search.trials, search.record.metrics).iterrows():
-            singles.append(row)
-            roles.setdefault(int(row["number"]), "front")
+        found = pareto_rows(search.trials, search.record.metrics)
+        found = found.sort_values(search.metric, ascending=search.sign < 0, kind="stable")
+        front = [row for _, row in found.iterrows()]
+        roles = dict.fromkeys((int(row["number"]) for row in front), "front") | roles
     for architecture, group in search.complete.groupby("architecture"):
-        found = best_row(group, search.record.metrics)
-        if found is not None:
-            singles.append(found)
-            roles.setdefault(int(found["number"]), f"best {architecture}")
+        top = best_row(group, search.record.metrics)
+        if top is not None:
+            singles.append(top)
+            roles.setdefault(int(top["number"]), f"best {architecture}")
     for _, row in search.complete[search.complete["baseline"]].iterrows():
         singles.append(row)
         trial = int(row["number"])
         roles[trial] = f"{roles[trial]}, baseline" if trial in roles else "baseline"
     for each in search.repeated:
         singles.append(each.original)
-    for row in singles:
+    for place, row in enumerate([*singles, *front]):
+        if place >= len(singles) and len(rows) >= ROWS_MAX:
+            break  # a front may be long: it gets the places that the others leave
         trial = int(row["number"])
         of_seeds = groups.get(trial, pd.DataFrame([row]))
         values = {name: _spread(of_seeds[name]) for name in columns(search.metric)}

@@ -105,6 +105,18 @@ def test_a_search_of_several_objectives_is_ordered_by_score(tmp_path: Path) -> N
     assert len(rows) == 7
 
 
+def test_a_long_front_leaves_baselines_in_the_main_table(tmp_path: Path) -> None:
+    search = Search(tmp_path, ("seen_sub", "unseen_sub"))
+    search.tell(baseline=True, seen_sub=0.0, unseen_sub=0.0, score=0.1)
+    for number in range(20):
+        search.tell(lr=(number + 2) / 1000, seen_sub=number / 20, unseen_sub=1 - number / 20,
+                    score=0.2 + number / 100)  # fmt: skip
+    rows = answer.main_rows(search.read())
+    assert len(rows) == answer.ROWS_MAX
+    assert (rows[-1].trial, rows[-1].role) == (0, "baseline")
+    assert {row.role for row in rows[:-1]} == {"best", "front"}
+
+
 def test_a_front_without_scores_is_ordered_by_its_first_metric(tmp_path: Path) -> None:
     search = Search(tmp_path, ("ce_super", "ce_sub"))
     for number in range(5):
