@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Self
 
 import optuna
-from sqlalchemy import make_url
 from upath import UPath
 
-from results.database import STORAGE_ERRORS
+from results.database import STORAGE_ERRORS, is_missing, sqlite_file
 from results.record import RECORD_FILE, SearchRecord, run_folder, study_url
 from search.plan import SearchError
 from search.study.lock import LeaseLostError
@@ -34,9 +33,8 @@ class New:
     @classmethod
     def of(cls, folder: UPath, url: str) -> Self:
         """Look before the start."""
-        file = make_url(url).database if url.startswith("sqlite") else None
         return cls(
-            database=Path(file) if file and not Path(file).exists() else None,
+            database=Path(sqlite_file(url)) if is_missing(url) else None,
             folder=folder,
             is_folder_new=not folder.exists(),
             searches=None if folder.parent.exists() else folder.parent,

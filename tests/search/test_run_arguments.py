@@ -562,6 +562,17 @@ def test_start_that_fails_leaves_alone_what_others_put_beside_it_meanwhile() -> 
     assert (searches / "theirs" / "search.json").exists()
 
 
+@pytest.mark.parametrize("form", ["sqlite:///{}", "sqlite:///file:{}?uri=true"])
+def test_database_that_a_failed_start_made_is_removed(tmp_path: Path, form: str) -> None:
+    made, there = tmp_path / "made.db", tmp_path / "there.db"
+    there.touch()
+    for file in (made, there):
+        new = New.of(UPath(tmp_path), form.format(file))
+        file.touch()
+        new.remove()
+    assert (made.exists(), there.exists()) == (False, True)
+
+
 def test_the_home_folder_is_expanded_and_both_sources_are_named(
     capsys: pytest.CaptureFixture[str],
     folder: Path,
