@@ -18,8 +18,10 @@ from trainable.config import TrialConfig
 from trainable.data.dataset import Data
 from trainable.data.splits import Pools, make_pools
 from trainable.errors import reason_of
+from trainable.model.branch import BranchModel
 from trainable.novelty.metrics import evaluate
 from trainable.novelty.thresholds import choose_rule
+from trainable.objective import num_classes
 from trainable.trainer import Trainer
 
 MEASURE_S = 10.0
@@ -118,15 +120,16 @@ def _cost(
     """Train and judge on a few images, and scale what that takes."""
     with tempfile.TemporaryDirectory() as scratch, _threads(threads):
         folder, cache = UPath(scratch) / "trial", Path(scratch) / "cache"
+        cache.mkdir()
         config = replace(config, epochs=max(2, config.epochs))  # its schedule has room for two
         pools = make_pools(data, config)
         few = _few(pools)
+        for branch in config.branches():  # reads or downloads weights, which are then at hand
+            BranchModel.build(branch, num_classes(pools), config.seed, weights)
         clock, built_s = _Clock(), list[float]()
-        # The first reads or downloads weights; the last has the features of the one before.
-        for own in (Path(scratch) / "first", cache, cache):
-            own.mkdir(exist_ok=True)
+        for _ in range(2):  # the second has the features of the first
             trainer = Trainer(
-                config, data, few, cache=own, weights=weights, is_fast=is_fast, note=_no_note
+                config, data, few, cache=cache, weights=weights, is_fast=is_fast, note=_no_note
             )
             built_s.append(clock.lap())
         metrics = trainer.train_epoch(1)
@@ -150,9 +153,9 @@ def _cost(
     checkpoints = sum(size for name, size in sizes.items() if name.startswith("checkpoint"))
     outputs_bytes = sizes[OUTPUTS_FILE]
     return Cost(
-        features_s=max(0.0, built_s[1] - built_s[2]) * all_more * _is_frozen(config),
+        features_s=max(0.0, built_s[0] - built_s[1]) * all_more * _is_frozen(config),
         epoch_s=train_s * len(pools.train) / len(few.train) + outputs_s * val_more + judge_s,
-        around_s=built_s[2] + outputs_s * val_more + judge_s,
+        around_s=built_s[1] + outputs_s * val_more + judge_s,
         kept_bytes=int(sum(sizes.values()) - checkpoints + outputs_bytes * (val_more - 1)),
         checkpoint_bytes=2 * checkpoints,
         feature_bytes=int(feature_bytes * all_more),
