@@ -34,9 +34,10 @@ def head(home: Path, *, with_token: bool) -> Iterator[str]:
              "--include-dashboard=false", "--min-worker-port=0", "--max-worker-port=0",
              ]  # fmt: skip
     log = home / "log"
+    asked = outsider(home, RAY_AUTH_MODE="token") if with_token else outsider(home)
     with (
         log.open("w") as output,
-        subprocess.Popen(start, env=outsider(home), stdout=output, stderr=output) as process,
+        subprocess.Popen(start, env=asked, stdout=output, stderr=output) as process,
     ):
         try:
             deadline = time.monotonic() + START_LIMIT_S
