@@ -1,10 +1,10 @@
 """Reads what searches left behind: tables, pictures, predictions."""
 
-from __future__ import annotations
-
+import os
 import sys
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 if sys.argv[:1] == ["-m"] and Path(sys.path[0]) != (_root := Path(__file__).parents[1]):
     # `python -m results.report`: a trainable.py in the working folder is not the package.
@@ -12,14 +12,8 @@ if sys.argv[:1] == ["-m"] and Path(sys.path[0]) != (_root := Path(__file__).pare
 
 import trainable as trainable  # sets what OpenMP reads when torch is imported
 
-if TYPE_CHECKING:
-    import os
 
-    from results.opened import OpenedSearch
-
-
-def open(search: str | os.PathLike[str], *, study: str | None = None) -> OpenedSearch:
-    """Return a search by its folder, `runs/birds`: the same as `noveltune.open`."""
-    from results.opened import open_search  # takes seconds, so only when it is asked for
-
-    return open_search(search, study)
+def open(search: str | os.PathLike[str], *, study: str | None = None) -> Any:
+    """Return a search by its folder, `runs/birds`: what `noveltune.open` returns."""
+    # By name: what is imported anywhere on a model's way is declared as needed by the model.
+    return import_module("results.opened").open_search(search, study)
