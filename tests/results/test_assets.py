@@ -136,6 +136,7 @@ def test_thresholds_can_still_be_chosen_from_outputs(kept: Kept, release: Releas
     assert (rule.super_score, rule.sub_score) == release.scores
 
 
+@pytest.mark.slow
 @every_release
 def test_results_predict_and_evaluate_take_a_search(
     kept: Kept, release: Released, tmp_path: Path

@@ -47,6 +47,7 @@ def of(
     return found, lines
 
 
+@pytest.mark.slow
 def test_what_trials_leave_on_the_disk_is_what_was_estimated(images: Data, tmp_path: Path) -> None:
     found, lines = of(images, FROZEN, TUNED, trials=2)
     assert found is not None

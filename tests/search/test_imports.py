@@ -97,6 +97,7 @@ def test_first_line_of_a_search_comes_before_what_takes_seconds_to_import(tmp_pa
     assert "ModuleNotFoundError" in done.err
 
 
+@pytest.mark.slow
 def test_a_plan_needs_neither_ray_nor_mlflow_and_a_search_nothing_that_draws() -> None:
     code = (
         "import sys; draws = {'matplotlib', 'jinja2'}\n"

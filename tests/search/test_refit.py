@@ -240,6 +240,7 @@ def test_refit_elsewhere_is_refused_as_a_search_is(
     assert said in assert_refused(capsys, folder, *arguments)
 
 
+@pytest.mark.slow
 def test_registering_that_failed_is_made_good_without_training_again(
     capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path
 ) -> None:
@@ -401,6 +402,7 @@ main(["--name", "asked", "--ensemble", "2"])
 """
 
 
+@pytest.mark.slow
 def test_refit_that_was_killed_goes_on_after_its_last_epoch_and_ends_as_an_undisturbed_one(
     capsys: pytest.CaptureFixture[str], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

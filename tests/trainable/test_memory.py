@@ -27,6 +27,7 @@ thread.join()
 PAGES = 2**26 // 4096
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="of glibc's malloc")
 def test_large_blocks_are_reused_instead_of_mapped_anew() -> None:
     faults = {
