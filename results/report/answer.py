@@ -265,7 +265,7 @@ def _how_sure(search: Search) -> str:
     few = best_repeated(search.repeated, metric) is None
     luck = (
         f"one seed says nothing about luck: {typed('search.run')} --resume --name "
-        f"{search.record.name} --repeat 3 --top 5"
+        f"{search.record.name} --repeat {SEEDS_TO_PROVE}"
         if few
         else f"its seeds alone differ by {_range(search)}"
     )

@@ -366,7 +366,7 @@ def test_three_sentences_say_what_by_how_much_and_how_sure(search: Search) -> No
     assert "+10.0 points against the best baseline, trial 0" in how_much
     assert "+3.0 points against the next best trial, trial 2" in how_much
     assert "42.0% to 55.0%" in how_sure
-    assert "--resume --name asked --repeat 3" in how_sure
+    assert "--resume --name asked --repeat 6" in how_sure
 
 
 def test_best_trial_that_is_a_baseline_is_compared_with_the_next_one(search: Search) -> None:
