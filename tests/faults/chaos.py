@@ -1,6 +1,6 @@
 """Does a search survive its driver being killed again and again?
 
-``python -m tests.faults.chaos --kills 20 --trials 24 --seed 1`` kills the driver with SIGKILL at
+``python -m tests.faults.chaos --kills 20 --trials 48 --seed 1`` kills the driver with SIGKILL at
 seeded random moments (and now and then a worker process, too), resumes each time, and compares
 the end with an undisturbed search of the same seed. The last line is one JSON object.
 """
