@@ -20,6 +20,7 @@ from tests.benchmarks import (
     full_epoch,
     gpu,
     growth,
+    report,
     sampler,
     scale,
     trial_overhead,
@@ -34,6 +35,7 @@ from tests.benchmarks.searches import (
     plain_starts_s,
 )
 from tests.commands import run
+from tests.made_searches import Search
 
 LOST = ("lost", "duplicated")
 
@@ -304,3 +306,16 @@ def test_gpu_benchmark_keeps_what_it_measured_and_says_why_the_rest_is_null(
 def test_gpu_benchmark_without_a_card_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
     assert gpu.main([]) == 2
     assert "a CUDA card is needed" in capsys.readouterr().out
+
+
+def test_copies_of_trials_are_read_as_trials_and_none_is_as_good(tmp_path: Path) -> None:
+    search = Search(tmp_path)
+    search.tell(baseline=True, score=0.5)
+    search.tell("PRUNED", score=0.4)
+    searched = search.study.get_trials()
+    search.study.add_trials([*report._copies(searched, 2, 6)])
+    trials = search.trials
+    assert [*trials["state"]] == ["COMPLETE", "PRUNED"] * 3
+    assert [*trials["baseline"]] == [True] + [False] * 5
+    assert trials["score"][2:].max() < 0.5
+    assert trials["lr"][2:].nunique() == 4
