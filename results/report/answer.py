@@ -15,7 +15,6 @@ from results.ranking import (
     SEEDS_TO_PROVE,
     best_repeated,
     best_row,
-    pareto_rows,
     repeats_frame,
     whole,
 )
@@ -70,8 +69,7 @@ def main_rows(search: Search) -> list[Row]:
     singles = [search.best]
     front: list[pd.Series[Any]] = []
     if len(search.record.metrics) > 1:
-        found = pareto_rows(search.trials, search.record.metrics)
-        found = found.sort_values(search.metric, ascending=search.sign < 0, kind="stable")
+        found = search.front.sort_values(search.metric, ascending=search.sign < 0, kind="stable")
         front = [row for _, row in found.iterrows()]
         roles = dict.fromkeys((int(row["number"]) for row in front), "front") | roles
     for architecture, group in search.complete.groupby("architecture"):
@@ -204,7 +202,7 @@ def _front(search: Search) -> str:
     metrics = search.record.metrics
     if len(metrics) < 2:
         return ""
-    numbers = [str(each) for each in pareto_rows(search.trials, metrics)["number"]]
+    numbers = [str(each) for each in search.front["number"]]
     more = f" and {len(numbers) - ROWS_MAX} more" if len(numbers) > ROWS_MAX else ""
     return (
         f" By {' and '.join(map(said, metrics))} none beats "

@@ -12,7 +12,15 @@ from upath import UPath
 
 from results.history import frame_of, ran_again, read_study, searched
 from results.naming import Names
-from results.ranking import Repeated, best_trial, completed, ranking_metric, repeated, sign
+from results.ranking import (
+    Repeated,
+    best_trial,
+    completed,
+    pareto_rows,
+    ranking_metric,
+    repeated,
+    sign,
+)
 from results.record import SearchRecord, trial_folder
 from trainable.classifier import INFO_FILE, OUTPUTS_FILE, load_outputs, load_rule, read_info
 from trainable.config import Task, TrialConfig
@@ -130,6 +138,11 @@ class Search:
     def complete(self) -> pd.DataFrame:
         """The complete ones of `trials`."""
         return completed(self.trials)
+
+    @cached_property
+    def front(self) -> pd.DataFrame:
+        """The complete trials that no other one beats in all that was asked, by number."""
+        return pareto_rows(self.trials, self.record.metrics)
 
     @cached_property
     def best(self) -> "pd.Series[Any] | None":
