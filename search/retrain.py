@@ -153,7 +153,11 @@ def common_rejected(rules: Sequence[tuple[Rule, Rejected]]) -> Rejected:
     """Return the median shares that the rules with the scores of the first one reject."""
     alike = [each for rule, each in rules if _scores(rule) == _scores(rules[0][0])]
     by_superclass = zip(*(each.sub for each in alike), strict=True)
-    return Rejected(median(each.super for each in alike), tuple(map(median, by_superclass)))
+    return Rejected(
+        median(each.super for each in alike),
+        tuple(map(median, by_superclass)),
+        median(each.super_of_both for each in alike),
+    )
 
 
 def common_rule(rules: Sequence[Rule]) -> Rule:
@@ -288,13 +292,13 @@ def _train(
     scores: dict[str, Any] = {"super_novelty_score": super_score, "sub_novelty_score": sub_score}
     config = replace(choice.config, **scores)
     asked = pools_of_refit(data, config)
-    pools, shares = asked.whole, [*asked.tenths, *asked.twentieths]
-    if shares:
+    pools = asked.whole
+    if asked.shares:
         note(
-            f"thresholds: by {len(shares)} further heads for each frozen one, each trained without "
-            "a share of the known images and asked about it"
+            f"thresholds: by {len(asked.shares)} further heads for each frozen one, each trained "
+            "without a share of the known images or subclasses and asked about it"
         )
-    elif len(pools.val):
+    if len(pools.val):
         note(
             f"thresholds: by {len(pools.val):,} known images, a twentieth, which train nothing, as "
             "what is tuned cannot be asked about images that it has seen"
@@ -328,7 +332,7 @@ def _train(
                 is_fast=record.is_fast,
                 weights=Path(record.weights) if record.weights else None,
                 stop_after=epochs,
-                shares=shares,
+                shares=asked.shares,
                 judge=False,
                 note=note,
             )

@@ -82,6 +82,7 @@ class Trainer:
         ]
         self.folds = dict(enumerate(shares)) or make_folds(pools, config)
         """Pools of the folds in which a superclass is left out, by its number; or the shares."""
+        self._judged_folds = {} if shares else self.folds
         self.fold_trainers = {}
         if not shares:
             self.fold_trainers = self._fold_trainers(data, cache, weights, is_fast, note)
@@ -89,7 +90,8 @@ class Trainer:
             for model in self.branches:
                 for superclass, fold in self.folds.items():
                     if shares:
-                        model.add_share(superclass)
+                        if model.is_frozen:  # a tuned one's features saw every share
+                            model.add_share(superclass)
                     else:
                         model.add_fold(superclass, num_classes(fold), config.seed)
                 model.folds.to(self.device)
@@ -289,7 +291,7 @@ class Trainer:
                 )
             of_folds = torch.zeros((), device=self.device)
             pooled = pooled.detach()
-            for superclass in () if self.fold_trainers else self.folds:
+            for superclass in self.folds if model.folds else ():
                 batch = batches[superclass]
                 if batch.place is not None and len(batch.place):
                     seen = pooled.index_select(0, batch.place)  # faster than pooled[...]
@@ -337,7 +339,7 @@ class Trainer:
         """
         pooled = [self._features(number, all_scores) for number in range(len(self.evaluated))]
         folds = []
-        for superclass, pools in self.folds.items():
+        for superclass, pools in self._judged_folds.items():
             exact: list[Task] = list(TASKS)
             if self.fold_trainers:
                 said = vars(self.fold_trainers[superclass].outputs())
@@ -353,9 +355,7 @@ class Trainer:
 
     @torch.inference_mode()
     def outputs_of_shares(self) -> tuple[Outputs, ...]:
-        """Return what the heads of each share say about its images; those of a tuned branch, whose
-        features saw them, say NaN.
-        """
+        """Return what the heads of each share say about its images; a tuned branch says NaN."""
         found = []
         for share, pools in self.folds.items():
             pooled = [

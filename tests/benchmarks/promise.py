@@ -272,7 +272,7 @@ def run_split(
     # By the images that the search has: the shares of all of them would train on the test.
     asked = pools_of_refit(split.searched, config)
     pools = in_whole(asked.whole, split)
-    shares = [in_whole(each, split) for each in (*asked.tenths, *asked.twentieths)]
+    shares = [in_whole(each, split) for each in asked.shares]
     result = train(
         config, split.data, _nothing, pools=pools, cache=cache,
         stop_after=int(promised["epoch"]), shares=shares, judge=False, note=_nothing,

@@ -36,7 +36,7 @@ def test_search_has_no_image_of_the_test_and_no_class_that_was_taken_away(number
     config = promise.configuration(0, rejection=False)
     searched = split.searched
     asked = pools_of_refit(searched, config)
-    refits = asked.whole, *asked.tenths, *asked.twentieths
+    refits = asked.whole, *asked.shares
     for made in (make_pools(searched, config), *refits):
         pools = promise.in_whole(made, split)
         assert set(torch.cat([pools.train, pools.val]).tolist()) <= rows

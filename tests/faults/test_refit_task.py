@@ -54,7 +54,7 @@ class Refit:
         self.choice = Choice(
             trial=0, epochs=3, num_subclasses=len(self.data.subclasses), promise={},
             config=tiny_config(novel_images=16, fine_tune="frozen", epochs=3),
-            rejected=Rejected(0.2, (0.2,) * num),
+            rejected=Rejected(0.2, (0.2,) * num, 0.2),
             rule=Rule(
                 super_score="msp", sub_score="msp", tau_super=0.5, tau_sub=(0.5,) * num,
                 couple_novel=False, restrict_sub=False,

@@ -12,7 +12,7 @@ from tests.trainable.tiny import silent, tiny_config
 from trainable.config import TASKS as BOTH
 from trainable.config import TrialConfig
 from trainable.data.dataset import Data
-from trainable.data.splits import SEEN, Pools, make_refit_pools
+from trainable.data.splits import PSEUDO_NOVEL, SEEN, Pools, make_refit_pools
 from trainable.novelty.rule import by_image, decide, joined
 from trainable.novelty.thresholds import Outputs, choose_rule
 from trainable.out_of_fold import (
@@ -35,6 +35,10 @@ def test_share_of_rejected_images_is_that_of_the_answers(options: dict[str, Any]
     seen = outputs.where(outputs.kind == SEEN)
     superclass, subclass = decide(seen, rule)
     assert rejected.super == float((superclass == 2).double().mean())
+    held_out = outputs.where(outputs.kind == PSEUDO_NOVEL)
+    of_held_out = float((decide(held_out, rule)[0] == 2).double().mean())
+    assert rejected.super_of_both == (rejected.super + of_held_out) / 2 != rejected.super
+    assert Rejected.by(rule, seen).super_of_both == rejected.super
     likeliest = seen.super_of_sub[seen.sub_logits[:, :-1].argmax(1)]
     for each in range(2):
         group = likeliest == each if len(set(rule.tau_sub)) > 1 else likeliest >= 0
@@ -96,8 +100,7 @@ def test_thresholds_count_in_what_heads_lose_with_each_share() -> None:
 
 
 def all_shares(data: Data, config: TrialConfig) -> list[Pools]:
-    asked = pools_of_refit(data, config)
-    return [*asked.tenths, *asked.twentieths]
+    return [*pools_of_refit(data, config).shares]
 
 
 def refitted(data: Data, weights: Path, config: TrialConfig, cache: Path | None = None) -> Any:
@@ -123,20 +126,25 @@ def test_images_are_scored_by_heads_that_were_not_trained_on_them(
     assert len(asked) == len(asked.unique()) == tiny_data.num_known / 2
     num = len(pools.tenths)
     result = refitted(tiny_data, tiny_weights, config)
-    for known in (joined(result.shares[:num]), joined(result.shares[num:])):
-        assert sorted(known.rows.tolist()) == sorted(asked.tolist())
+    parts = result.shares[:num], result.shares[num : 3 * num], result.shares[3 * num :]
+    rows = [sorted(joined(part).rows.tolist()) for part in parts]
+    assert rows == [sorted(asked.tolist())] * 2 + [[*range(tiny_data.num_known)]]
+    for known in map(joined, parts):
         assert torch.equal(known.sub_target, tiny_data.subclass[known.rows])
         # What it was not trained on is not in its bank either: no image is its own neighbour.
         assert (known.score("sub", "knn") < -1e-3).all()
     rule = choose_rule(replace(make_outputs(), super_of_sub=known.super_of_sub), config)
-    rule, rejected = replace(rule, tau_sub=(0.3,) * 3), Rejected(0.1, (0.1,) * 3)
+    rule, rejected = replace(rule, tau_sub=(0.3,) * 3), Rejected(0.1, (0.1,) * 3, 0.2)
     found = carried_over(rule, rejected, config, pools, result)
-    by_tenths = Rejected.by(moved(rule, rejected, known, BOTH), joined(result.shares[:num]))
+    by_tenths, known = joined([*parts[0], *parts[2]]), joined([*parts[1], *parts[2]])
+    more = Rejected.by(moved(rule, rejected, known, BOTH), by_tenths)
     more = Rejected(
-        max(0.1, by_tenths.super), tuple(max(0.1, each) for each in by_tenths.sub)
-    )  # fmt: skip
+        max(0.1, more.super),
+        tuple(max(0.1, each) for each in more.sub),
+        max(0.2, more.super_of_both),
+    )
     assert found == moved(rule, more, known, BOTH)
-    assert 0.0 < Rejected.by(found, known).super <= more.super
+    assert 0.0 < Rejected.by(found, known).super_of_both <= more.super_of_both
 
 
 def test_copies_of_an_image_are_in_one_share(tiny_data: Data) -> None:
@@ -223,7 +231,7 @@ def test_fixed_thresholds_stay_and_no_image_is_kept_for_them(
     assert not len(pools_of_refit(tiny_data, config).whole.val)
     rule = choose_rule(make_outputs(), TrialConfig())
     pools, result = pools_of_refit(tiny_data, config), refitted(tiny_data, tiny_weights, config)
-    assert carried_over(rule, Rejected(0.1, (0.1, 0.1)), config, pools, result) == rule
+    assert carried_over(rule, Rejected(0.1, (0.1, 0.1), 0.1), config, pools, result) == rule
 
 
 def many(data: Data, times: int) -> Data:
@@ -237,7 +245,8 @@ def many(data: Data, times: int) -> Data:
 TUNED: list[dict[str, Any]] = [
     {"fine_tune": "full"},
     {"fine_tune": "last_1"},
-    {"architecture": "two_models", "super_fine_tune": "frozen", "sub_fine_tune": "full"},
+    {"architecture": "two_models", "super_fine_tune": "frozen", "sub_fine_tune": "full",
+     "tau_super": -9.0},
     {"architecture": "two_models", "super_fine_tune": "full", "sub_fine_tune": "frozen",
      "couple_novel": True, "tau_super": -9.0},
 ]  # fmt: skip
@@ -255,7 +264,7 @@ def test_a_tuned_refit_is_asked_about_images_that_it_did_not_train_on(
     data = many(tiny_data, 5)
     config = tiny_config(novel_images=0, novelty_score="knn", **changes)
     pools = pools_of_refit(data, config)
-    assert pools.tenths == pools.twentieths == ()
+    assert pools.shares == ()
     assert len(pools.whole.val) == len(data.images) / 20
     assert {*data.subclass[pools.whole.val].tolist()} == {*range(len(data.subclasses))}
     together = torch.cat([pools.whole.train, pools.whole.val])
@@ -265,13 +274,96 @@ def test_a_tuned_refit_is_asked_about_images_that_it_did_not_train_on(
     assert torch.equal(known.rows, pools.whole.val)
     assert torch.equal(known.sub_target, data.subclass[known.rows])
     rule = choose_rule(replace(make_outputs(), super_of_sub=known.super_of_sub), config)
-    rule, rejected = replace(rule, tau_sub=(9.0,) * 3), Rejected(0.1, (0.1,) * 3)
+    rule, rejected = replace(rule, tau_sub=(9.0,) * 3), Rejected(0.1, (0.1,) * 3, 0.2)
     found = carried_over(rule, rejected, config, pools, result)
     free = BOTH if config.tau_super is None else ("sub",)
     assert found == moved(rule, rejected, known, free) != rule
-    rare = Rejected(1 / len(known.rows) - 1e-6, (0.1,) * 3)
+    rare = Rejected(1 / len(known.rows) - 1e-6, (0.1,) * 3, 0.2)
     found = carried_over(rule, rare, config, pools, result)
     assert found == moved(rule, rare, known, ("sub",))  # the other hangs on too few images
+
+
+def test_beside_a_tuned_branch_a_frozen_one_has_a_threshold_of_its_heads(
+    tiny_data: Data, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The superclass's is found as where all is frozen, and the subclass's by kept images, given
+    it.
+    """
+    monkeypatch.setattr("trainable.out_of_fold.KEPT_MIN", 24)
+    monkeypatch.setattr("trainable.out_of_fold.TAIL_MIN", 1)
+    data = many(tiny_data, 5)
+    config = tiny_config(
+        architecture="two_models", super_fine_tune="frozen", sub_fine_tune="full",
+        novel_images=0, novelty_score="knn", couple_novel=True,
+    )  # fmt: skip
+    pools = pools_of_refit(data, config)
+    kept = {*pools.whole.val.tolist()}
+    assert len(kept) == len(data.images) / 20
+    assert [len(each) for each in (pools.tenths, pools.twentieths)] == [4, 8]
+    halves = {row for each in pools.twentieths for row in each.val.tolist()}
+    assert len(halves) == len(data.images) * 8 / 20
+    assert not halves & kept
+    result = refitted(data, tiny_weights, config)
+    rule = choose_rule(replace(make_outputs(), super_of_sub=result.outputs.super_of_sub), config)
+    rule = replace(rule, tau_super=0.3, tau_sub=(0.3,) * 3)
+    rejected = Rejected(0.0, (0.3,) * 3, 0.2)
+    found = carried_over(rule, rejected, config, pools, result)
+    tenths, twentieths, subclasses = (
+        result.shares[:4], result.shares[4:12], result.shares[12:]
+    )  # fmt: skip
+    by_heads = extrapolated(rule, rejected, ["super"], tenths, twentieths, subclasses)
+    assert by_heads.tau_super != rule.tau_super
+    assert found == moved(by_heads, rejected, result.outputs, ["sub"])
+    assert found.tau_sub != moved(rule, rejected, result.outputs, ["sub"]).tau_sub
+
+
+def test_heads_of_a_tuned_branch_do_without_no_share(tiny_data: Data, tiny_weights: Path) -> None:
+    config = tiny_config(
+        architecture="two_models", super_fine_tune="frozen", sub_fine_tune="full", novel_images=0
+    )
+    pools = pools_of_refit(tiny_data, config)
+    trainer = Trainer(
+        config, tiny_data, pools.whole, cache=None, weights=tiny_weights, shares=pools.shares,
+        note=silent,
+    )  # fmt: skip
+    assert [len(model.folds) for model in trainer.branches] == [len(pools.shares), 0]
+    said = trainer.outputs_of_shares()[-1]
+    assert said.super_logits.isfinite().all()
+    assert said.sub_logits.isnan().all()
+
+
+def test_every_subclass_is_left_out_once_but_an_only_one(tiny_data: Data) -> None:
+    """Without an only one nothing would train its superclass; and none where a trial holds none
+    out, as its bound is on seen subclasses alone.
+    """
+    config = tiny_config(fine_tune="frozen")
+    num = len(tiny_data.subclasses)
+    pools = pools_of_refit(tiny_data, config).subclasses
+    out = [{*tiny_data.subclass[each.val].tolist()} for each in pools]
+    assert sorted(subclass for each in out for subclass in each) == [*range(num)]
+    for each, left_out in zip(pools, out, strict=True):
+        known = each.train[each.train < tiny_data.num_known]
+        assert {*tiny_data.subclass[known].tolist()} == {*range(num)} - left_out
+        assert {*each.val_kind.tolist()} == {PSEUDO_NOVEL}
+        trained = {tiny_data.super_of_sub[subclass] for subclass in {*range(num)} - left_out}
+        assert trained == {*range(len(tiny_data.superclasses))}
+    alone = replace(tiny_data, super_of_sub=(0, *(1 for _ in range(num - 1))))
+    pools = pools_of_refit(alone, config).subclasses
+    assert 0 not in torch.cat([alone.subclass[each.val] for each in pools])
+    assert pools_of_refit(tiny_data, replace(config, pseudo_novel_fraction=0.0)).subclasses == ()
+
+
+def test_images_of_left_out_subclasses_count_as_much_as_all_others() -> None:
+    """A bound holds for the mean of both kinds, however many images each has."""
+    outputs = make_outputs(num=800)
+    outputs.super_logits[:, -1] = -9.0  # so that a threshold alone decides
+    known = outputs.where((outputs.kind == SEEN) | (outputs.kind == PSEUDO_NOVEL))
+    rule = choose_rule(outputs, TrialConfig(known_rejection_super=0.1))
+    found = Rejected.by(moved(rule, Rejected(0.0, (), 0.25), known, ["super"]), known)
+    assert found.super_of_both == pytest.approx(0.25, abs=0.01)
+    seen = known.where(known.kind == SEEN)
+    found = Rejected.by(moved(rule, Rejected(0.4, (), 0.25), seen, ["super"]), known)
+    assert found.super == pytest.approx(0.4, abs=0.01)
 
 
 def test_few_images_are_all_trained_on_and_thresholds_stay(
@@ -283,7 +375,7 @@ def test_few_images_are_all_trained_on_and_thresholds_stay(
     assert not len(pools.whole.val)
     rule = choose_rule(make_outputs(), config)
     result = refitted(tiny_data, tiny_weights, config)
-    assert carried_over(rule, Rejected(0.5, (0.5, 0.5)), config, pools, result) == rule
+    assert carried_over(rule, Rejected(0.5, (0.5, 0.5), 0.5), config, pools, result) == rule
 
 
 def test_a_superclass_of_few_images_keeps_its_own_threshold() -> None:
@@ -292,6 +384,6 @@ def test_a_superclass_of_few_images_keeps_its_own_threshold() -> None:
     rule = replace(rule, tau_sub=(0.3, 0.4))
     superclass = outputs.super_of_sub[outputs.answer("sub", restrict_sub=False)[1]]
     is_few = (superclass == 0) & (torch.cumsum(superclass == 0, 0) > 5)
-    found = moved(rule, Rejected(0.1, (0.2, 0.2)), outputs.where(~is_few), ("sub",))
+    found = moved(rule, Rejected(0.1, (0.2, 0.2), 0.1), outputs.where(~is_few), ("sub",))
     assert found.tau_sub[0] == 0.3
     assert found.tau_sub[1] != 0.4

@@ -204,6 +204,11 @@ def _pools(
     )
 
 
+def num_held_out(data: Data, config: TrialConfig) -> int:
+    """Return how many subclasses the first hold-out has, but where too few could be spared."""
+    return round(config.pseudo_novel_fraction * len(data.subclasses))
+
+
 def _held_out_subclasses(
     data: Data, config: TrialConfig
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -223,7 +228,7 @@ def _held_out_subclasses(
         for rank, which in enumerate(order.tolist()[:-1]):
             position[members[which]] = (rank + 0.5) / len(members)
     order_of_subclasses = sorted(position, key=lambda i: (position[i], i))
-    first = round(config.pseudo_novel_fraction * len(data.subclasses))
+    first = num_held_out(data, config)
     second = first + round(config.second_pseudo_novel_fraction * len(data.subclasses))
     return tuple(sorted(order_of_subclasses[:first])), tuple(
         sorted(order_of_subclasses[first:second])
