@@ -23,7 +23,7 @@ from trainable.model.inputs import FORWARD_BATCH
 from trainable.novelty.bank import FeatureBank
 from trainable.novelty.metrics import score_table
 from trainable.novelty.rule import Response, Rule, averaged, decide, joined
-from trainable.novelty.scores.sums import parts_of
+from trainable.novelty.scores.sums import of_tasks
 from trainable.novelty.thresholds import Fold, Outputs
 from trainable.parts import REGISTRIES, needs_bank
 from trainable.schema import CONFIG_STEPS, schema_of, stamp, upgraded
@@ -110,7 +110,7 @@ def save_classifier(
 
 def _is_of_users(config: TrialConfig, rule: Rule) -> bool:
     """Return whether a part of the classifier is a user's, whose files then travel with it."""
-    scores = {part for name in (rule.super_score, rule.sub_score) for part in parts_of(name)}
+    scores = of_tasks({"super": rule.super_score, "sub": rule.sub_score}, TASKS)
     values = {*config.to_dict().values(), *config.loss_terms(), *scores}
     return any(
         registry.file_of(each) for registry in REGISTRIES for each in values if type(each) is str
@@ -125,8 +125,7 @@ def add_promise(folder: UPath, promise: Mapping[str, float]) -> None:
 
 def _bank_scores(model: BranchModel, rule: Rule) -> list[str]:
     """Return the scores of features by which the rule answers for the branch."""
-    used = {"super": rule.super_score, "sub": rule.sub_score}
-    names = dict.fromkeys(part for task in model.branch.tasks for part in parts_of(used[task]))
+    names = of_tasks({"super": rule.super_score, "sub": rule.sub_score}, model.branch.tasks)
     return [name for name in names if needs_bank(name)]
 
 

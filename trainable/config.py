@@ -12,7 +12,16 @@ from trainable.errors import ConfigError, nearest
 from trainable.keys import TASKS as TASKS
 from trainable.keys import Key, as_type, key, key_of, keys_of_scope, types_of, with_overrides
 from trainable.keys import Task as Task
-from trainable.parts import AUGMENTS, HEADS, LOSSES, SCORES, needs_borrowed
+from trainable.parts import (
+    AUGMENTS,
+    HEADS,
+    LOSSES,
+    OF_SUPER,
+    SCORES,
+    needs_bank,
+    needs_borrowed,
+    own_name,
+)
 
 TASKS_OF_BRANCHES: dict[str, tuple[tuple[Task, ...], ...]] = {
     "two_heads": (TASKS,),
@@ -181,10 +190,12 @@ class TrialConfig:
         "msp",
         """How known an image looks, from logits or from features. Of a sum each part counts in
         deviations from its mean over the known images that choose the threshold. best: the best of
-        all, but for sums, on the images that choose; it stands alone.""",
+        all, but for sums, on the images that choose; it stands alone. Of the subclass also
+        super_NAME: what the superclass has as NAME, by its own logits and features.""",
         scope="head",
         choices=lambda: (*SCORES, BEST),
         is_sum=True,
+        prefix=OF_SUPER,
     )
     tau_super: float | None = key(
         None, "Superclass threshold on the novelty score; null: calibrated."
@@ -312,17 +323,42 @@ class TrialConfig:
                     f"`{self._set_as(task, 'novelty_score')}` is a sum of different scores, or "
                     f"{BEST} alone, but got {score!r}: drop {part}"
                 )
-        if score != BEST and needs_borrowed(score) and self.of(task, "novel_images") == 0:
-            raise ConfigError(
-                f"`{self._set_as(task, 'novelty_score')}` {score} needs borrowed images, but "
-                f"{self._set_as(task, 'novel_images')} is 0: take another score, or borrow some"
-            )
+            self._check_of_super(task, part)
+            whose: Task = task if own_name(part) == part else "super"
+            if part != BEST and needs_borrowed(part) and self.of(whose, "novel_images") == 0:
+                raise ConfigError(
+                    f"`{self._set_as(task, 'novelty_score')}` {part} needs borrowed images, but "
+                    f"{self._set_as(whose, 'novel_images')} is 0: take another score, or borrow "
+                    "some"
+                )
         tau, rejection = getattr(self, f"tau_{task}"), getattr(self, f"known_rejection_{task}")
         if tau is not None and not math.isfinite(tau):
             raise ConfigError(f"`tau_{task}` must be a finite number or null, but got {tau}")
         if tau is not None and (rejection is not None or score == BEST):
             other = f"known_rejection_{task}" if rejection is not None else "novelty_score best"
             raise ConfigError(f"`tau_{task}` fixes the threshold, and {other} chooses it: drop one")
+
+    def _check_of_super(self, task: Task, part: str) -> None:
+        """Check a part of a novelty score that may be one of the superclass."""
+        if (own := own_name(part)) == part:
+            return
+        name = self._set_as(task, "novelty_score")
+        if task == "super" or own == BEST:
+            raise ConfigError(
+                f"`{name}` {part}: with {OF_SUPER} the subclass takes a score of the superclass, "
+                f"and {BEST} is none: write {own}"
+            )
+        if len(self.branches()) == 1 and needs_bank(own):
+            raise ConfigError(
+                f"`{name}` {part} is {own} in {self.architecture}, whose heads share their "
+                f"features: write {own}"
+            )
+
+    @property
+    def sub_reads_super(self) -> bool:
+        """Whether the subclass's novelty score has a part that is the superclass's."""
+        parts = self.of("sub", "novelty_score").split("+")
+        return any(own_name(part) != part for part in parts)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:

@@ -31,6 +31,8 @@ class Key:
     is_override: bool = False
     is_sum: bool = False
     """Whether several choices may be joined by +."""
+    prefix: str = ""
+    """May stand before a choice."""
     form: tuple[str, str] | None = None
     """Regular expression, and the same in words."""
 
@@ -38,7 +40,10 @@ class Key:
         """Raise ConfigError unless `value`, of the right type and not null, is allowed."""
         if self.choices is not None:
             for each in value.split("+") if self.is_sum else [value]:
-                check_choice(name, each, self.choices())
+                is_choice = each in self.choices()
+                check_choice(
+                    name, each if is_choice else each.removeprefix(self.prefix), self.choices()
+                )
         if self.limits is not None and not self.limits[0] <= value <= self.limits[1]:
             low, high = self.limits
             raise ConfigError(f"`{low:g} <= {name} <= {high:g}` must hold, but got {value}")

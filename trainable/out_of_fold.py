@@ -189,7 +189,7 @@ def _tasks_of_heads(config: TrialConfig) -> list[Task]:
     is_tuned = {
         task: branch.fine_tune != "frozen" for branch in config.branches() for task in branch.tasks
     }
-    if config.couple_novel or config.restrict_sub:
+    if config.couple_novel or config.restrict_sub or config.sub_reads_super:
         is_tuned["sub"] |= is_tuned["super"]
     return [task for task in _free_tasks(config) if not is_tuned[task]]
 

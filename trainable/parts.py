@@ -174,11 +174,21 @@ AUGMENTS: Registry[type[Augmentation]] = Registry(
 REGISTRIES: tuple[Registry[Any], ...] = (BACKBONES, HEADS, SCORES, LOSSES, AUGMENTS)
 
 
+OF_SUPER = "super_"
+"""Before a novelty score of the subclass: the superclass's own of that name."""
+
+
+def own_name(score: str) -> str:
+    """Return the name under which a novelty score, or one of the superclass, is registered."""
+    return score if score in SCORES else score.removeprefix(OF_SUPER)
+
+
 def needs_bank(score: str) -> bool:
     """Return whether a novelty score is of features, and so fitted to those of training images."""
-    return hasattr(SCORES.named(score), "fit")
+    return hasattr(SCORES.named(own_name(score)), "fit")
 
 
 def needs_borrowed(score: str) -> bool:
     """Return whether a novelty score, or a part of it, needs borrowed images to mean anything."""
-    return any(getattr(SCORES.named(part), "needs_borrowed", False) for part in score.split("+"))
+    parts = (SCORES.named(own_name(part)) for part in score.split("+"))
+    return any(getattr(part, "needs_borrowed", False) for part in parts)

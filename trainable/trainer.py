@@ -21,6 +21,7 @@ from trainable.errors import TrialError, WeightsError, chosen
 from trainable.model.branch import BranchModel
 from trainable.model.inputs import FORWARD_BATCH, FeatureInputs, inputs_for
 from trainable.novelty.bank import FeatureBank, all_of_features, formula
+from trainable.novelty.scores.sums import of_tasks
 from trainable.novelty.thresholds import Fold, Outputs
 from trainable.objective import Objective, num_classes
 from trainable.rng import generator
@@ -349,6 +350,8 @@ class Trainer:
                     task for model in self.evaluated if model.is_frozen
                     for task in model.branch.tasks
                 ]  # fmt: skip
+                if self.config.sub_reads_super and "super" not in exact:
+                    exact = [task for task in exact if task != "sub"]
             own = {field.name: said[field.name] for field in fields(Outputs) if field.name in said}
             folds.append(Fold(**own, superclass=superclass, exact=tuple(exact)))
         return Outputs(**self._said(pooled, None, self.pools, all_scores), folds=tuple(folds))
@@ -419,11 +422,8 @@ class Trainer:
 
     def _bank_scores(self, model: BranchModel) -> list[str]:
         """Return the scores of features that the config asks for."""
-        names = {
-            part
-            for task in model.branch.tasks
-            for part in self.config.of(task, "novelty_score").split("+")
-        }
+        scores = {task: self.config.of(task, "novelty_score") for task in TASKS}
+        names = {*of_tasks(scores, model.branch.tasks)}
         return [name for name in all_of_features() if not names.isdisjoint((name, BEST))]
 
     def _scores(

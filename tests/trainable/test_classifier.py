@@ -178,6 +178,14 @@ def test_ensemble_answers_by_the_means_of_what_its_members_say(
             "super_backbone": f"{BACKBONE}+efficientnet_lite0",
             "super_novelty_score": "knn_difference",
         },
+        {
+            "architecture": "two_models",
+            "super_image_size": 48,
+            "super_fine_tune": "frozen",
+            "sub_fine_tune": "last_1",
+            "super_novelty_score": "knn",
+            "sub_novelty_score": "super_rmds+max_logit+super_energy+knn",
+        },
     ],
     ids=[
         "last_1",
@@ -187,6 +195,7 @@ def test_ensemble_answers_by_the_means_of_what_its_members_say(
         "best",
         "sums",
         "two backbones of one branch",
+        "scores of the other branch",
     ],
 )
 def test_loaded_classifier_answers_as_the_trial_did(

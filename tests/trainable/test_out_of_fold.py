@@ -387,3 +387,16 @@ def test_a_superclass_of_few_images_keeps_its_own_threshold() -> None:
     found = moved(rule, Rejected(0.1, (0.2, 0.2), 0.1), outputs.where(~is_few), ("sub",))
     assert found.tau_sub[0] == 0.3
     assert found.tau_sub[1] != 0.4
+
+
+def test_subclass_that_reads_a_tuned_superclass_has_no_threshold_of_its_heads(
+    tiny_data: Data,
+) -> None:
+    """Whoever says how known it looks has to be asked about images that it has not seen."""
+    config = tiny_config(
+        architecture="two_models", super_fine_tune="full", sub_fine_tune="frozen",
+        tau_super=-9.0, sub_novelty_score="max_logit",
+    )  # fmt: skip
+    assert pools_of_refit(tiny_data, config).shares
+    reads: dict[str, Any] = {"sub_novelty_score": "max_logit+super_rmds"}
+    assert not pools_of_refit(tiny_data, replace(config, **reads)).shares

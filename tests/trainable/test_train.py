@@ -754,6 +754,11 @@ def test_a_fold_whose_branch_is_tuned_says_that_its_features_saw_the_superclass(
     config = tiny_config(architecture="two_models", super_fine_tune="frozen")
     assert {fold.exact for fold in trainer(config).outputs().folds} == {("super",)}
     assert {fold.exact for fold in trainer(tiny_config()).outputs().folds} == {()}
+    config = tiny_config(architecture="two_models", super_fine_tune="full", sub_fine_tune="frozen")
+    assert {fold.exact for fold in trainer(config).outputs().folds} == {("sub",)}
+    reads: dict[str, Any] = {"sub_novelty_score": "super_rmds"}  # its features saw what is left out
+    config = replace(config, **reads)
+    assert {fold.exact for fold in trainer(config).outputs().folds} == {()}
 
 
 def test_a_fold_that_is_trained_from_the_start_never_saw_the_superclass(

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from trainable.config import Task
 from trainable.novelty.scores import sums
 from trainable.novelty.scores.logits import GEN_GAMMA, GEN_TOP
-from trainable.parts import SCORES, needs_bank
+from trainable.parts import SCORES, needs_bank, own_name
 
 _T = TypeVar("_T")
 _R = TypeVar("_R", bound="Response")
@@ -45,8 +45,8 @@ class Response:
     def score(self, task: Task, name: str) -> torch.Tensor:
         """Return how known each image looks to `task`: float64 (N,), higher is more known.
 
-        A sum says what its parts are standardised by, see `scores.sums`. A score of features that
-        was not computed is NaN.
+        A sum says what its parts are standardised by, see `scores.sums`. super_NAME is what the
+        superclass has as NAME. A score of features that was not computed is NaN.
         """
         computed = self.super_feature_scores if task == "super" else self.sub_feature_scores
         if name in computed:
@@ -55,6 +55,8 @@ class Response:
             return self.once(
                 ("score", task, name), lambda: sums.total(name, lambda part: self.score(task, part))
             )
+        if (own := own_name(name)) != name:
+            return self.score("super", own)
         if needs_bank(name):
             return torch.full((len(self.super_logits),), torch.nan, dtype=torch.float64)
         return self.once(("score", task, name), lambda: novelty_score(self.logits(task), name))

@@ -15,7 +15,7 @@ from trainable.data.splits import LEFT_OUT, NOVEL_SUPER, PSEUDO_NOVEL, SECOND, S
 from trainable.errors import ConfigError
 from trainable.novelty.metrics import score_table
 from trainable.novelty.rule import for_num_classes
-from trainable.novelty.scores.sums import parts_of, plain, standardised, total
+from trainable.novelty.scores.sums import of_tasks, parts_of, plain, standardised, total
 from trainable.novelty.thresholds import Outputs, PartRules, choose_rule
 
 AnyOutputs = TypeVar("AnyOutputs", bound=Outputs)
@@ -121,6 +121,9 @@ def test_table_has_the_sum_that_the_config_asks_for() -> None:
         ("max_logit+max_logit", "sum of different scores.*'max_logit.max_logit': drop max_logit"),
         ("rmds+best", "or best alone, but got 'rmds.best': drop best"),
         ("max_logit+", "`novelty_score` must be one of"),
+        ("super_rmds", "`novelty_score` super_rmds: with super_ the subclass takes.*write rmds"),
+        ("super_rmd", r"`novelty_score` must be one of .* got 'rmd' \(did you mean 'rmds'"),
+        ("super_super_rmds", "`novelty_score` must be one of .* got 'super_rmds'"),
     ],
 )
 def test_sum_that_is_none_is_refused(name: str, message: str) -> None:
@@ -128,9 +131,56 @@ def test_sum_that_is_none_is_refused(name: str, message: str) -> None:
         TrialConfig(novelty_score=name)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sub_novelty_score": "super_best"}, "super_best: with super_.*best is none: write best"),
+        ({"super_novelty_score": "super_msp"}, "`super_novelty_score` super_msp: .*write msp"),
+        (
+            {"architecture": "two_heads", "sub_novelty_score": "msp+super_rmds"},
+            "`sub_novelty_score` super_rmds is rmds in two_heads, whose heads share their features",
+        ),
+        (
+            {"super_novel_images": 0, "sub_novelty_score": "super_knn_difference"},
+            "`sub_novelty_score` super_knn_difference needs borrowed images, but "
+            "super_novel_images is 0",
+        ),
+    ],
+)
+def test_score_of_the_superclass_is_refused_where_it_is_none(
+    changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        TrialConfig(**{"architecture": "two_models", "super_novelty_score": "msp", **changes})
+
+
+def test_subclass_has_the_scores_of_the_superclass_under_their_names() -> None:
+    outputs = make_outputs(num=120)
+    for name in ("max_logit", "rmds"):
+        ours, theirs = (outputs.score("sub", each) for each in (name, f"super_{name}"))
+        assert torch.equal(theirs, outputs.score("super", name))
+        assert not torch.equal(ours, theirs)
+    config = TrialConfig(architecture="two_models", sub_novelty_score="super_rmds+max_logit")
+    name = choose_rule(outputs, config).sub_score
+    assert plain(name) == "super_rmds+max_logit"
+    expected = sum(
+        (each - each[outputs.is_known("sub")].mean())
+        / each[outputs.is_known("sub")].std(correction=0)
+        for each in (outputs.score("super", "rmds"), outputs.score("sub", "max_logit"))
+    )
+    torch.testing.assert_close(outputs.score("sub", name), expected)
+
+
+def test_each_branch_is_asked_for_what_is_its_own() -> None:
+    scores: dict[Task, str] = {
+        "super": "knn+msp", "sub": "super_rmds[1.0,2.0]+super_knn[0.0,1.0]+gen[1e+20,1.0]"
+    }  # fmt: skip
+    assert of_tasks(scores, ["super"]) == ["knn", "msp", "rmds"]
+    assert of_tasks(scores, ["sub"]) == ["gen"]
+    assert of_tasks(scores, TASKS) == ["knn", "msp", "rmds", "gen"]
+
+
 def test_sum_with_a_part_that_needs_borrowed_images_needs_them() -> None:
-    with pytest.raises(
-        ConfigError, match=r"`sub_novelty_score` rmds.knn_difference needs borrowed"
-    ):
+    with pytest.raises(ConfigError, match=r"`sub_novelty_score` knn_difference needs borrowed"):
         TrialConfig(sub_novelty_score="rmds+knn_difference", novel_images=0)
     TrialConfig(sub_novelty_score="rmds+knn_difference", novel_images=1)

@@ -7,9 +7,12 @@ As these stand in the name, they are saved with the rule, and mean the same wher
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 
 import torch
+
+from trainable.keys import Task
+from trainable.parts import own_name
 
 _PART = re.compile(r"([^\[\]]+)\[([^,]+),([^,]+)\]")
 
@@ -17,6 +20,17 @@ _PART = re.compile(r"([^\[\]]+)\[([^,]+),([^,]+)\]")
 def parts_of(name: str) -> tuple[str, ...]:
     """Return the scores that `name` is the sum of: itself, if of no others."""
     return tuple(part.partition("[")[0] for part in _split(name))
+
+
+def of_tasks(scores: Mapping[Task, str], tasks: Collection[Task]) -> list[str]:
+    """Return what `scores` of both tasks have of these: registered names, once each, in order."""
+    found = [
+        own_name(part)
+        for task, name in scores.items()
+        for part in parts_of(name)
+        if (task if own_name(part) == part else "super") in tasks
+    ]
+    return [*dict.fromkeys(found)]
 
 
 def plain(name: str) -> str:
