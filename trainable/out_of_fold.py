@@ -207,26 +207,28 @@ def pools_of_refit(data: Data, config: TrialConfig) -> RefitPools:
         return RefitPools(pools)
     share = _shares(data, config.seed)
 
-    def without(*shares: int) -> list[Pools]:
-        return _without(pools, torch.isin(share, torch.tensor(shares)), SEEN)
+    def without_shares(*shares: int) -> list[Pools]:
+        return without(pools, torch.isin(share, torch.tensor(shares)), SEEN)
 
     tenths = TENTHS
     whole = pools
     if free != by_heads:
-        for kept in without(0):
+        for kept in without_shares(0):
             if len(kept.val) >= KEPT_MIN:
                 whole, tenths = kept, TENTHS[1:]  # of the first one half trains nothing anyway
     if not by_heads:
         return RefitPools(whole)
     return RefitPools(
         whole,
-        tenths=tuple(each for tenth in tenths for each in without(*tenth)),
-        twentieths=tuple(each for tenth in tenths for half in tenth for each in without(half)),
+        tenths=tuple(each for tenth in tenths for each in without_shares(*tenth)),
+        twentieths=tuple(
+            each for tenth in tenths for half in tenth for each in without_shares(half)
+        ),
         subclasses=tuple(_without_subclasses(data, pools, config)) if "super" in by_heads else (),
     )
 
 
-def _without(pools: Pools, is_out: torch.Tensor, kind: int) -> list[Pools]:
+def without(pools: Pools, is_out: torch.Tensor, kind: int) -> list[Pools]:
     """Return the pools that do without some images and are asked about them; none for none.
 
     Args:
@@ -260,7 +262,7 @@ def _without_subclasses(data: Data, pools: Pools, config: TrialConfig) -> Iterat
         dealt += [members[place] for place in shuffled if len(members) > 1]
     for share in range(SUBCLASS_SHARES):
         is_out = torch.isin(data.subclass, torch.tensor(dealt[share::SUBCLASS_SHARES]).long())
-        yield from _without(pools, is_out, PSEUDO_NOVEL)
+        yield from without(pools, is_out, PSEUDO_NOVEL)
 
 
 def _shares(data: Data, seed: int) -> torch.Tensor:
