@@ -25,14 +25,14 @@ from trainable.classifier import (
     load_outputs,
     save_classifier,
 )
-from trainable.config import TrialConfig
+from trainable.config import Task, TrialConfig
 from trainable.data.built_in import TEST_CSV, synthetic_folder
 from trainable.data.dataset import Data, folder_for_images, load_data, same_data
 from trainable.errors import ConfigError, UserError, reason_of, typed
 from trainable.novelty.rule import Rule, for_num_classes
 from trainable.novelty.scores.sums import plain
 from trainable.novelty.thresholds import choose_rule
-from trainable.out_of_fold import Rejected, carried_over, pools_of_refit
+from trainable.out_of_fold import SUBCLASS_SHARES, Rejected, carried_over, pools_of_refit
 from trainable.schema import CONFIG_STEPS, Step, schema_of, stamp, upgraded
 from trainable.train import Metrics, together, train
 
@@ -229,7 +229,8 @@ def retrain(
     else:
         if file.exists():
             file.unlink()
-        own = checkpoints / hashlib.sha256(content.encode()).hexdigest()[:16]
+        named = f"{content} {SUBCLASS_SHARES}"  # as many further heads are in a checkpoint
+        own = checkpoints / hashlib.sha256(named.encode()).hexdigest()[:16]
         # Elsewhere needs no passwords, and has another working folder.
         record = replace(record, study=None, tracking_uri="")
         choice = replace(choice, rule=rule)
@@ -294,14 +295,15 @@ def _train(
     asked = pools_of_refit(data, config)
     pools = asked.whole
     if asked.shares:
+        what = "images or subclasses" if asked.subclasses else "images"
         note(
-            f"thresholds: by {len(asked.shares)} further heads for each frozen one, each trained "
-            "without a share of the known images or subclasses and asked about it"
+            f"{_thresholds(asked.by_heads)}: by {len(asked.shares)} further heads for each frozen "
+            f"one, each trained without a share of the known {what} and asked about it"
         )
     if len(pools.val):
         note(
-            f"thresholds: by {len(pools.val):,} known images, a twentieth, which train nothing, as "
-            "what is tuned cannot be asked about images that it has seen"
+            f"{_thresholds(asked.by_kept)}: by {len(pools.val):,} known images, a twentieth, which "
+            "train nothing, as what is tuned cannot be asked about images that it has seen"
         )
 
     def report(metrics: Metrics) -> None:
@@ -351,6 +353,10 @@ def _train(
         self_contained=True,
         promise=choice.promise,
     )
+
+
+def _thresholds(tasks: Sequence[Task]) -> str:
+    return "thresholds" if len(tasks) > 1 else f"threshold of the {tasks[0]}class"
 
 
 def _price(config: TrialConfig, ensemble: int) -> str:

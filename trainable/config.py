@@ -20,7 +20,7 @@ from trainable.parts import (
     SCORES,
     needs_bank,
     needs_borrowed,
-    own_name,
+    read_from,
 )
 
 TASKS_OF_BRANCHES: dict[str, tuple[tuple[Task, ...], ...]] = {
@@ -190,12 +190,12 @@ class TrialConfig:
         "msp",
         """How known an image looks, from logits or from features. Of a sum each part counts in
         deviations from its mean over the known images that choose the threshold. best: the best of
-        all, but for sums, on the images that choose; it stands alone. Of the subclass also
-        super_NAME: what the superclass has as NAME, by its own logits and features.""",
+        all, but for sums, on the images that choose; it stands alone. sub_novelty_score may also
+        have super_NAME: what the superclass has as NAME, by its own logits and features.""",
         scope="head",
         choices=lambda: (*SCORES, BEST),
         is_sum=True,
-        prefix=OF_SUPER,
+        sub_prefix=OF_SUPER,
     )
     tau_super: float | None = key(
         None, "Superclass threshold on the novelty score; null: calibrated."
@@ -323,8 +323,9 @@ class TrialConfig:
                     f"`{self._set_as(task, 'novelty_score')}` is a sum of different scores, or "
                     f"{BEST} alone, but got {score!r}: drop {part}"
                 )
-            self._check_of_super(task, part)
-            whose: Task = task if own_name(part) == part else "super"
+            whose, _ = read_from(task, part)
+            if whose != task:
+                self._check_of_super(self._set_as(task, "novelty_score"), part)
             if part != BEST and needs_borrowed(part) and self.of(whose, "novel_images") == 0:
                 raise ConfigError(
                     f"`{self._set_as(task, 'novelty_score')}` {part} needs borrowed images, but "
@@ -338,16 +339,11 @@ class TrialConfig:
             other = f"known_rejection_{task}" if rejection is not None else "novelty_score best"
             raise ConfigError(f"`tau_{task}` fixes the threshold, and {other} chooses it: drop one")
 
-    def _check_of_super(self, task: Task, part: str) -> None:
-        """Check a part of a novelty score that may be one of the superclass."""
-        if (own := own_name(part)) == part:
-            return
-        name = self._set_as(task, "novelty_score")
-        if task == "super" or own == BEST:
-            raise ConfigError(
-                f"`{name}` {part}: with {OF_SUPER} the subclass takes a score of the superclass, "
-                f"and {BEST} is none: write {own}"
-            )
+    def _check_of_super(self, name: str, part: str) -> None:
+        """Check a part of the subclass's novelty score that is one of the superclass."""
+        own = part.removeprefix(OF_SUPER)
+        if own == BEST:
+            raise ConfigError(f"`{name}` {part}: {BEST} is no score, so name the one to take")
         if len(self.branches()) == 1 and needs_bank(own):
             raise ConfigError(
                 f"`{name}` {part} is {own} in {self.architecture}, whose heads share their "
@@ -358,7 +354,7 @@ class TrialConfig:
     def sub_reads_super(self) -> bool:
         """Whether the subclass's novelty score has a part that is the superclass's."""
         parts = self.of("sub", "novelty_score").split("+")
-        return any(own_name(part) != part for part in parts)
+        return any(part.startswith(OF_SUPER) for part in parts)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:

@@ -31,19 +31,17 @@ class Key:
     is_override: bool = False
     is_sum: bool = False
     """Whether several choices may be joined by +."""
-    prefix: str = ""
-    """May stand before a choice."""
+    sub_prefix: str = ""
+    """May stand before a choice where a key is the subclass's alone."""
     form: tuple[str, str] | None = None
     """Regular expression, and the same in words."""
 
     def check(self, name: str, value: Any) -> None:
         """Raise ConfigError unless `value`, of the right type and not null, is allowed."""
         if self.choices is not None:
+            prefix = self.sub_prefix if name.startswith("sub_") else ""
             for each in value.split("+") if self.is_sum else [value]:
-                is_choice = each in self.choices()
-                check_choice(
-                    name, each if is_choice else each.removeprefix(self.prefix), self.choices()
-                )
+                check_choice(name, each, self.choices(), prefix)
         if self.limits is not None and not self.limits[0] <= value <= self.limits[1]:
             low, high = self.limits
             raise ConfigError(f"`{low:g} <= {name} <= {high:g}` must hold, but got {value}")
@@ -111,10 +109,11 @@ def as_type(name: str, value: Any, allowed: tuple[type, ...]) -> Any:
     return value
 
 
-def check_choice(name: str, value: str, choices: Collection[str]) -> None:
-    """Raise ConfigError, with the nearest choice, unless `value` is one."""
-    if value not in choices:
+def check_choice(name: str, value: str, choices: Collection[str], prefix: str = "") -> None:
+    """Raise ConfigError, with the nearest choice, unless `value` is one, or one after `prefix`."""
+    if (own := value.removeprefix(prefix)) not in choices:
+        others = f", or {prefix} and one of them" if prefix else ""
         raise ConfigError(
-            f"`{name}` must be one of {', '.join(choices)}, "
-            f"but got {value!r}{nearest(value, choices)}"
+            f"`{name}` must be one of {', '.join(choices)}{others}, "
+            f"but got {value!r}{nearest(own, choices)}"
         )

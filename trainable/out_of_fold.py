@@ -100,6 +100,10 @@ class RefitPools:
 
     whole: Pools
     """What it trains on; `val`: known images that it does not, and is asked about."""
+    by_heads: tuple[Task, ...] = ()
+    """Whose threshold further heads find."""
+    by_kept: tuple[Task, ...] = ()
+    """Whose threshold those known images find."""
     tenths: tuple[Pools, ...] = ()
     """Without tenths of every subclass, for further heads: their `val` is what they miss."""
     twentieths: tuple[Pools, ...] = ()
@@ -131,22 +135,18 @@ def carried_over(
         asked: What it was trained with.
         result: What came of it.
     """
-    by_heads = _tasks_of_heads(config)
     if asked.shares:
         said = iter(result.shares)
         parts = (
             [*itertools.islice(said, len(each))]
             for each in (asked.tenths, asked.twentieths, asked.subclasses)
         )
-        rule = extrapolated(rule, rejected, by_heads, *parts)
+        rule = extrapolated(rule, rejected, asked.by_heads, *parts)
     if result.outputs is None:
         return rule
     num_kept = len(result.outputs.rows)
-    others = [
-        task for task in _free_tasks(config)
-        if task not in by_heads and rejected.of(task) * num_kept >= TAIL_MIN
-    ]  # fmt: skip
-    return moved(rule, rejected, result.outputs, others)
+    kept = [task for task in asked.by_kept if rejected.of(task) * num_kept >= TAIL_MIN]
+    return moved(rule, rejected, result.outputs, kept)
 
 
 def extrapolated(
@@ -201,35 +201,34 @@ def pools_of_refit(data: Data, config: TrialConfig) -> RefitPools:
     has, the refit itself does without a twentieth, unless that is fewer than `KEPT_MIN` images.
     Copies of an image are in the same share. No image is asked about where no threshold is free.
     """
-    pools = make_refit_pools(data, config)
-    free, by_heads = _free_tasks(config), _tasks_of_heads(config)
-    if not free or not config.epochs:
-        return RefitPools(pools)
-    share = _shares(data, config.seed)
-
-    def without_shares(*shares: int) -> list[Pools]:
-        return without(pools, torch.isin(share, torch.tensor(shares)), SEEN)
-
-    tenths = TENTHS
-    whole = pools
-    if free != by_heads:
-        for kept in without_shares(0):
-            if len(kept.val) >= KEPT_MIN:
-                whole, tenths = kept, TENTHS[1:]  # of the first one half trains nothing anyway
-    if not by_heads:
+    whole = make_refit_pools(data, config)
+    by_heads = _tasks_of_heads(config)
+    by_kept = tuple(task for task in _free_tasks(config) if task not in by_heads)
+    if (not by_heads and not by_kept) or not config.epochs:
         return RefitPools(whole)
-    return RefitPools(
-        whole,
-        tenths=tuple(each for tenth in tenths for each in without_shares(*tenth)),
-        twentieths=tuple(
-            each for tenth in tenths for half in tenth for each in without_shares(half)
-        ),
-        subclasses=tuple(_without_subclasses(data, pools, config)) if "super" in by_heads else (),
-    )
+    share, tenths = _shares(data, config.seed), TENTHS
+    if by_kept:
+        kept = without(whole, share == 0, SEEN)
+        if len(kept.val) >= KEPT_MIN:
+            whole, tenths = kept, TENTHS[1:]  # of the first one half trains nothing anyway
+        else:
+            by_kept = ()
+    if not by_heads:
+        return RefitPools(whole, by_kept=by_kept)
+
+    def shares(*which: tuple[int, ...]) -> tuple[Pools, ...]:
+        found = (without(whole, torch.isin(share, torch.tensor(each)), SEEN) for each in which)
+        return tuple(each for each in found if len(each.val))
+
+    halves = shares(*((half,) for tenth in tenths for half in tenth))
+    subclasses: list[Pools] = []
+    if "super" in by_heads and halves:
+        subclasses = [without(whole, each, PSEUDO_NOVEL) for each in _subclass_shares(data, config)]
+    return RefitPools(whole, tuple(by_heads), by_kept, shares(*tenths), halves, tuple(subclasses))
 
 
-def without(pools: Pools, is_out: torch.Tensor, kind: int) -> list[Pools]:
-    """Return the pools that do without some images and are asked about them; none for none.
+def without(pools: Pools, is_out: torch.Tensor, kind: int) -> Pools:
+    """Return the pools of a refit that do without some images and are asked about them.
 
     Args:
         pools: Of a refit.
@@ -237,7 +236,7 @@ def without(pools: Pools, is_out: torch.Tensor, kind: int) -> list[Pools]:
         kind: Of those.
     """
     rows = is_out.nonzero()[:, 0]
-    each = replace(
+    return replace(
         pools,
         train=pools.train[~is_out[pools.train]],
         left_out=is_out,
@@ -245,12 +244,12 @@ def without(pools: Pools, is_out: torch.Tensor, kind: int) -> list[Pools]:
         val_kind=torch.full_like(rows, kind),
         val_in_part_a=torch.zeros_like(rows, dtype=torch.bool),
     )
-    return [each] if len(rows) else []
 
 
-def _without_subclasses(data: Data, pools: Pools, config: TrialConfig) -> Iterator[Pools]:
-    """Give pools without a share of the subclasses each, dealt evenly over the superclasses; none
-    where a trial holds none out, nor of a superclass of one, without which nothing would train it.
+def _subclass_shares(data: Data, config: TrialConfig) -> Iterator[torch.Tensor]:
+    """Give the images of each share of the subclasses, bool (num_rows,), dealt evenly over the
+    superclasses: none where a trial holds none out, nor the only one of a superclass, without which
+    nothing would train that.
     """
     if not num_held_out(data, config):
         return
@@ -261,8 +260,8 @@ def _without_subclasses(data: Data, pools: Pools, config: TrialConfig) -> Iterat
         shuffled = torch.randperm(len(members), generator=order).tolist()
         dealt += [members[place] for place in shuffled if len(members) > 1]
     for share in range(SUBCLASS_SHARES):
-        is_out = torch.isin(data.subclass, torch.tensor(dealt[share::SUBCLASS_SHARES]).long())
-        yield from without(pools, is_out, PSEUDO_NOVEL)
+        if out := dealt[share::SUBCLASS_SHARES]:
+            yield torch.isin(data.subclass, torch.tensor(out))
 
 
 def _shares(data: Data, seed: int) -> torch.Tensor:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from trainable.errors import ConfigError, chosen
 
 if TYPE_CHECKING:
+    from trainable.keys import Task
     from trainable.model.augment import Augmentation
     from trainable.model.backbones import BackboneMaker
     from trainable.model.heads import HeadMaker
@@ -47,15 +48,16 @@ class About:
 class Registry(Mapping[str, T], Generic[T]):
     """The parts of one kind by their names: built-in ones first, in the order of their files."""
 
-    def __init__(self, kind: str, key: str, *modules: str) -> None:
+    def __init__(self, kind: str, key: str, *modules: str, reserved: str = "") -> None:
         """Name what registers the built-in parts, which is imported when somebody asks.
 
         Args:
             kind: In words.
             key: Of the config, whose choices they are.
             modules: In order.
+            reserved: No name begins so; empty: each name may.
         """
-        self.kind, self.key = kind, key
+        self.kind, self.key, self._reserved = kind, key, reserved
         self._modules, self._waiting = modules, list(modules)
         self._lock = threading.RLock()
         self._parts: dict[str, T] = {}
@@ -76,6 +78,10 @@ class Registry(Mapping[str, T], Generic[T]):
             if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
                 raise ConfigError(
                     f"the name of a {self.kind} has small letters, digits and '_', but got {name!r}"
+                )
+            if self._reserved and name.startswith(self._reserved):
+                raise ConfigError(
+                    f"no name of a {self.kind} begins with {self._reserved}, but got {name!r}"
                 )
             file, digest = _reading[-1] if _reading else (None, "")
             if not part.__module__.startswith("trainable."):
@@ -161,11 +167,15 @@ def reading(file: str, digest: str) -> Iterator[None]:
         _reading.pop()
 
 
+OF_SUPER = "super_"
+"""Before a novelty score of the subclass: the superclass's own of that name."""
+
 BACKBONES: Registry[BackboneMaker] = Registry("backbone", "backbone", "trainable.model.backbones")
 HEADS: Registry[HeadMaker] = Registry("head", "head", "trainable.model.heads")
 SCORES: Registry[Score] = Registry(
     "novelty score", "novelty_score", "trainable.novelty.scores.logits",
     "trainable.novelty.scores.neighbours", "trainable.novelty.scores.mahalanobis",
+    reserved=OF_SUPER,
 )  # fmt: skip
 LOSSES: Registry[LossTerm] = Registry("loss term", "loss", "trainable.model.losses")
 AUGMENTS: Registry[type[Augmentation]] = Registry(
@@ -174,21 +184,18 @@ AUGMENTS: Registry[type[Augmentation]] = Registry(
 REGISTRIES: tuple[Registry[Any], ...] = (BACKBONES, HEADS, SCORES, LOSSES, AUGMENTS)
 
 
-OF_SUPER = "super_"
-"""Before a novelty score of the subclass: the superclass's own of that name."""
-
-
-def own_name(score: str) -> str:
-    """Return the name under which a novelty score, or one of the superclass, is registered."""
-    return score if score in SCORES else score.removeprefix(OF_SUPER)
+def read_from(task: Task, score: str) -> tuple[Task, str]:
+    """Return whose novelty score `task` reads under a name, and under which it is registered."""
+    own = score.removeprefix(OF_SUPER)
+    return (task, score) if own == score else ("super", own)
 
 
 def needs_bank(score: str) -> bool:
     """Return whether a novelty score is of features, and so fitted to those of training images."""
-    return hasattr(SCORES.named(own_name(score)), "fit")
+    return hasattr(SCORES.named(score.removeprefix(OF_SUPER)), "fit")
 
 
 def needs_borrowed(score: str) -> bool:
     """Return whether a novelty score, or a part of it, needs borrowed images to mean anything."""
-    parts = (SCORES.named(own_name(part)) for part in score.split("+"))
+    parts = (SCORES.named(part.removeprefix(OF_SUPER)) for part in score.split("+"))
     return any(getattr(part, "needs_borrowed", False) for part in parts)

@@ -366,6 +366,8 @@ class Trainer:
                 for number, model in enumerate(self.evaluated)
             ]
             found.append(Outputs(**self._said(pooled, share, pools, all_scores=False)))
+            for number in range(len(self.evaluated)):  # each is as large as all features
+                self._frozen_banks.pop((number, share), None)
         return tuple(found)
 
     def _features(self, number: int, all_scores: bool) -> _Features:

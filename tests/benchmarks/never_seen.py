@@ -55,9 +55,8 @@ def asked(data: Data, config: TrialConfig, cache: Path) -> Outputs:
     """Return what heads say about images, subclasses and superclasses that they did not see."""
     pools = pools_of_refit(data, config)
     superclasses = [
-        each
+        without(pools.whole, data.superclass == superclass, LEFT_OUT)
         for superclass in range(len(data.superclasses))
-        for each in without(pools.whole, data.superclass == superclass, LEFT_OUT)
     ]
     shares = [*pools.twentieths, *pools.subclasses, *superclasses]
     result = train(
@@ -111,6 +110,8 @@ def main(argv: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
         given, cache = sources(args, Path(folder)), args.cache or Path(folder) / "cache"
         data = load_data(str(given.data), str(given.novel), cache, note=say)
+        if len(data.superclasses) < 2:
+            options.error("--data has one superclass, so that none can be left out")
         said = asked(data, config, cache)
     say("\nscore, bound; rejected of seen subclasses, of others; found of a superclass, the worst")
     rows = list(rows_of(said, args.scores, args.bounds))

@@ -183,6 +183,11 @@ def test_parts_of_the_page_are_twenty_lines_each() -> None:
             "@HEADS.register('mine', source='x')\ndef head(n, m):\n    pass\n",
             r"^mine.py, line 2: the head 'mine' has no docstring",
         ),
+        (
+            "from trainable.parts import SCORES\n"
+            "@SCORES.register('super_mine', source='x')\ndef score(logits):\n    'A score.'\n",
+            r"^mine.py, line 2: no name of a novelty score begins with super_, but got",
+        ),
     ],
 )
 def test_bad_file_of_parts_is_refused_with_its_line(text: str, message: str) -> None:

@@ -317,6 +317,69 @@ def test_beside_a_tuned_branch_a_frozen_one_has_a_threshold_of_its_heads(
     assert found.tau_sub != moved(rule, rejected, result.outputs, ["sub"]).tau_sub
 
 
+def test_beside_a_tuned_superclass_an_uncoupled_frozen_subclass_has_a_threshold_of_its_heads(
+    tiny_data: Data, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainable.out_of_fold.KEPT_MIN", 24)
+    monkeypatch.setattr("trainable.out_of_fold.TAIL_MIN", 1)
+    config = tiny_config(
+        architecture="two_models", super_fine_tune="full", sub_fine_tune="frozen",
+        novel_images=0, novelty_score="knn",
+    )  # fmt: skip
+    data = many(tiny_data, 5)
+    pools = pools_of_refit(data, config)
+    assert (pools.by_heads, pools.by_kept, pools.subclasses) == (("sub",), ("super",), ())
+    result = refitted(data, tiny_weights, config)
+    rule = choose_rule(replace(make_outputs(), super_of_sub=result.outputs.super_of_sub), config)
+    rule, rejected = replace(rule, tau_sub=(9.0,) * 3), Rejected(0.2, (0.2,) * 3, 0.2)
+    found = carried_over(rule, rejected, config, pools, result)
+    num = len(pools.tenths)
+    by_heads = extrapolated(rule, rejected, ["sub"], result.shares[:num], result.shares[num:])
+    assert found == moved(by_heads, rejected, result.outputs, ["super"])
+    assert found.tau_sub != rule.tau_sub
+    assert found.tau_super != rule.tau_super
+
+
+def test_where_few_images_could_be_kept_heads_still_find_the_superclass_threshold(
+    tiny_data: Data, tiny_weights: Path
+) -> None:
+    config = tiny_config(
+        architecture="two_models", super_fine_tune="frozen", sub_fine_tune="full",
+        novel_images=0, novelty_score="knn", couple_novel=True, lr=1e-2,
+    )  # fmt: skip
+    pools = pools_of_refit(tiny_data, config)
+    assert (pools.by_heads, pools.by_kept, len(pools.whole.val)) == (("super",), (), 0)
+    result = refitted(tiny_data, tiny_weights, config)
+    rule = choose_rule(make_outputs(), config)
+    found = carried_over(rule, Rejected(0.2, (0.2, 0.2), 0.2), config, pools, result)
+    assert found.tau_super != rule.tau_super
+    assert found == replace(rule, tau_super=found.tau_super)
+
+
+def test_banks_of_shares_are_not_kept(
+    tiny_data: Data, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is as large as all features, and there are two dozen."""
+    config = tiny_config(fine_tune="frozen", novelty_score="knn")
+    pools = pools_of_refit(tiny_data, config)
+    trainer = Trainer(
+        config, tiny_data, pools.whole, cache=None, weights=tiny_weights, shares=pools.shares,
+        note=silent,
+    )  # fmt: skip
+    kept: set[tuple[int, int | None]] = set()
+    fit = trainer._bank
+
+    def watched(*given: Any) -> Any:
+        bank = fit(*given)
+        kept.update(trainer._frozen_banks)
+        return bank
+
+    monkeypatch.setattr(trainer, "_bank", watched)
+    trainer.outputs_of_shares()
+    assert kept == {(0, share) for share in range(len(pools.shares))}
+    assert not trainer._frozen_banks
+
+
 def test_heads_of_a_tuned_branch_do_without_no_share(tiny_data: Data, tiny_weights: Path) -> None:
     config = tiny_config(
         architecture="two_models", super_fine_tune="frozen", sub_fine_tune="full", novel_images=0

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 
-from trainable.config import TASKS, Task, TrialConfig
+from trainable.config import BEST, TASKS, Task, TrialConfig
 from trainable.data.splits import LEFT_OUT, NOVEL_SUPER, PSEUDO_NOVEL, SECOND, SEEN
 from trainable.novelty.hierarchy import hierarchy_area
 from trainable.novelty.rule import Rule, decide, harmonic_mean
@@ -22,7 +22,7 @@ from trainable.novelty.thresholds import (
     available_scores,
     choose_rule,
 )
-from trainable.parts import needs_borrowed
+from trainable.parts import SCORES, needs_borrowed
 
 CONFORMAL_REJECTION = 0.05
 """Known images that the table's conformal thresholds may reject, where the config says nothing."""
@@ -325,9 +325,10 @@ def _is_of_a_group(name: str) -> bool:
     )
 
 
-def _own_sum(config: TrialConfig, task: Task) -> list[str]:
-    """Return the score that `config` asks for if it is a sum of others."""
-    return [name] if "+" in (name := config.of(task, "novelty_score")) else []
+def _own_score(config: TrialConfig, task: Task) -> list[str]:
+    """Return the score that `config` asks for if it is a sum of others, or one of another task."""
+    name = config.of(task, "novelty_score")
+    return [] if name == BEST or name in SCORES else [name]
 
 
 def _scored_by(task: Task, name: str) -> dict[str, Any]:
@@ -340,7 +341,7 @@ def _curves_of_score(outputs: Outputs, task: Task, config: TrialConfig) -> dict[
     names = [config.of(task, "novelty_score")] * (1 + len(outputs.folds))
     found = []
     for is_a in (True, False):
-        if _own_sum(config, task):
+        if _own_score(config, task):
             rules = PartRules.choose(outputs, config)
             judging = [each.judging(a=is_a) for each in (rules, *rules.folds)]
             names = [each.super_score if task == "super" else each.sub_score for each in judging]
@@ -350,8 +351,8 @@ def _curves_of_score(outputs: Outputs, task: Task, config: TrialConfig) -> dict[
 
 def score_table(outputs: Outputs, config: TrialConfig) -> Iterator[dict[str, Any]]:
     """Yield the result of every novelty score, kind of threshold and decision option that could
-    have been chosen after the same training, of sums of scores the config's own; one task at a time
-    is varied. `tau` is what both parts choose together.
+    have been chosen after the same training, of sums and scores of another task the config's own;
+    one task at a time is varied. `tau` is what both parts choose together.
     """
     outputs = outputs.choosing()
     for task in TASKS:
@@ -362,8 +363,8 @@ def score_table(outputs: Outputs, config: TrialConfig) -> Iterator[dict[str, Any
         options = [(config.couple_novel, config.restrict_sub)]
         if task == "sub":
             options = [(couple, restrict) for couple in (False, True) for restrict in (False, True)]
-        for name in dict.fromkeys((*available_scores(outputs, task), *_own_sum(config, task))):
-            if needs_borrowed(name) and config.of(task, "novel_images") == 0:
+        for name in dict.fromkeys((*available_scores(outputs, task), *_own_score(config, task))):
+            if name in SCORES and needs_borrowed(name) and config.of(task, "novel_images") == 0:
                 continue  # no config may ask for it
             curves = _curves_of_score(outputs, task, replace(config, **_scored_by(task, name)))
             for threshold in thresholds:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from trainable.config import Task
 from trainable.novelty.scores import sums
 from trainable.novelty.scores.logits import GEN_GAMMA, GEN_TOP
-from trainable.parts import SCORES, needs_bank, own_name
+from trainable.parts import SCORES, needs_bank, read_from
 
 _T = TypeVar("_T")
 _R = TypeVar("_R", bound="Response")
@@ -55,8 +55,8 @@ class Response:
             return self.once(
                 ("score", task, name), lambda: sums.total(name, lambda part: self.score(task, part))
             )
-        if (own := own_name(name)) != name:
-            return self.score("super", own)
+        if (read := read_from(task, name)) != (task, name):
+            return self.score(*read)
         if needs_bank(name):
             return torch.full((len(self.super_logits),), torch.nan, dtype=torch.float64)
         return self.once(("score", task, name), lambda: novelty_score(self.logits(task), name))
@@ -130,7 +130,7 @@ class Rule:
     super_score: str
     """Novelty score of the superclass: one of `parts.SCORES`, or a sum, see `scores.sums`."""
     sub_score: str
-    """Novelty score of the subclass."""
+    """Novelty score of the subclass; super_NAME is the superclass's NAME."""
     tau_super: float
     """The superclass is novel below it."""
     tau_sub: tuple[float, ...]

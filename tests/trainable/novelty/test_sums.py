@@ -115,15 +115,31 @@ def test_table_has_the_sum_that_the_config_asks_for() -> None:
 
 
 @pytest.mark.parametrize(
+    "changes",
+    [
+        {"sub_novelty_score": "super_rmds"},
+        {"sub_novelty_score": "max_logit+super_knn_difference", "sub_novel_images": 0},
+    ],
+)
+def test_table_has_the_score_of_the_superclass_that_the_config_asks_for(
+    changes: dict[str, Any],
+) -> None:
+    config = TrialConfig(architecture="two_models", **changes)
+    rows = [*score_table(make_outputs(num=120), config)]
+    own = [row for row in rows if row["novelty_score"] == changes["sub_novelty_score"]]
+    assert {row["task"] for row in own} == {"sub"}
+    of_sub = [row for row in rows if (row["task"], row["novelty_score"]) == ("sub", "rmds")]
+    assert own[0]["auroc"] != of_sub[0]["auroc"]
+
+
+@pytest.mark.parametrize(
     ("name", "message"),
     [
         ("max_logit+rmd", r"`novelty_score` must be one of .* but got 'rmd' \(did you mean 'rmds'"),
         ("max_logit+max_logit", "sum of different scores.*'max_logit.max_logit': drop max_logit"),
         ("rmds+best", "or best alone, but got 'rmds.best': drop best"),
         ("max_logit+", "`novelty_score` must be one of"),
-        ("super_rmds", "`novelty_score` super_rmds: with super_ the subclass takes.*write rmds"),
-        ("super_rmd", r"`novelty_score` must be one of .* got 'rmd' \(did you mean 'rmds'"),
-        ("super_super_rmds", "`novelty_score` must be one of .* got 'super_rmds'"),
+        ("super_rmds", r"`novelty_score` must be one of .*, best, but got 'super_rmds'"),
     ],
 )
 def test_sum_that_is_none_is_refused(name: str, message: str) -> None:
@@ -134,8 +150,16 @@ def test_sum_that_is_none_is_refused(name: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"sub_novelty_score": "super_best"}, "super_best: with super_.*best is none: write best"),
-        ({"super_novelty_score": "super_msp"}, "`super_novelty_score` super_msp: .*write msp"),
+        ({"sub_novelty_score": "super_best"}, "`sub_novelty_score` super_best: best is no score"),
+        (
+            {"super_novelty_score": "super_msp"},
+            "`super_novelty_score` must be one of .*'super_msp'",
+        ),
+        (
+            {"sub_novelty_score": "msp+super_rmd"},
+            r"one of .*, best, or super_ and one of them, but got 'super_rmd' .*mean 'rmds'",
+        ),
+        ({"sub_novelty_score": "super_super_rmds"}, "must be one of .* got 'super_super_rmds'"),
         (
             {"architecture": "two_heads", "sub_novelty_score": "msp+super_rmds"},
             "`sub_novelty_score` super_rmds is rmds in two_heads, whose heads share their features",

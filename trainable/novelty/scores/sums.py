@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Mapping
 import torch
 
 from trainable.keys import Task
-from trainable.parts import own_name
+from trainable.parts import read_from
 
 _PART = re.compile(r"([^\[\]]+)\[([^,]+),([^,]+)\]")
 
@@ -24,13 +24,8 @@ def parts_of(name: str) -> tuple[str, ...]:
 
 def of_tasks(scores: Mapping[Task, str], tasks: Collection[Task]) -> list[str]:
     """Return what `scores` of both tasks have of these: registered names, once each, in order."""
-    found = [
-        own_name(part)
-        for task, name in scores.items()
-        for part in parts_of(name)
-        if (task if own_name(part) == part else "super") in tasks
-    ]
-    return [*dict.fromkeys(found)]
+    found = [read_from(task, part) for task, name in scores.items() for part in parts_of(name)]
+    return [*dict.fromkeys(own for whose, own in found if whose in tasks)]
 
 
 def plain(name: str) -> str:
