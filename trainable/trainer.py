@@ -382,8 +382,14 @@ class Trainer:
     ) -> dict[str, Any]:
         """Return what the heads of the trial, or of a fold, say of pooled features: `Outputs`.
 
-        Without features a branch says NaN.
+        Without features a branch says NaN, and reads no score of another one.
         """
+        asked = [
+            task
+            for model, features in zip(self.evaluated, pooled, strict=True)
+            if features is not None
+            for task in model.branch.tasks
+        ]
         logits: dict[Task, torch.Tensor] = {}
         scores: dict[Task, dict[str, torch.Tensor]] = {}
         for number, model in enumerate(self.evaluated):
@@ -396,7 +402,7 @@ class Trainer:
                 }
             else:
                 answers = model.classify(features.val_ND, fold)
-                names = all_of_features() if all_scores else self._bank_scores(model)
+                names = all_of_features() if all_scores else self._bank_scores(model, asked)
                 found = self._scores(number, features, fold, names, pools.val)
             logits |= {task: each.cpu() for task, each in answers.items()}
             scores |= dict.fromkeys(model.branch.tasks, found)
@@ -422,9 +428,9 @@ class Trainer:
             for number, model in enumerate(self.evaluated)
         ]
 
-    def _bank_scores(self, model: BranchModel) -> list[str]:
-        """Return the scores of features that the config asks for."""
-        scores = {task: self.config.of(task, "novelty_score") for task in TASKS}
+    def _bank_scores(self, model: BranchModel, asked: Sequence[Task] = TASKS) -> list[str]:
+        """Return the scores of a branch's features that the config asks for, for these tasks."""
+        scores = {task: self.config.of(task, "novelty_score") for task in asked}
         names = {*of_tasks(scores, model.branch.tasks)}
         return [name for name in all_of_features() if not names.isdisjoint((name, BEST))]
 

@@ -382,8 +382,9 @@ def test_banks_of_shares_are_not_kept(
 
 def test_heads_of_a_tuned_branch_do_without_no_share(tiny_data: Data, tiny_weights: Path) -> None:
     config = tiny_config(
-        architecture="two_models", super_fine_tune="frozen", sub_fine_tune="full", novel_images=0
-    )
+        architecture="two_models", super_fine_tune="frozen", sub_fine_tune="full", novel_images=0,
+        super_novelty_score="knn", sub_novelty_score="max_logit+super_rmds",
+    )  # fmt: skip
     pools = pools_of_refit(tiny_data, config)
     trainer = Trainer(
         config, tiny_data, pools.whole, cache=None, weights=tiny_weights, shares=pools.shares,
@@ -393,6 +394,7 @@ def test_heads_of_a_tuned_branch_do_without_no_share(tiny_data: Data, tiny_weigh
     said = trainer.outputs_of_shares()[-1]
     assert said.super_logits.isfinite().all()
     assert said.sub_logits.isnan().all()
+    assert [*said.super_feature_scores] == ["knn"]  # nobody asks for rmds, which takes seconds
 
 
 def test_every_subclass_is_left_out_once_but_an_only_one(tiny_data: Data) -> None:
