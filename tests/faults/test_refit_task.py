@@ -1,5 +1,6 @@
 """A refit on a cluster costs time only when its node or its process goes, and ends the same."""
 
+import json
 import os
 import signal
 import time
@@ -166,3 +167,29 @@ def test_refit_whose_process_dies_goes_on_as_often_as_a_trial_and_fails_by_its_o
         with pytest.raises(ClusterError, match=asked):
             refit.run("refused", refit.on(cluster, gpus=0.5), silent)
     assert not (refit.folder / "refused").exists()
+
+
+def note_its_share(folder: Path, data: Data, note: Callable[[str], None]) -> None:
+    """Write down what Ray gave this process, and which devices it sees."""
+    context = ray.get_runtime_context()
+    seen = {
+        "resources": context.get_assigned_resources(),
+        "devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
+        "node": context.get_node_id(),
+    }
+    (folder / "share.json").write_text(json.dumps(seen))
+
+
+def test_refit_takes_a_trials_share_of_a_gpu(refit: Refit, tmp_path: Path) -> None:
+    """Of the node that has one, not of the one with more CPUs."""
+    slots = Slots(cpus_per_trial=1, gpus_per_trial=0.25, concurrency=1)
+    job = Job.of(refit.record, refit.folder, refit.cache)
+    with ray_cluster(num_cpus=4) as cluster:
+        node = cluster.add_node(num_cpus=1, num_gpus=2)
+        with connected(cluster.address):
+            nodes = Nodes(refit.folder, refit.data, refit.cache, silent)
+            run_task(partial(note_its_share, tmp_path), job, slots, nodes, 1, silent)
+    share = json.loads((tmp_path / "share.json").read_text())
+    assert share["resources"] == {"CPU": 1.0, "GPU": 0.25}
+    assert share["devices"] in ("0", "1"), "one of the two"
+    assert share["node"] == node.node_id
