@@ -11,6 +11,9 @@ model, the last evaluation, the way to the driver and back, and what the driver 
 `utilisation` is over all slots of living nodes from the first trial's first step to the last
 trial's; `utilisation_started` leaves out what a process takes to start, which is 64 imports of
 torch on the cores of one machine here. The last line is one JSON object.
+
+64 processes and 8 nodes take some 40 GB: on a machine with less, add swap and set
+RAY_memory_monitor_refresh_ms=0, as Ray would end processes for want of memory.
 """
 
 import argparse
@@ -151,7 +154,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--nodes", type=int, default=8, help="at first; the search is on one that stays")
     add("--slots", type=int, default=64, help="trials at once, on all nodes")
     add("--trials", type=int, default=512)
-    add("--seconds", type=float, default=60.0, help="that a trial waits")
+    add("--seconds", type=float, default=150.0, help="that a trial waits")
     add("--epochs", type=int, default=2)
     args = parser.parse_args(argv)
     if args.nodes < 2 or args.slots % args.nodes:
