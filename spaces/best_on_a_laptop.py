@@ -12,9 +12,9 @@ are behind. A refit of two models finds more of the unseen subclasses than one:
 `noveltune refit --ensemble 2`.
 
 Command: python -m search.run --space spaces/best_on_a_laptop.py --data DATA.zip --novel POOL.zip
-Cost:    on 2 cores, cold caches, tests of a minute or two beside it, 27 minutes: 817 s for the search
-         with its report, 660 for the refit of two models, 145 for the prediction of 11,180 images
-         (with another score of the superclass, which costs no less).
+Cost:    on 2 cores, cold caches, tests of a minute or two beside it, 27 minutes: 817 s for the
+         search with its report, 660 for the refit of two models, 145 for the prediction of 11,180
+         images (with another score of the superclass, which costs no less).
 Result:  the first trial, .937: seen_super .968, unseen_super .999, seen_sub .897, unseen_sub .883,
          known_rejected_sub .086, known_rejected_super .032. By the scores and bounds of before, on
          the same CPU, .913; on another one .929. With the superclass's other score a second trial,
