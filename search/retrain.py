@@ -340,7 +340,7 @@ def _train(
             )
         )
     result = together(members)
-    rule = carried_over(rule, choice.rejected, config, asked, result)
+    rule = carried_over(rule, choice.rejected, asked, result)
     save_classifier(
         target,
         config,

@@ -75,7 +75,7 @@ class Rejected:
     def by(cls, rule: Rule, outputs: Outputs) -> "Rejected":
         """Return those of `outputs` that `rule` rejects."""
         seen, unseen = (outputs.where(outputs.kind == kind) for kind in (SEEN, PSEUDO_NOVEL))
-        super_of_both = [_rejected_super(rule, each) for each in (seen, unseen) if len(each.rows)]
+        rejected = [_rejected_super(rule, each) for each in (seen, unseen) if len(each.rows)]
         score, superclass = _sub_scores(seen, rule)
         tau = torch.tensor(rule.tau_sub, dtype=torch.float64)
         rejected_sub = ~(score >= tau[superclass])
@@ -83,11 +83,8 @@ class Rejected:
         if len(set(rule.tau_sub)) == 1:
             groups = [torch.ones_like(rejected_sub)] * len(groups)
         shares = [rejected_sub[each].double().mean().nan_to_num() for each in groups]
-        return cls(
-            _rejected_super(rule, seen),
-            tuple(float(each) for each in shares),
-            sum(super_of_both) / len(super_of_both),
-        )
+        mean = sum(rejected) / len(rejected)
+        return cls(rejected[0], tuple(float(each) for each in shares), mean)
 
     def of(self, task: Task) -> float:
         """Return the share of `task`, of its superclasses the mean."""
@@ -117,13 +114,7 @@ class RefitPools:
         return (*self.tenths, *self.twentieths, *self.subclasses)
 
 
-def carried_over(
-    rule: Rule,
-    rejected: Rejected,
-    config: TrialConfig,
-    asked: RefitPools,
-    result: TrialResult,
-) -> Rule:
+def carried_over(rule: Rule, rejected: Rejected, asked: RefitPools, result: TrialResult) -> Rule:
     """Return `rule` with thresholds that reject as many known images in a refit as in its trial.
 
     One that rejects fewer than `TAIL_MIN` of the kept images stays as it is.
@@ -131,8 +122,7 @@ def carried_over(
     Args:
         rule: Of the trial.
         rejected: By it, in the trial.
-        config: What is refitted. Fixed thresholds stay.
-        asked: What it was trained with.
+        asked: What it was trained with, and whose thresholds are found; others stay.
         result: What came of it.
     """
     if asked.shares:

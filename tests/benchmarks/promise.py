@@ -277,7 +277,7 @@ def run_split(
         config, split.data, _nothing, pools=pools, cache=cache,
         stop_after=int(promised["epoch"]), shares=shares, judge=False, note=_nothing,
     )  # fmt: skip
-    rule = carried_over(rule, rejected, config, asked, result)
+    rule = carried_over(rule, rejected, asked, result)
     found = judge(answered(split, pools, result, pooled, judged=False), rule)
     yield from rows_of(number, configs.index(best[1]), "refit", promised, found)
 

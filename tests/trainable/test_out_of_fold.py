@@ -135,7 +135,7 @@ def test_images_are_scored_by_heads_that_were_not_trained_on_them(
         assert (known.score("sub", "knn") < -1e-3).all()
     rule = choose_rule(replace(make_outputs(), super_of_sub=known.super_of_sub), config)
     rule, rejected = replace(rule, tau_sub=(0.3,) * 3), Rejected(0.1, (0.1,) * 3, 0.2)
-    found = carried_over(rule, rejected, config, pools, result)
+    found = carried_over(rule, rejected, pools, result)
     by_tenths, known = joined([*parts[0], *parts[2]]), joined([*parts[1], *parts[2]])
     more = Rejected.by(moved(rule, rejected, known, BOTH), by_tenths)
     more = Rejected(
@@ -231,7 +231,7 @@ def test_fixed_thresholds_stay_and_no_image_is_kept_for_them(
     assert not len(pools_of_refit(tiny_data, config).whole.val)
     rule = choose_rule(make_outputs(), TrialConfig())
     pools, result = pools_of_refit(tiny_data, config), refitted(tiny_data, tiny_weights, config)
-    assert carried_over(rule, Rejected(0.1, (0.1, 0.1), 0.1), config, pools, result) == rule
+    assert carried_over(rule, Rejected(0.1, (0.1, 0.1), 0.1), pools, result) == rule
 
 
 def many(data: Data, times: int) -> Data:
@@ -275,11 +275,11 @@ def test_a_tuned_refit_is_asked_about_images_that_it_did_not_train_on(
     assert torch.equal(known.sub_target, data.subclass[known.rows])
     rule = choose_rule(replace(make_outputs(), super_of_sub=known.super_of_sub), config)
     rule, rejected = replace(rule, tau_sub=(9.0,) * 3), Rejected(0.1, (0.1,) * 3, 0.2)
-    found = carried_over(rule, rejected, config, pools, result)
+    found = carried_over(rule, rejected, pools, result)
     free = BOTH if config.tau_super is None else ("sub",)
     assert found == moved(rule, rejected, known, free) != rule
     rare = Rejected(1 / len(known.rows) - 1e-6, (0.1,) * 3, 0.2)
-    found = carried_over(rule, rare, config, pools, result)
+    found = carried_over(rule, rare, pools, result)
     assert found == moved(rule, rare, known, ("sub",))  # the other hangs on too few images
 
 
@@ -307,7 +307,7 @@ def test_beside_a_tuned_branch_a_frozen_one_has_a_threshold_of_its_heads(
     rule = choose_rule(replace(make_outputs(), super_of_sub=result.outputs.super_of_sub), config)
     rule = replace(rule, tau_super=0.3, tau_sub=(0.3,) * 3)
     rejected = Rejected(0.0, (0.3,) * 3, 0.2)
-    found = carried_over(rule, rejected, config, pools, result)
+    found = carried_over(rule, rejected, pools, result)
     tenths, twentieths, subclasses = (
         result.shares[:4], result.shares[4:12], result.shares[12:]
     )  # fmt: skip
@@ -332,7 +332,7 @@ def test_beside_a_tuned_superclass_an_uncoupled_frozen_subclass_has_a_threshold_
     result = refitted(data, tiny_weights, config)
     rule = choose_rule(replace(make_outputs(), super_of_sub=result.outputs.super_of_sub), config)
     rule, rejected = replace(rule, tau_sub=(9.0,) * 3), Rejected(0.2, (0.2,) * 3, 0.2)
-    found = carried_over(rule, rejected, config, pools, result)
+    found = carried_over(rule, rejected, pools, result)
     num = len(pools.tenths)
     by_heads = extrapolated(rule, rejected, ["sub"], result.shares[:num], result.shares[num:])
     assert found == moved(by_heads, rejected, result.outputs, ["super"])
@@ -351,7 +351,7 @@ def test_where_few_images_could_be_kept_heads_still_find_the_superclass_threshol
     assert (pools.by_heads, pools.by_kept, len(pools.whole.val)) == (("super",), (), 0)
     result = refitted(tiny_data, tiny_weights, config)
     rule = choose_rule(make_outputs(), config)
-    found = carried_over(rule, Rejected(0.2, (0.2, 0.2), 0.2), config, pools, result)
+    found = carried_over(rule, Rejected(0.2, (0.2, 0.2), 0.2), pools, result)
     assert found.tau_super != rule.tau_super
     assert found == replace(rule, tau_super=found.tau_super)
 
@@ -440,7 +440,7 @@ def test_few_images_are_all_trained_on_and_thresholds_stay(
     assert not len(pools.whole.val)
     rule = choose_rule(make_outputs(), config)
     result = refitted(tiny_data, tiny_weights, config)
-    assert carried_over(rule, Rejected(0.5, (0.5, 0.5), 0.5), config, pools, result) == rule
+    assert carried_over(rule, Rejected(0.5, (0.5, 0.5), 0.5), pools, result) == rule
 
 
 def test_a_superclass_of_few_images_keeps_its_own_threshold() -> None:
