@@ -15,8 +15,9 @@ Chosen:  near_novel, blends of two subclasses as novel ones. Two branches of the
          3e-3, 8 epochs, no outlier exposure), seeds 0, 1 and 2: held-out subclasses found .355,
          .527, .573 without, .520, .592, .665 with a weight of 0.3; known_rejected_sub .050, .057,
          .053 and .055, .057, .046; score .878, .877, .910 and .905, .893, .925.
-         8% of the known subclasses rejected: score of the first trial, seeds 0, 1 and 2: .901, .894,
-         .923 at 5%, .905, .895, .926 at 6%, .913, .898, .923 at 8%, .914, .900, .923 at 10%.
+         8% of the known subclasses rejected: score of the first trial, seeds 0, 1, 2: .901, .894,
+         .923 at 5%, .905, .895, .926 at 6%, .913, .898, .923 at 8%, .914, .900, .923 at 10%, which
+         loses more known images for .001.
 Rejected: a weight of 1: .677, .735, .797 found, but .131, .119, .114 of the known ones rejected,
          as the head itself calls them novel, which no bound covers.
 """

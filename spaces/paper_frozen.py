@@ -13,8 +13,9 @@ Cost:    the 55 frozen trials take five minutes on 2 cores, one with a tuned bra
 Result:  the frozen rows, five seeds, see docs/results.md. Mean score .734; without borrowed images
          for the superclass .590, cosine superclass head .768, cosine subclass head .749, two heads
          with α 0.1 .711. On another CPU seeds 0 and 1 of the first row had .731 and .673 for .735
-         and .694, and α 0.1 .746 and .701 for .705 and .666. The tuned rows,
-         three seeds and two: .743 and .725, by .011 to .025 and by +.024 and -.003.
+         and .694, and α 0.1 .746 and .701 for .705 and .666. Two stages tuned: of the subclass
+         branch .743, three seeds, .011 to .025 above the first row's; of the superclass branch
+         .725, two seeds, +.024 and -.003.
 """
 
 from typing import Any
