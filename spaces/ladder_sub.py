@@ -12,9 +12,10 @@ Result:  not measured whole. Of 5% rejected known images, seed 0: the last row f
          held-out subclasses (seen_sub .939), the second .588 (.922); by max_logit alone .612 and
          .547. Seed 1, the second row: .647 (.936), .595 by max_logit alone. The first row, with 9
          epochs and 10.5% rejected, had seen_sub .882 and unseen_sub .890 (seed 0); the last one
-         has .888 and .884 at 10.3%. On another CPU the last row finds .550, .705 and .704 with
-         seeds 0, 1 and 2 (seen_sub .922, .947, .941), beside the superclass branch of
-         best_on_a_laptop; which scores and bounds are best there, docs/results.md says.
+         has .888 and .884 at 10.3%. On another CPU, beside best_on_a_laptop's superclass
+         branch, the last row finds .550, .705, .704 with seeds 0, 1, 2 (seen_sub .922, .947, .941),
+         the second .620, .642, .652 (.924, .934, .928): lite2 and lite0 are within luck. Which
+         scores and bounds are best there, docs/results.md says.
 """
 
 from typing import Any
