@@ -6,11 +6,11 @@ to known and borrowed training images, subclasses by the logits and the features
 subclass. What is left to search is how the heads learn, at the same share of known images rejected.
 
 Command: python -m search.run --space spaces/best_in_ten_minutes.py --data DATA.zip --novel POOL.zip
-Cost:    on 2 cores, cold caches, nothing beside it, 4 min 48 s: search 124 s, features and report
-         included, refit 77, prediction of 11,180 images 87; 12 minutes on a slower machine.
-Result:  the first trial, .901: seen_super .968, unseen_super .999, seen_sub .905, unseen_sub .747,
-         known_rejected_sub .053, known_rejected_super .032; the second one, without blends and with
-         outlier exposure, .877. The other six were pruned after their first or third epoch.
+Cost:    on 2 cores, cold caches, other work of a few seconds beside it, 5 min 48 s: search 138 s,
+         features and report included, refit 122, prediction of 11,180 images 88.
+Result:  the first trial, .913: seen_super .968, unseen_super .999, seen_sub .882, unseen_sub .807,
+         known_rejected_sub .080, known_rejected_super .032; the second one, without blends and with
+         outlier exposure, .900. The other six were pruned after their first or third epoch.
 Chosen:  near_novel, blends of two subclasses as novel ones. Two branches of these features (lr
          3e-3, 8 epochs, no outlier exposure), seeds 0, 1 and 2: held-out subclasses found .355,
          .527, .573 without, .520, .592, .665 with a weight of 0.3; known_rejected_sub .050, .057,
